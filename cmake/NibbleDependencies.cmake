@@ -1,0 +1,34 @@
+# What nibble links, and why each is in (shared/why: README.md, "Dependencies").
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
+find_package(absl REQUIRED CONFIG)           # Status, StatusOr, Duration
+find_package(fmt REQUIRED CONFIG)            # g++ 12 has no <format>
+find_package(spdlog REQUIRED CONFIG)         # log sink behind base/log.h
+find_package(nlohmann_json REQUIRED CONFIG)  # config.json, tokenizer.json, request bodies
+find_package(GTest REQUIRED CONFIG)
+
+# Tokenizer: regular expressions with Unicode classes, and NFC.
+find_path(PCRE2_INCLUDE_DIR pcre2.h REQUIRED)
+find_library(PCRE2_LIBRARY pcre2-8 REQUIRED)
+add_library(nibble_pcre2 INTERFACE)
+target_include_directories(nibble_pcre2 SYSTEM INTERFACE ${PCRE2_INCLUDE_DIR})
+target_link_libraries(nibble_pcre2 INTERFACE ${PCRE2_LIBRARY})
+add_library(nibble::pcre2 ALIAS nibble_pcre2)
+find_path(UTF8PROC_INCLUDE_DIR utf8proc.h REQUIRED)
+find_library(UTF8PROC_LIBRARY utf8proc REQUIRED)
+add_library(nibble_utf8proc INTERFACE)
+target_include_directories(nibble_utf8proc SYSTEM INTERFACE ${UTF8PROC_INCLUDE_DIR})
+target_link_libraries(nibble_utf8proc INTERFACE ${UTF8PROC_LIBRARY})
+add_library(nibble::utf8proc ALIAS nibble_utf8proc)
+
+if(NIBBLE_SERVER)
+  find_package(OpenSSL REQUIRED)
+  find_package(Protobuf REQUIRED)
+  find_package(gRPC REQUIRED CONFIG)
+  find_package(Boost 1.81 REQUIRED)          # Beast: HTTP
+  find_package(CLI11 REQUIRED CONFIG)
+  find_package(prometheus-cpp REQUIRED CONFIG COMPONENTS core)
+endif()
+if(NIBBLE_BENCH)
+  find_package(benchmark REQUIRED CONFIG)
+endif()

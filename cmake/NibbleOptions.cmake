@@ -1,0 +1,29 @@
+# nibble::options: the one place for language level, warnings and sanitizers.
+add_library(nibble_options INTERFACE)
+add_library(nibble::options ALIAS nibble_options)
+target_compile_features(nibble_options INTERFACE cxx_std_20)
+target_compile_options(nibble_options INTERFACE
+  -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wold-style-cast -Wcast-align -Wunused
+  -Woverloaded-virtual -Wno-missing-field-initializers -Werror
+  # Bit-reproducible floating point: the compiler may not fuse a*b+c on its own. Kernels that want FMA say so.
+  -ffp-contract=off)
+
+set(NIBBLE_SANITIZE "" CACHE STRING "empty, address (with undefined), thread or fuzzer (with address)")
+if(NIBBLE_SANITIZE STREQUAL "address")
+  set(flags -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+elseif(NIBBLE_SANITIZE STREQUAL "thread")
+  set(flags -fsanitize=thread -fno-omit-frame-pointer)
+elseif(NIBBLE_SANITIZE STREQUAL "fuzzer")
+  set(flags -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+elseif(NOT NIBBLE_SANITIZE STREQUAL "")
+  message(FATAL_ERROR "NIBBLE_SANITIZE=${NIBBLE_SANITIZE}: want empty, address, thread or fuzzer")
+endif()
+if(flags)
+  target_compile_options(nibble_options INTERFACE ${flags} -O1 -g1)
+  target_link_options(nibble_options INTERFACE ${flags})
+endif()
+
+find_program(NIBBLE_MOLD mold)
+if(NIBBLE_MOLD)
+  target_link_options(nibble_options INTERFACE -fuse-ld=mold)
+endif()

@@ -1,0 +1,32 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Runs step plans on a model: in this process (LocalExecutor) or on a group of ranks.
+#pragma once
+
+#include <cstdint>
+
+#include "base/status.h"
+#include "engine/scheduler/step_plan.h"
+
+namespace nibble::engine {
+
+// What the scheduler has to know of the device.
+struct ExecutorLimits {
+  int64_t num_blocks = 0;     // KV blocks
+  int64_t block_size = 16;    // token positions per block
+  int64_t max_model_len = 0;  // tokens of a sequence, prompt and answer
+  int64_t vocab_size = 0;
+};
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  virtual ExecutorLimits limits() const = 0;
+  // Computes the plan and samples its tokens. Called from one thread at a time. An error means that
+  // the step was not done and no later one will be: the engine fails all requests and stops being
+  // ready.
+  virtual absl::StatusOr<StepOutput> Execute(const StepPlan& plan) = 0;
+};
+
+}  // namespace nibble::engine

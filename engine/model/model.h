@@ -1,0 +1,89 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// A model loaded for one rank: weights packed for the chosen instruction set, and the forward pass
+// over a step plan.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/aligned_buffer.h"
+#include "base/cpu_features.h"
+#include "base/dtype.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "engine/model/model_config.h"
+#include "engine/scheduler/step_plan.h"
+#include "kernels/kv/kv_cache.h"
+
+namespace nibble::engine {
+
+enum class Quantization {
+  kNone,   // weights as the checkpoint has them (a W4A8 checkpoint stays W4A8)
+  kW4A8,   // quantize the linear layers while loading, round to nearest, groups of 128
+  kW4A16,  // the same 4-bit weights with float activations: what int8 activations cost is measured
+           // against this
+};
+
+struct LoadOptions {
+  // Storage of unquantized weights and of the KV cache; arithmetic is float. Unset: the
+  // checkpoint's type.
+  std::optional<DType> dtype;
+  Quantization quantization = Quantization::kNone;
+  Isa isa = Isa::kRef;
+  // Called as loading advances (bytes done, bytes in all), from the loading thread. May be null.
+  std::function<void(int64_t, int64_t)> progress;
+};
+
+// Keys and values of all layers.
+class KvCache {
+ public:
+  // Zeroed blocks for every layer. RESOURCE_EXHAUSTED, naming the bytes, when memory is not to be
+  // had.
+  static absl::StatusOr<KvCache> Create(const ModelConfig& config, int64_t num_blocks,
+                                        int64_t block_size, DType dtype);
+  // Bytes of one block over all layers.
+  static int64_t BlockBytes(const ModelConfig& config, int64_t block_size, DType dtype);
+
+  kernels::KvCacheView layer(int64_t layer_idx);
+  int64_t num_blocks() const { return num_blocks_; }
+  int64_t block_size() const { return block_size_; }
+
+ private:
+  AlignedBuffer<uint8_t>
+      storage_;  // [num_layers, 2 (keys, values), num_blocks, num_kv_heads, block_size, head_dim]
+  int64_t num_layers_ = 0;
+  int64_t num_blocks_ = 0;
+  int64_t block_size_ = 0;
+  int64_t num_kv_heads_ = 0;
+  int64_t head_dim_ = 0;
+  DType dtype_ = DType::kBf16;
+};
+
+class Model {
+ public:
+  // Reads config.json and the safetensors of `dir`. Errors name the file, tensor or value at fault.
+  static absl::StatusOr<std::unique_ptr<Model>> Load(const std::string& dir,
+                                                     const LoadOptions& options, ThreadPool* pool);
+  virtual ~Model() = default;
+
+  virtual const ModelConfig& config() const = 0;
+  virtual int64_t weight_bytes() const = 0;  // packed weights in memory
+  virtual DType kv_dtype() const = 0;
+  // "w4a8 (folded), head bfloat16": what the banner and `nibble inspect` print.
+  virtual std::string quantization_name() const = 0;
+
+  // Computes the plan's tokens, appends their keys and values to `cache`, and writes the logits of
+  // plan.logits_indices to `logits` [num_samples, vocab_size]. The plan's sampling rows are not
+  // read. Not thread-safe: one step at a time (workspaces are reused between calls).
+  // INVALID_ARGUMENT for a plan that does not fit the model (ids, positions, slots, tables out of
+  // range): plans may come over a wire.
+  virtual absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
+                               ThreadPool* pool) = 0;
+};
+
+}  // namespace nibble::engine

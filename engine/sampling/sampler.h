@@ -1,0 +1,30 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Chooses a token from one row of logits. Pure: the same row, parameters and counter give the same
+// token anywhere.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/thread_pool.h"
+#include "engine/scheduler/step_plan.h"
+
+namespace nibble::engine {
+
+// Uniform float in (0, 1) from Philox4x32-10 (Salmon et al., SC'11) keyed by `seed`, counter
+// `index`.
+float UniformFromCounter(uint64_t seed, uint64_t index);
+
+// Order of operations, as vLLM: log probabilities of the raw logits; bias and bans; repetition,
+// frequency and presence penalties; greedy choice if temperature is 0 (ties: lowest id);
+// temperature; min_p; top_k; top_p; draw. `logits` [vocab_size] is overwritten. NaN logits never
+// win; a row of only NaN or -inf gives token 0.
+SampledToken SampleRow(std::span<float> logits, const SamplingRow& row);
+
+// All rows of a step, spread over the pool. `logits` [rows.size(), vocab_size] is overwritten.
+StepOutput SampleRows(float* logits, int64_t vocab_size, std::span<const SamplingRow> rows,
+                      ThreadPool* pool);
+
+}  // namespace nibble::engine

@@ -1,0 +1,99 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// A small HTTP/1.1 server interface: routes in, bytes out. Knows nothing of JSON or models.
+// Boost.Beast stays behind http_server.cc because its headers cost 20 s per source.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/status.h"
+
+namespace nibble::server {
+
+struct HttpServerConfig {
+  std::string host = "127.0.0.1";
+  int port = 8000;                             // 0: any free port, see HttpServer::port()
+  int num_threads = 2;                         // io threads, 1..64
+  int64_t max_body_bytes = int64_t{16} << 20;  // larger: 413 naming size and limit
+  int64_t max_header_bytes = 64 << 10;         // larger: 431
+  int64_t max_connections = 16384;             // more: accepted and closed with 503
+  int read_timeout_seconds = 60;  // for a whole request to arrive; also idle keep-alive
+};
+
+struct HttpRequest {
+  std::string method;                                        // "POST"
+  std::string path;                                          // "/v1/models", without the query
+  std::string query;                                         // without '?', may be empty
+  std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
+  std::string body;
+  std::string remote_address;
+
+  // First header of that (lower-case) name, or "".
+  std::string_view Header(std::string_view name) const;
+};
+
+using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
+
+// The answer to one request. All methods are thread-safe and never block: bytes are queued to the
+// connection's thread. After the client went away they do nothing. Dropping the last reference
+// without an answer sends a 500.
+class HttpResponder {
+ public:
+  virtual ~HttpResponder() = default;
+  // A whole answer; once, and not after StartStream.
+  virtual void Send(int status, std::string_view content_type, std::string body,
+                    HttpHeaders headers = {}) = 0;
+  // A chunked answer: StartStream once, Write any number of times, EndStream once.
+  virtual void StartStream(int status, std::string_view content_type, HttpHeaders headers = {}) = 0;
+  virtual void Write(std::string chunk) = 0;
+  virtual void EndStream() = 0;
+  // Bytes queued and not yet taken by the socket; a producer that sees too many should give up on
+  // the client.
+  virtual int64_t queued_bytes() const = 0;
+  // Called once, from the connection's thread, if the client disconnects before the answer is
+  // complete (at once if it already has). A pending read watches for it, also while nothing is
+  // written.
+  virtual void OnDisconnect(std::function<void()> callback) = 0;
+};
+
+// Called on an io thread; must not block for long. May keep `responder` and answer later from any
+// thread.
+using HttpHandler =
+    std::function<void(HttpRequest request, std::shared_ptr<HttpResponder> responder)>;
+// What is logged and counted after each answer: handler is the route's path, or "none".
+using HttpObserver = std::function<void(std::string_view handler, std::string_view method,
+                                        int status, double seconds)>;
+// Renders the body of errors that the server itself answers (404, 405, 413, 431, 400, 503):
+// {content type, body}.
+using HttpErrorBody =
+    std::function<std::pair<std::string, std::string>(int status, const std::string& message)>;
+
+class HttpServer {
+ public:
+  static absl::StatusOr<std::unique_ptr<HttpServer>> Create(const HttpServerConfig& config);
+  virtual ~HttpServer() = default;  // Stop()s
+
+  // Before Start only. Exact paths; one handler per (method, path). Unknown path: 404, unknown
+  // method: 405.
+  virtual void Handle(std::string method, std::string path, HttpHandler handler) = 0;
+  virtual void SetObserver(HttpObserver observer) = 0;
+  virtual void SetErrorBody(HttpErrorBody error_body) = 0;
+
+  // Binds and listens; UNAVAILABLE naming address and cause (in use, not permitted).
+  virtual absl::Status Start() = 0;
+  virtual int port() const = 0;  // the bound port, after Start
+  virtual int64_t num_connections() const = 0;
+  // Accepts no more; answers in progress go on; idle connections close.
+  virtual void StopAccepting() = 0;
+  // Closes everything and joins the threads. Idempotent.
+  virtual void Stop() = 0;
+};
+
+}  // namespace nibble::server

@@ -1,0 +1,69 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "base/thread_pool.h"
+
+#include <chrono>
+#include <numeric>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+namespace nibble {
+namespace {
+
+class ThreadPoolTest : public ::testing::TestWithParam<int> {};
+
+TEST_P(ThreadPoolTest, CoversEveryIndexOnce) {
+  ThreadPool pool(GetParam());
+  EXPECT_EQ(pool.num_threads(), GetParam());
+  for (int64_t count : {0, 1, 2, 7, 64, 1000}) {
+    for (int64_t grain : {1, 3, 64, 5000}) {
+      std::vector<int> hits(static_cast<size_t>(count), 0);
+      pool.ParallelFor(count, grain, [&](int64_t begin, int64_t end) {
+        ASSERT_LE(end - begin, grain);
+        for (int64_t i = begin; i < end; ++i) ++hits[static_cast<size_t>(i)];
+      });
+      EXPECT_EQ(std::accumulate(hits.begin(), hits.end(), int64_t{0}), count);
+      for (int hit : hits) ASSERT_EQ(hit, 1);
+    }
+  }
+}
+
+TEST_P(ThreadPoolTest, ResultsOfOneLoopAreVisibleToTheNext) {
+  ThreadPool pool(GetParam());
+  std::vector<int64_t> values(97, 0);
+  for (int round = 0; round < 500; ++round) {
+    pool.ParallelFor(97, 5, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) values[static_cast<size_t>(i)] += i;
+    });
+  }
+  for (int64_t i = 0; i < 97; ++i) EXPECT_EQ(values[static_cast<size_t>(i)], 500 * i);
+}
+
+TEST_P(ThreadPoolTest, WorkersWakeUpAfterParking) {
+  ThreadPool pool(GetParam());
+  for (int round = 0; round < 3; ++round) {
+    std::this_thread::sleep_for(
+        std::chrono::milliseconds(20));  // longer than the spin: workers sleep
+    std::atomic<int64_t> sum{0};
+    pool.ParallelFor(100, 1, [&](int64_t begin, int64_t) { sum.fetch_add(begin); });
+    EXPECT_EQ(sum.load(), 4950);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, ::testing::Values(1, 2, 3, 8));
+
+TEST(ThreadPoolDeathTest, NestedLoopsAreABug) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(
+      {
+        ThreadPool pool(2);
+        pool.ParallelFor(
+            8, 1, [&](int64_t, int64_t) { pool.ParallelFor(8, 1, [](int64_t, int64_t) {}); });
+      },
+      "check failed");
+}
+
+}  // namespace
+}  // namespace nibble
