@@ -1,0 +1,53 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Everything `nibble serve` can be told, in one plain value: parsed once by server/cli/options.cc,
+// checked by Validate(), passed on by const reference. Names are those of `vllm serve` where it has
+// the option.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+
+namespace nibble::server {
+
+// Which model, and how its arithmetic is done: shared by serve, eval and inspect.
+struct ModelOptions {
+  std::string model;                  // a Hugging Face model directory
+  std::string device = "auto";        // auto, cpu, cuda
+  std::string dtype = "auto";         // auto (the checkpoint's), float32, bfloat16, float16
+  std::string quantization = "none";  // none, w4a8, w4a16
+  int threads = 0;                    // compute threads; 0: every CPU this process may run on
+
+  void Validate(std::vector<std::string>* violations) const;
+};
+
+struct ServeConfig {
+  ModelOptions model;
+  std::string host = "127.0.0.1";
+  int port = 8000;                        // 0: any free port
+  int grpc_port = 8001;                   // 0: any free port, -1: no gRPC
+  std::string served_model_name;          // empty: the directory's name
+  std::string chat_template;              // file with a Jinja template; empty: the model's own
+  int64_t max_model_len = 0;              // tokens of prompt and answer; 0: the model's maximum
+  int64_t max_num_seqs = 64;              // sequences per step
+  int64_t max_num_batched_tokens = 2048;  // token budget of a step
+  int64_t max_queued_requests = 1024;     // waiting sequences
+  int64_t block_size = 16;                // tokens per KV block
+  int64_t kv_cache_memory_bytes =
+      0;  // 0: what max_num_seqs full sequences need, at most a quarter of free memory
+  bool enable_prefix_caching = true;
+  bool enable_chunked_prefill = true;
+  int64_t seed = 0;  // seeds of requests that bring none are drawn from this
+  int http_threads = 2;
+  int64_t max_body_bytes = int64_t{16} << 20;
+  int shutdown_timeout_seconds = 60;  // how long SIGTERM waits for answers in progress
+
+  // All violations at once, each naming option, value and limit.
+  absl::Status Validate() const;
+};
+
+}  // namespace nibble::server
