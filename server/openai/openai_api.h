@@ -1,0 +1,46 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The OpenAI HTTP API over the native path: JSON in, JSON or server-sent events out.
+//
+//   OpenAiApi api(&service, {.version = "0.1.0", .metrics = [&] { return registry.Render(); }});
+//   api.Register(http.get());
+//   http->Start();
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "server/admission/generation_service.h"
+#include "server/http/http_server.h"
+
+namespace nibble::server {
+
+struct OpenAiConfig {
+  std::string version;             // told by /version
+  std::string system_fingerprint;  // told in every answer; "": null
+  // Body of /metrics in Prometheus text format, rendered on an io thread; unset: no such route.
+  std::function<std::string()> metrics;
+  // A stream whose client leaves more than this unread is cancelled.
+  int64_t max_queued_bytes = int64_t{4} << 20;
+};
+
+// Thread-safe. `service` must outlive this and every answer: stop the HTTP server before both.
+class OpenAiApi {
+ public:
+  OpenAiApi(GenerationService* service, OpenAiConfig config);
+  ~OpenAiApi();
+  OpenAiApi(const OpenAiApi&) = delete;
+  OpenAiApi& operator=(const OpenAiApi&) = delete;
+
+  // Adds the routes and the OpenAI form of the server's own errors. Before HttpServer::Start.
+  void Register(HttpServer* server);
+
+ private:
+  class Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace nibble::server
