@@ -68,21 +68,26 @@ struct ChatMessage {
   std::string name;  // optional
 };
 
+// The three forms of a prompt: chat messages, texts, or token id lists (several only for HTTP
+// completions).
+struct ChatPrompt {
+  std::vector<ChatMessage> messages;
+  bool add_generation_prompt = true;
+  nlohmann::ordered_json template_kwargs;  // extra template variables; null or an object
+};
+struct TextPrompt {
+  std::vector<std::string> prompts;
+};
+struct TokenIdsPrompt {
+  std::vector<std::vector<int32_t>> prompts;
+};
+
 struct GenerateRequest {
+  using Chat = ChatPrompt;
+  using Text = TextPrompt;
+  using TokenIds = TokenIdsPrompt;
+
   std::string model;  // "" means the served one
-  // Exactly one form of prompt: chat messages, or texts / token id lists (several only for HTTP
-  // completions).
-  struct Chat {
-    std::vector<ChatMessage> messages;
-    bool add_generation_prompt = true;
-    nlohmann::ordered_json template_kwargs;  // extra template variables; null or an object
-  };
-  struct Text {
-    std::vector<std::string> prompts;
-  };
-  struct TokenIds {
-    std::vector<std::vector<int32_t>> prompts;
-  };
   std::variant<Chat, Text, TokenIds> prompt;
   bool add_special_tokens = true;  // for Text; a chat template brings its own
   int64_t n = 1;                   // choices per prompt
