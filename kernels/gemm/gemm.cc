@@ -1,0 +1,123 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "kernels/gemm/gemm.h"
+
+#include <limits>
+#include <utility>
+
+#include "kernels/gemm/gemm_variant.h"
+#include "kernels/gemm/integer_scales.h"
+
+namespace nibble::kernels {
+namespace {
+
+constexpr int64_t kMaxDimension = int64_t{1} << 30;
+// |sum_k a8 * w8| <= 127 * 128 * k with |w8| = |q * S| <= 8 * 16 stays below 2^31 up to here.
+constexpr int64_t kMaxFoldedK = std::numeric_limits<int32_t>::max() / (127 * 128);
+// Longest group whose partial sum is kept in one piece (and in float without rounding: 127 * 15 *
+// 1024 < 2^21). Longer groups are cut into pieces of this length.
+constexpr int64_t kMaxGroup = 1024;
+
+std::string_view ToString(ScaleForm form) {
+  switch (form) {
+    case ScaleForm::kFolded:
+      return "folded";
+    case ScaleForm::kInteger:
+      return "integer";
+    case ScaleForm::kFloat:
+      return "float";
+  }
+  return "unknown";
+}
+
+absl::Status CheckW4A8(const GemmDesc& desc) {
+  if (desc.group_size < 1 || desc.group_size > kMaxDimension) {
+    return InvalidArgument("gemm: group_size is {}, the range is 1..{}", desc.group_size,
+                           kMaxDimension);
+  }
+  if (desc.group_size < desc.k && desc.group_size > kMaxGroup && desc.group_size % kMaxGroup != 0) {
+    return Unimplemented(
+        "gemm: group_size {} is neither at most {}, nor a multiple of it, nor the whole k = {}",
+        desc.group_size, kMaxGroup, desc.k);
+  }
+  if (desc.scale_form == ScaleForm::kFolded && desc.k > kMaxFoldedK) {
+    return Unimplemented("gemm: k is {}, folded scales keep int32 sums up to k = {}", desc.k,
+                         kMaxFoldedK);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::string ToString(const GemmDesc& desc) {
+  if (desc.format == WeightFormat::kDense) {
+    return fmt::format("dense {} n={} k={}", ToString(desc.storage), desc.n, desc.k);
+  }
+  return fmt::format("w4a8 {} n={} k={} group={}", ToString(desc.scale_form), desc.n, desc.k,
+                     desc.group_size);
+}
+
+absl::Status Supports(const GemmDesc& desc, Isa isa) {
+  if (desc.n < 0 || desc.n > kMaxDimension) {
+    return InvalidArgument("gemm: n is {}, the range is 0..{}", desc.n, kMaxDimension);
+  }
+  if (desc.k < 1 || desc.k > kMaxDimension) {
+    return InvalidArgument("gemm: k is {}, the range is 1..{}", desc.k, kMaxDimension);
+  }
+  if (desc.format == WeightFormat::kW4A8) NIBBLE_RETURN_IF_ERROR(CheckW4A8(desc));
+  if (ChooseVariant(desc, isa) == nullptr) {
+    return Unimplemented("gemm: no {} variant for {}", ToString(isa), ToString(desc));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackDense(const void* weights, DType storage,
+                                                        int64_t n, int64_t k, DType target, Isa isa,
+                                                        ThreadPool* pool) {
+  const GemmDesc desc = {.format = WeightFormat::kDense, .storage = target, .n = n, .k = k};
+  NIBBLE_RETURN_IF_ERROR(Supports(desc, isa));
+  if (storage != DType::kF32 && storage != DType::kBf16 && storage != DType::kF16) {
+    return Unimplemented("gemm: cannot pack weights stored as {}", ToString(storage));
+  }
+  const GemmVariant& variant = *ChooseVariant(desc, isa);
+  return variant.pack_dense(variant, desc, {weights, storage}, pool);
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4(const Int4Weight& weight, ScaleForm form,
+                                                       Isa isa, ThreadPool* pool) {
+  const GemmDesc desc = {.format = WeightFormat::kW4A8,
+                         .scale_form = form,
+                         .n = weight.n,
+                         .k = weight.k,
+                         .group_size = weight.group_size};
+  NIBBLE_RETURN_IF_ERROR(weight.Validate());
+  NIBBLE_RETURN_IF_ERROR(Supports(desc, isa));
+  Int4Source source = {weight, {}, {}};
+  switch (form) {
+    case ScaleForm::kFolded: {
+      NIBBLE_ASSIGN_OR_RETURN(FoldedScales scales, FindFoldedScales(weight));
+      source.integers.assign(scales.integers.begin(), scales.integers.end());
+      source.channel = std::move(scales.channel);
+      break;
+    }
+    case ScaleForm::kInteger: {
+      NIBBLE_ASSIGN_OR_RETURN(IntegerScales scales, FindIntegerScales(weight));
+      source.integers = std::move(scales.integers);
+      source.channel = std::move(scales.channel);
+      break;
+    }
+    case ScaleForm::kFloat:
+      break;
+  }
+  const GemmVariant& variant = *ChooseVariant(desc, isa);
+  return variant.pack_int4(variant, desc, source, pool);
+}
+
+void Run(const PackedWeight& weight, const GemmArgs& args, ThreadPool* pool) {
+  if (args.m == 0 || weight.desc().n == 0) return;
+  // Only pack functions of the catalog make packed weights.
+  static_cast<const GemmWeight&>(weight).Multiply(args, pool);
+}
+
+}  // namespace nibble::kernels

@@ -1,0 +1,119 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The equations in plain loops: what every other variant is tested against.
+
+#include <algorithm>
+
+#include "kernels/gemm/dense_elements.h"
+#include "kernels/gemm/gemm_variant.h"
+
+namespace nibble::kernels {
+namespace {
+
+class DenseRef final : public GemmWeight {
+ public:
+  DenseRef(const GemmVariant& variant, const GemmDesc& desc, const DenseSource& source)
+      : GemmWeight(variant, desc),
+        elements_(static_cast<size_t>(desc.n * desc.k) * SizeOf(desc.storage)) {
+    for (int64_t i = 0; i < desc.n * desc.k; ++i) {
+      StoreElement(LoadElement(source.weights, source.storage, i), desc.storage, i,
+                   elements_.data());
+    }
+  }
+  size_t size_bytes() const override { return elements_.size(); }
+
+  // d[m, n] = float(sum_k a[m, k] * b[n, k] in double) + bias[n]
+  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+    const int64_t k = desc_.k;
+    pool->ParallelFor(desc_.n, 1, [&](int64_t begin, int64_t end) {
+      std::vector<float> b(static_cast<size_t>(k));
+      for (int64_t n = begin; n < end; ++n) {
+        for (int64_t i = 0; i < k; ++i) {
+          b[static_cast<size_t>(i)] = LoadElement(elements_.data(), desc_.storage, n * k + i);
+        }
+        for (int64_t m = 0; m < args.m; ++m) {
+          double sum = 0.0;
+          for (int64_t i = 0; i < k; ++i) {
+            sum += static_cast<double>(args.a[m * args.a_stride + i]) *
+                   static_cast<double>(b[static_cast<size_t>(i)]);
+          }
+          const auto value = static_cast<float>(sum);
+          args.d[m * args.d_stride + n] = args.bias != nullptr ? value + args.bias[n] : value;
+        }
+      }
+    });
+  }
+
+ private:
+  std::vector<uint8_t> elements_;  // [n, k] of desc.storage
+};
+
+class Int4Ref final : public GemmWeight {
+ public:
+  Int4Ref(const GemmVariant& variant, const GemmDesc& desc, const Int4Source& source)
+      : GemmWeight(variant, desc),
+        weight_(source.weight),
+        integers_(source.integers),
+        channel_(source.channel) {}
+  size_t size_bytes() const override {
+    return weight_.codes.size() + weight_.scales.size() * sizeof(float) +
+           weight_.zero_points.size() + integers_.size() * sizeof(int16_t) +
+           channel_.size() * sizeof(float);
+  }
+
+  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+    pool->ParallelFor(desc_.n, 1, [&](int64_t begin, int64_t end) {
+      std::vector<int8_t> q(static_cast<size_t>(desc_.k));
+      for (int64_t n = begin; n < end; ++n) {
+        for (int64_t i = 0; i < desc_.k; ++i) {
+          q[static_cast<size_t>(i)] = static_cast<int8_t>(weight_.Code(n, i) - weight_.Zero(n, i));
+        }
+        for (int64_t m = 0; m < args.m; ++m) {
+          const float value =
+              Element(args.a8.values + m * args.a8.stride, q.data(), n, args.a8.scales[m]);
+          args.d[m * args.d_stride + n] = args.bias != nullptr ? value + args.bias[n] : value;
+        }
+      }
+    });
+  }
+
+ private:
+  // float(acc) * (s_a * c[n]) with acc = sum_g S_g * sum_k a8 * q, or the same with float scales.
+  float Element(const int8_t* a, const int8_t* q, int64_t n, float a_scale) const {
+    int64_t acc = 0;
+    double float_acc = 0.0;
+    for (int64_t g = 0; g < weight_.num_groups(); ++g) {
+      const int64_t begin = g * weight_.group_size;
+      const int64_t end = std::min(begin + weight_.group_size, weight_.k);
+      int64_t partial = 0;
+      for (int64_t k = begin; k < end; ++k) partial += int64_t{a[k]} * q[k];
+      const auto index = static_cast<size_t>(n * weight_.num_groups() + g);
+      if (integers_.empty()) {
+        float_acc += static_cast<double>(partial) * static_cast<double>(weight_.scales[index]);
+      } else {
+        acc += integers_[index] * partial;
+      }
+    }
+    if (integers_.empty()) return static_cast<float>(float_acc * static_cast<double>(a_scale));
+    return static_cast<float>(acc) * (a_scale * channel_[static_cast<size_t>(n)]);
+  }
+
+  const Int4Weight weight_;
+  const std::vector<int16_t> integers_;  // [n, num_groups]; empty for kFloat
+  const std::vector<float> channel_;     // [n]
+};
+
+}  // namespace
+
+std::unique_ptr<GemmWeight> PackDenseRef(const GemmVariant& variant, const GemmDesc& desc,
+                                         const DenseSource& source, ThreadPool* /*pool*/) {
+  return std::make_unique<DenseRef>(variant, desc, source);
+}
+
+std::unique_ptr<GemmWeight> PackInt4Ref(const GemmVariant& variant, const GemmDesc& desc,
+                                        const Int4Source& source, ThreadPool* /*pool*/) {
+  return std::make_unique<Int4Ref>(variant, desc, source);
+}
+
+}  // namespace nibble::kernels

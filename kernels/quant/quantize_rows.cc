@@ -1,0 +1,43 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "kernels/quant/quantize_rows.h"
+
+#include "kernels/quant/quantize_rows_kernels.h"
+
+namespace nibble::kernels {
+namespace {
+
+using RowFunction = QuantizedRow (*)(const float* x, int64_t k, int8_t* values);
+
+RowFunction ChooseRowFunction(Isa isa) {
+  switch (isa) {
+    case Isa::kRef:
+      return ref::QuantizeRow;
+    case Isa::kAvx2:
+      return avx2::QuantizeRow;
+    case Isa::kAvx512Vnni:
+    case Isa::kAmx:  // nothing here is a matrix product
+      return avx512vnni::QuantizeRow;
+  }
+  return ref::QuantizeRow;
+}
+
+}  // namespace
+
+void QuantizeRows(const float* x, int64_t x_stride, int64_t num_rows, int64_t k,
+                  const QuantizedRows& out, Isa isa, ThreadPool* pool) {
+  const RowFunction quantize_row = ChooseRowFunction(isa);
+  // Some 16 KiB of input per piece: less does not pay for waking a thread.
+  const int64_t grain = k < 4096 ? 4096 / (k + 1) + 1 : 1;
+  pool->ParallelFor(num_rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const QuantizedRow result =
+          quantize_row(x + row * x_stride, k, out.values + row * out.stride);
+      out.scales[row] = result.scale;
+      out.sums[row] = result.sum;
+    }
+  });
+}
+
+}  // namespace nibble::kernels
