@@ -1,0 +1,73 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include <cmath>
+#include <numbers>
+
+#include "base/check.h"
+#include "kernels/rope/rope.h"
+
+namespace nibble::kernels {
+namespace {
+
+// transformers computes frequencies and angles in float32, and at position 8000 half a unit in the
+// last place of a frequency near 1 already turns the angle by 2e-4. The models were trained and are
+// evaluated with those roundings, so each step below rounds to float as theirs does.
+
+float Llama3Frequency(float frequency, const RopeConfig& config) {
+  const auto factor = static_cast<float>(config.factor);
+  const auto original = static_cast<double>(config.original_max_position);
+  const auto low_frequency_wavelength = static_cast<float>(original / config.low_freq_factor);
+  const auto high_frequency_wavelength = static_cast<float>(original / config.high_freq_factor);
+  const float wavelength = static_cast<float>(2.0 * std::numbers::pi) / frequency;
+  if (wavelength < high_frequency_wavelength) return frequency;
+  const float scaled = frequency / factor;
+  if (wavelength > low_frequency_wavelength) return scaled;
+  const float smooth =
+      (static_cast<float>(original) / wavelength - static_cast<float>(config.low_freq_factor)) /
+      static_cast<float>(config.high_freq_factor - config.low_freq_factor);
+  return (1.0F - smooth) * scaled + smooth * frequency;
+}
+
+}  // namespace
+
+std::vector<double> InverseFrequencies(const RopeConfig& config) {
+  NIBBLE_CHECK_EQ(config.rotary_dim % 2, 0);
+  std::vector<double> frequencies(static_cast<size_t>(config.rotary_dim / 2));
+  for (size_t i = 0; i < frequencies.size(); ++i) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(config.rotary_dim);
+    const auto base = static_cast<float>(config.theta);
+    const auto power =
+        static_cast<float>(std::pow(static_cast<double>(base), static_cast<double>(exponent)));
+    float frequency = 1.0F / power;
+    switch (config.scaling) {
+      case RopeConfig::Scaling::kNone:
+        break;
+      case RopeConfig::Scaling::kLinear:
+        frequency /= static_cast<float>(config.factor);
+        break;
+      case RopeConfig::Scaling::kLlama3:
+        frequency = Llama3Frequency(frequency, config);
+        break;
+    }
+    frequencies[i] = static_cast<double>(frequency);
+  }
+  return frequencies;
+}
+
+RopeTable MakeRopeTable(const RopeConfig& config, int64_t max_positions) {
+  const std::vector<double> frequencies = InverseFrequencies(config);
+  RopeTable table{.rotary_dim = config.rotary_dim, .max_positions = max_positions};
+  table.cos.reserve(static_cast<size_t>(max_positions) * frequencies.size());
+  table.sin.reserve(static_cast<size_t>(max_positions) * frequencies.size());
+  for (int64_t position = 0; position < max_positions; ++position) {
+    for (const double frequency : frequencies) {
+      const float angle = static_cast<float>(position) * static_cast<float>(frequency);
+      table.cos.push_back(static_cast<float>(std::cos(static_cast<double>(angle))));
+      table.sin.push_back(static_cast<float>(std::sin(static_cast<double>(angle))));
+    }
+  }
+  return table;
+}
+
+}  // namespace nibble::kernels
