@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -25,9 +26,13 @@ struct SamplingLimits {
   int max_logit_bias = 1024;
 };
 
+// max_tokens of a client that gave none: as many tokens as the context leaves. Engine::Submit turns
+// it into that number; an explicit max_tokens beyond the context is refused there.
+inline constexpr int64_t kFillContext = std::numeric_limits<int64_t>::max();
+
 // Defaults and meaning as vLLM's SamplingParams.
 struct SamplingParams {
-  int64_t max_tokens = 16;  // generated tokens at most; >= 1
+  int64_t max_tokens = 16;  // generated tokens at most; 1..max_model_len, or kFillContext
   int64_t min_tokens =
       0;  // no end of sequence, stop token or stop string before this many; 0..max_tokens
   float temperature = 1.0F;                           // 0..2 (greedy at 0)
