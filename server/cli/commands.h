@@ -1,0 +1,54 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The commands of the nibble binary. Each takes its options, writes results to standard output and
+// messages to standard error, and returns the process's exit status: 0, or 1 after printing what
+// went wrong and what to do.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/status.h"
+#include "server/config.h"
+
+namespace nibble::cli {
+
+int RunServe(const server::ServeConfig& config);
+
+struct PerplexityOptions {
+  server::ModelOptions model;
+  std::string data;       // text file
+  int64_t context = 512;  // ids per window
+  int64_t stride = 256;   // ids between windows
+  int64_t limit = 0;      // score the first `limit` ids only; 0: all
+  bool json = false;
+};
+int RunPerplexity(const PerplexityOptions& options);
+
+struct InspectOptions {
+  std::string model;
+  bool json = false;
+  bool tensors = false;  // list every tensor
+};
+int RunInspect(const InspectOptions& options);
+
+struct QuantizeOptions {
+  std::string source;
+  std::string output;
+  std::string scheme = "w4a8";
+  std::string method = "rtn";
+  int64_t group_size = 128;
+  int threads = 0;
+  bool overwrite = false;
+  std::string report;  // file for the per-layer report as JSON; empty: none
+};
+int RunQuantize(const QuantizeOptions& options);
+
+// Prints "nibble: error: ..." with one line per violation; returns 1.
+int Fail(const absl::Status& status);
+
+// Parses the command line and runs the command. 2 for a command line that is wrong.
+int Main(int argc, char** argv);
+
+}  // namespace nibble::cli

@@ -1,0 +1,86 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// nibble inspect
+#include <cstdio>
+
+#include "nlohmann/json.hpp"
+
+#include "engine/model/model_config.h"
+#include "engine/model/safetensors.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "server/cli/commands.h"
+#include "server/cli/model_setup.h"
+
+namespace nibble::cli {
+namespace {
+
+nlohmann::ordered_json Describe(const engine::ModelConfig& config,
+                                const engine::Checkpoint& checkpoint,
+                                const engine::Tokenizer& tokenizer, const InspectOptions& options) {
+  nlohmann::ordered_json json = {
+      {"model", options.model},
+      {"architecture", engine::ToString(config.architecture)},
+      {"parameters", config.num_parameters()},
+      {"layers", config.num_layers},
+      {"hidden_size", config.hidden_size},
+      {"intermediate_size", config.intermediate_size},
+      {"heads", config.num_heads},
+      {"kv_heads", config.num_kv_heads},
+      {"head_dim", config.head_dim},
+      {"vocab_size", config.vocab_size},
+      {"tokenizer_vocab_size", tokenizer.vocab_size()},
+      {"max_position_embeddings", config.max_position_embeddings},
+      {"tie_word_embeddings", config.tie_word_embeddings},
+      {"dtype", ToString(config.dtype)},
+      {"quantization", config.quantization.has_value() ? "w4a8" : "none"},
+      {"tensors", checkpoint.tensors().size()},
+      {"tensor_bytes", checkpoint.total_bytes()}};
+  if (config.quantization.has_value()) json["group_size"] = config.quantization->group_size;
+  if (!options.tensors) return json;
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
+  for (const engine::TensorView& tensor : checkpoint.tensors()) {
+    list.push_back(
+        {{"name", tensor.name}, {"dtype", ToString(tensor.dtype)}, {"shape", tensor.shape}});
+  }
+  json["tensor_list"] = std::move(list);
+  return json;
+}
+
+void PrintText(const nlohmann::ordered_json& json) {
+  for (const auto& [key, value] : json.items()) {
+    if (key == "tensor_list") continue;
+    std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+    if (key == "parameters") text += fmt::format("  ({})", HumanCount(value.get<int64_t>()));
+    if (key == "tensor_bytes") text += fmt::format("  ({})", HumanBytes(value.get<int64_t>()));
+    fmt::print("{:<24} {}\n", key, text);
+  }
+  if (!json.contains("tensor_list")) return;
+  for (const auto& tensor : json["tensor_list"]) {
+    fmt::print("  {:<60} {:<9} {}\n", tensor["name"].get<std::string>(),
+               tensor["dtype"].get<std::string>(), tensor["shape"].dump());
+  }
+}
+
+absl::Status Inspect(const InspectOptions& options) {
+  NIBBLE_ASSIGN_OR_RETURN(const engine::ModelConfig config, engine::LoadModelConfig(options.model));
+  NIBBLE_ASSIGN_OR_RETURN(const engine::Checkpoint checkpoint,
+                          engine::Checkpoint::Open(options.model));
+  NIBBLE_ASSIGN_OR_RETURN(const auto tokenizer, engine::Tokenizer::Load(options.model));
+  const nlohmann::ordered_json json = Describe(config, checkpoint, *tokenizer, options);
+  if (options.json) {
+    fmt::print("{}\n", json.dump(2));
+  } else {
+    PrintText(json);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int RunInspect(const InspectOptions& options) {
+  const absl::Status status = Inspect(options);
+  return status.ok() ? 0 : Fail(status);
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,109 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/cli/model_setup.h"
+
+#include <cmath>
+#include <filesystem>
+#include <optional>
+#include <system_error>
+#include <utility>
+
+#include "base/clock.h"
+#include "server/cli/progress.h"
+
+namespace nibble::cli {
+namespace {
+
+std::optional<DType> ParseDType(const std::string& name) {
+  if (name == "float32") return DType::kF32;
+  if (name == "bfloat16") return DType::kBf16;
+  if (name == "float16") return DType::kF16;
+  return std::nullopt;  // "auto": the checkpoint's; server::ModelOptions::Validate lets nothing
+                        // else through
+}
+
+engine::Quantization ParseQuantization(const std::string& name) {
+  if (name == "w4a8") return engine::Quantization::kW4A8;
+  if (name == "w4a16") return engine::Quantization::kW4A16;
+  return engine::Quantization::kNone;
+}
+
+std::string Scaled(double value, const char* const (&units)[5]) {
+  int unit = 0;
+  while (value >= 1000.0 && unit < 4) {
+    value /= 1000.0;
+    ++unit;
+  }
+  return fmt::format("{:.{}f} {}", value, unit == 0 ? 0 : value < 10 ? 2 : 1, units[unit]);
+}
+
+absl::Status CheckModelDirectory(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) {
+    return NotFound(
+        "{}: no such directory; MODEL is a folder with config.json, *.safetensors and a tokenizer",
+        path);
+  }
+  if (!std::filesystem::is_directory(path, error)) {
+    return InvalidArgument(
+        "{}: not a directory; MODEL is a folder with config.json, *.safetensors and a tokenizer",
+        path);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options) {
+  if (options.device == "cuda") {
+    return InvalidArgument("--device cuda: this build has no CUDA engine; use --device cpu");
+  }
+  DeviceChoice choice;
+  NIBBLE_ASSIGN_OR_RETURN(choice.isa, ChooseIsa());
+  choice.threads = options.threads > 0 ? options.threads : ThreadPool::HostThreads();
+  choice.device = "cpu";
+  choice.reason = options.device == "cpu" ? "--device cpu" : "this build has no CUDA engine";
+  return choice;
+}
+
+absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options) {
+  NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(options.model));
+  LoadedModel loaded;
+  NIBBLE_ASSIGN_OR_RETURN(loaded.device, ChooseDevice(options));
+  const int64_t start_ns = Clock::Monotonic().NowNs();
+  NIBBLE_ASSIGN_OR_RETURN(loaded.tokenizer, engine::Tokenizer::Load(options.model));
+  loaded.pool = std::make_unique<ThreadPool>(loaded.device.threads);
+  Progress progress("loading weights", "MB", 1'000'000);
+  engine::LoadOptions load;
+  load.dtype = ParseDType(options.dtype);
+  load.quantization = ParseQuantization(options.quantization);
+  load.isa = loaded.device.isa;
+  load.progress = [&](int64_t done, int64_t total) { progress.Update(done, total); };
+  NIBBLE_ASSIGN_OR_RETURN(loaded.model,
+                          engine::Model::Load(options.model, load, loaded.pool.get()));
+  const int64_t model_vocab_size = loaded.model->config().vocab_size;
+  if (loaded.tokenizer->vocab_size() > model_vocab_size) {
+    return InvalidArgument("{}: the tokenizer has {} ids, the model's vocabulary {}", options.model,
+                           loaded.tokenizer->vocab_size(), model_vocab_size);
+  }
+  loaded.load_seconds = static_cast<double>(Clock::Monotonic().NowNs() - start_ns) * 1e-9;
+  return loaded;
+}
+
+std::string ModelNameFromPath(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path canonical = std::filesystem::weakly_canonical(path, error);
+  const std::string name = (error ? std::filesystem::path(path) : canonical).filename().string();
+  return name.empty() ? "model" : name;
+}
+
+std::string HumanCount(int64_t count) {
+  return Scaled(static_cast<double>(count), {"", "K", "M", "B", "T"});
+}
+
+std::string HumanBytes(int64_t bytes) {
+  return Scaled(static_cast<double>(bytes), {"B", "KB", "MB", "GB", "TB"});
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,50 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// From command-line options to a loaded model: device, instruction set, weights with progress.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/cpu_features.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "engine/model/model.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "server/config.h"
+
+namespace nibble::cli {
+
+// What computes, and why that was chosen.
+struct DeviceChoice {
+  Isa isa = Isa::kRef;
+  int threads = 1;
+  std::string device;  // "cpu"
+  std::string reason;  // "no CUDA engine in this build", "--device cpu"
+};
+
+// INVALID_ARGUMENT for --device cuda in a build without CUDA and for a FORCE_ISA above the host.
+absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options);
+
+struct LoadedModel {
+  DeviceChoice device;
+  std::unique_ptr<ThreadPool> pool;
+  std::unique_ptr<engine::Model> model;
+  std::unique_ptr<engine::Tokenizer> tokenizer;
+  double load_seconds = 0.0;
+};
+
+// Loads tokenizer and weights, showing progress on standard error.
+absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options);
+
+// "models/stories-llama/" -> "stories-llama"
+std::string ModelNameFromPath(const std::string& path);
+
+// "4.2 M", "1.24 B"
+std::string HumanCount(int64_t count);
+// "8.4 MB", "1.31 GB" (powers of ten)
+std::string HumanBytes(int64_t bytes);
+
+}  // namespace nibble::cli

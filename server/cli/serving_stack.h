@@ -1,0 +1,65 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Everything that serves one model, put together: model, engine, native path, HTTP, gRPC, metrics.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "engine/engine.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "server/admission/generation_service.h"
+#include "server/cli/model_setup.h"
+#include "server/config.h"
+#include "server/grpc/grpc_server.h"
+#include "server/http/http_server.h"
+#include "server/metrics/metrics.h"
+#include "server/openai/openai_api.h"
+
+namespace nibble::cli {
+
+// Invariant: members are declared in the order in which they are built, so that destruction stops
+// the front ends before the engine and the engine before the model.
+class ServingStack {
+ public:
+  // Loads, binds and serves.
+  static absl::StatusOr<std::unique_ptr<ServingStack>> Start(const server::ServeConfig& config);
+
+  // What the operator sees once the server is ready.
+  std::string Banner() const;
+
+  // Not ready from now on; waits until all answers are complete or `timeout_seconds` are over, then
+  // stops everything. DEADLINE_EXCEEDED when answers had to be cut off.
+  absl::Status Shutdown(int timeout_seconds);
+
+ private:
+  explicit ServingStack(const server::ServeConfig& config) : config_(config) {}
+  absl::Status StartEngine(LoadedModel loaded);
+  absl::Status StartService();
+  absl::Status StartHttp();
+  absl::Status StartGrpc();
+
+  server::ServeConfig config_;
+  DeviceChoice device_;
+  std::string
+      model_summary_;      // "LlamaForCausalLM, 4.20 M parameters, w4a8 ..., 2.31 MB of weights"
+  int64_t kv_tokens_ = 0;  // capacity of the KV cache
+  int64_t kv_bytes_ = 0;
+  int64_t max_model_len_ = 0;
+  int64_t vocab_size_ = 0;
+  double load_seconds_ = 0.0;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<engine::Tokenizer> tokenizer_;
+  std::unique_ptr<server::Metrics> metrics_;
+  std::unique_ptr<engine::Engine> engine_;
+  std::unique_ptr<server::GenerationService> service_;
+  std::unique_ptr<server::OpenAiApi> api_;
+  std::unique_ptr<server::HttpServer> http_;
+  std::unique_ptr<server::GrpcServer> grpc_;
+};
+
+}  // namespace nibble::cli

@@ -1,0 +1,81 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/grpc/grpc_server.h"
+
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/grpcpp.h"
+#include "grpcpp/health_check_service_interface.h"
+
+#include "server/grpc/nibble_service.h"
+
+namespace nibble::server {
+namespace {
+
+class GrpcServerImpl final : public GrpcServer {
+ public:
+  GrpcServerImpl(const GrpcServerConfig& config, GenerationService* service)
+      : nibble_service_(service, config.max_stream_pending_bytes) {}
+  ~GrpcServerImpl() override { Stop(0); }
+
+  absl::Status Listen(const GrpcServerConfig& config) {
+    // Both are process-wide switches of gRPC that must be set before a builder is made; setting
+    // them twice is harmless.
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::ServerBuilder builder;
+    const bool is_ipv6 = config.host.find(':') != std::string::npos;
+    const std::string address =
+        fmt::format("{}{}{}:{}", is_ipv6 ? "[" : "", config.host, is_ipv6 ? "]" : "", config.port);
+    builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port_);
+    builder.SetMaxReceiveMessageSize(config.max_receive_message_bytes);
+    // Clients may ping every 10 s also while nothing is streamed, without being cut off for it.
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    // Two servers on one port would share its connections unseen.
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.RegisterService(&nibble_service_);
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr || port_ == 0) {
+      return Unavailable("cannot serve gRPC on {}: the address is in use or not permitted",
+                         address);
+    }
+    SetServing(true);
+    return absl::OkStatus();
+  }
+
+  int port() const override { return port_; }
+
+  void SetServing(bool serving) override {
+    grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
+    health->SetServingStatus(serving);  // every service registered so far, and ""
+    health->SetServingStatus(v1::Nibble::service_full_name(), serving);
+  }
+
+  void Stop(int64_t grace_ms) override {
+    if (server_ == nullptr) return;
+    server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(grace_ms));
+    server_->Wait();
+    server_.reset();
+  }
+
+ private:
+  NibbleService nibble_service_;
+  std::unique_ptr<grpc::Server> server_;
+  int port_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerConfig& config,
+                                                              GenerationService* service) {
+  auto server = std::make_unique<GrpcServerImpl>(config, service);
+  NIBBLE_RETURN_IF_ERROR(server->Listen(config));
+  return std::unique_ptr<GrpcServer>(std::move(server));
+}
+
+}  // namespace nibble::server
