@@ -19,10 +19,12 @@ constexpr int64_t kPieceElements = 16384;
 SiluMulRowFunction ChooseRowFunction(Isa isa) {
   switch (isa) {
     case Isa::kRef:
-    case Isa::kAvx2:
-    case Isa::kAvx512Vnni:
-    case Isa::kAmx:
       break;
+    case Isa::kAvx2:
+      return avx2::SiluMulRow;
+    case Isa::kAvx512Vnni:
+    case Isa::kAmx:  // nothing here is a matrix product
+      return avx512vnni::SiluMulRow;
   }
   return ref::SiluMulRow;
 }
@@ -43,7 +45,7 @@ void SiluMulRows(const SiluMulArgs& args, int64_t begin, int64_t end, Isa isa,
   QuantizeRows(y, y_stride, end - begin, args.intermediate,
                {.values = args.y8.values + begin * args.y8.stride,
                 .scales = args.y8.scales + begin,
-                .sums = args.y8.sums != nullptr ? args.y8.sums + begin : nullptr,
+                .sums = args.y8.sums + begin,
                 .stride = args.y8.stride},
                isa, &caller_only);
 }

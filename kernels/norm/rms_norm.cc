@@ -21,10 +21,12 @@ using RowFunction = void (*)(const RmsNormRow&);
 RowFunction ChooseRowFunction(Isa isa) {
   switch (isa) {
     case Isa::kRef:
-    case Isa::kAvx2:
-    case Isa::kAvx512Vnni:
-    case Isa::kAmx:
       break;
+    case Isa::kAvx2:
+      return avx2::NormalizeRow;
+    case Isa::kAvx512Vnni:
+    case Isa::kAmx:  // nothing here is a matrix product
+      return avx512vnni::NormalizeRow;
   }
   return ref::NormalizeRow;
 }
@@ -49,7 +51,7 @@ void NormalizeRows(const RmsNormArgs& args, int64_t begin, int64_t end, Isa isa,
   QuantizeRows(y, y_stride, end - begin, args.hidden,
                {.values = args.y8.values + begin * args.y8.stride,
                 .scales = args.y8.scales + begin,
-                .sums = args.y8.sums != nullptr ? args.y8.sums + begin : nullptr,
+                .sums = args.y8.sums + begin,
                 .stride = args.y8.stride},
                isa, &caller_only);
 }

@@ -17,10 +17,12 @@ constexpr int64_t kPieceElements = 16384;
 RotateHeadFunction ChooseRotateHead(Isa isa) {
   switch (isa) {
     case Isa::kRef:
-    case Isa::kAvx2:
-    case Isa::kAvx512Vnni:
-    case Isa::kAmx:
       break;
+    case Isa::kAvx2:
+      return avx2::RotateHead;
+    case Isa::kAvx512Vnni:
+    case Isa::kAmx:  // nothing here is a matrix product
+      return avx512vnni::RotateHead;
   }
   return ref::RotateHead;
 }
