@@ -1,0 +1,57 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// 4-bit weights on disk in the pack-quantized form of compressed-tensors, for a module of weights
+// [n, k] called e.g. "model.layers.0.mlp.up_proj":
+//
+//   NAME.weight_packed  int32 [n, k / 8]   nibble i (bits 4i..4i+3) of word c is code q + 8 of
+//                                          column 8c + i, q in -8..7
+//   NAME.weight_scale   float [n, ceil(k / group_size)]
+//   NAME.weight_shape   int64 [2] = n, k
+//
+// Bytes of a packed row are those of kernels::Int4Weight (low half first), so both ways are copies.
+// nibble writes scales as float32: the products S * c of the folded form stay what they are, and
+// the integers S are found again when loading.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "nlohmann/json_fwd.hpp"
+
+#include "base/status.h"
+#include "engine/model/model_config.h"
+#include "engine/model/safetensors.h"
+#include "engine/model/safetensors_writer.h"
+#include "kernels/quant/int4_weight.h"
+
+namespace nibble::engine {
+
+// Whether the checkpoint holds `module` packed (it may as well hold it plain: `ignore`).
+bool IsPackedInt4(const Checkpoint& checkpoint, std::string_view module);
+
+struct PackedModule {
+  std::string_view name;
+  int64_t n = 0;
+  int64_t k = 0;  // a multiple of 8
+  int64_t group_size = 128;
+};
+
+// INVALID_ARGUMENT or NOT_FOUND, naming the tensor, when one is missing, of another shape or type,
+// or a scale is not finite. UNIMPLEMENTED for zero points and act-order, by name.
+absl::StatusOr<kernels::Int4Weight> ReadPackedInt4(const Checkpoint& checkpoint,
+                                                   const PackedModule& module);
+
+// The tensors that WritePackedInt4 writes, for SafetensorsWriter::Create.
+std::vector<TensorSpec> PackedInt4Specs(const PackedModule& module);
+
+// INVALID_ARGUMENT for zero points and k no multiple of 8: the form cannot hold them.
+absl::Status WritePackedInt4(std::string_view name, const kernels::Int4Weight& weight,
+                             SafetensorsWriter* writer);
+
+// quantization_config of config.json. What ParseModelConfig reads back to `quantization`.
+nlohmann::json QuantizationConfigJson(const QuantizationConfig& quantization);
+
+}  // namespace nibble::engine

@@ -1,0 +1,20 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Parts of config.json that have a grammar of their own. Faults go to the reader's status.
+#pragma once
+
+#include <optional>
+
+#include "engine/model/config_reader.h"
+#include "engine/model/model_config.h"
+
+namespace nibble::engine {
+
+// rope_theta and rope_scaling (transformers 4) or rope_parameters (transformers 5).
+kernels::RopeConfig ParseRope(ConfigReader* reader, int64_t head_dim);
+
+// quantization_config; nullopt when there is none.
+std::optional<QuantizationConfig> ParseQuantization(ConfigReader* reader);
+
+}  // namespace nibble::engine
