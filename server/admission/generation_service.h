@@ -26,6 +26,9 @@
 
 namespace nibble::server {
 
+// Status payload that names the request field at fault ("max_tokens"), where one is known.
+inline constexpr char kParamPayload[] = "nibble.param";
+
 struct ServiceLimits {
   int max_choices = 128;  // n
   int max_prompts =
@@ -159,6 +162,7 @@ class GenerationService {
   void StartDraining() { draining_.store(true); }
 
  private:
+  absl::StatusOr<std::vector<std::vector<int32_t>>> PromptTokens(GenerateRequest* request) const;
   absl::StatusOr<engine::SamplingParams> ResolveSampling(const SamplingRequest& request,
                                                          int64_t num_prompt_tokens) const;
 
