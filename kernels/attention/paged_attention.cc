@@ -5,19 +5,28 @@
 
 #include "base/check.h"
 #include "kernels/attention/paged_attention_ref.h"
+#include "kernels/attention/paged_attention_tiles.h"
 
 namespace nibble::kernels {
 
 void PagedAttention(const KvCacheView& cache, const PagedAttentionArgs& args, Isa isa,
                     ThreadPool* pool) {
   NIBBLE_CHECK_GT(cache.num_kv_heads, 0);
+  NIBBLE_CHECK_GT(cache.block_size, 0);
   NIBBLE_CHECK_EQ(args.num_heads % cache.num_kv_heads, 0);
+  NIBBLE_CHECK(cache.dtype == DType::kF32 || cache.dtype == DType::kBf16 ||
+               cache.dtype == DType::kF16);
   switch (isa) {
     case Isa::kRef:
-    case Isa::kAvx2:
-    case Isa::kAvx512Vnni:
-    case Isa::kAmx:
       ref::PagedAttention(cache, args, pool);
+      return;
+    case Isa::kAvx2:
+      PagedAttentionTiles(cache, args, {.pack = avx2::PackTile, .attend = avx2::AttendTile}, pool);
+      return;
+    case Isa::kAvx512Vnni:
+    case Isa::kAmx:  // scores and weights stay float: no tile form of their own
+      PagedAttentionTiles(cache, args,
+                          {.pack = avx512vnni::PackTile, .attend = avx512vnni::AttendTile}, pool);
       return;
   }
 }
