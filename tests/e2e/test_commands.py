@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: The nibble authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""quantize, eval, inspect and chat, as a user types them; the README's options against --help."""
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import time
+
+import openai
+import pytest
+
+from nibble_server import ROOT, STORIES, Server
+
+STORIES_TEXT = ROOT / "tests" / "fixtures" / "data" / "generated_stories.txt"
+
+
+def run(nibble, *arguments, **options):
+    result = subprocess.run([str(nibble), *map(str, arguments)], capture_output=True, text=True, timeout=600, **options)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def perplexity(nibble, model, *options):
+    output = run(nibble, "eval", "perplexity", model, "--data", STORIES_TEXT, "--context", 512, "--stride", 256, "--json",
+                 *options)
+    return json.loads(output)
+
+
+@pytest.fixture(scope="session")
+def exact(nibble):
+    return perplexity(nibble, STORIES, "--dtype", "float32")
+
+
+def test_perplexity_is_the_reference(exact, reference):
+    expected = next(text for text in reference["perplexity"]["texts"]
+                    if text["file"] == STORIES_TEXT.name and text["limit"] is None)
+    assert exact["scored"] == expected["scored"]
+    assert abs(exact["perplexity"] / expected["perplexity"] - 1) < 1e-3
+
+
+def test_w4a8_is_within_three_percent(nibble, exact):
+    assert perplexity(nibble, STORIES, "--quantization", "w4a8")["perplexity"] < exact["perplexity"] * 1.03
+
+
+def test_quantized_checkpoint_equals_quantizing_at_load(nibble, tmp_path):
+    output = tmp_path / "stories-w4a8"
+    report = tmp_path / "report.json"
+    run(nibble, "quantize", STORIES, "--output", output, "--scheme", "w4a8", "--report", report)
+    assert json.loads(report.read_text())
+    assert (perplexity(nibble, output, "--limit", 2000)["perplexity"] ==
+            perplexity(nibble, STORIES, "--quantization", "w4a8", "--limit", 2000)["perplexity"])
+    inspected = json.loads(run(nibble, "inspect", output, "--json"))
+    assert inspected["quantization"] == "w4a8"
+    with Server(nibble, model=output) as server:
+        client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+        answer = client.chat.completions.create(model="stories-w4a8", messages=[{"role": "user", "content": "Hello"}])
+        assert answer.choices[0].message.content
+    again = subprocess.run([str(nibble), "quantize", str(STORIES), "--output", str(output)], capture_output=True, text=True)
+    assert again.returncode == 1 and "--overwrite" in again.stderr, again.stderr
+    twice = subprocess.run([str(nibble), "quantize", str(output), "--output", str(tmp_path / "x")], capture_output=True,
+                           text=True)
+    assert twice.returncode == 1 and "quantized" in twice.stderr, twice.stderr
+
+
+def test_inspect(nibble):
+    inspected = json.loads(run(nibble, "inspect", STORIES, "--json", "--tensors"))
+    assert inspected["architecture"] == "LlamaForCausalLM"
+    assert inspected["parameters"] == 4196608
+    assert "model.embed_tokens.weight" in [tensor["name"] for tensor in inspected["tensor_list"]]
+    assert "4196608" in run(nibble, "inspect", STORIES)
+
+
+def test_chat_by_pipe(nibble, exact_server):
+    output = subprocess.run([str(nibble), "chat", "--url", exact_server.url, "--temperature", "0", "--stats"],
+                            input="Hello\n/reset\n/nonsense\n\nHello\n", capture_output=True, text=True, timeout=60)
+    assert output.returncode == 0, output.stderr
+    lines = output.stdout.splitlines()
+    assert len(lines) == 2 and lines[0] == lines[1] and lines[0].startswith("Hello!"), output.stdout
+    assert "unknown command /nonsense" in output.stderr
+    assert "tokens/s" in output.stderr
+
+
+def test_chat_without_a_server_says_what_to_do(nibble):
+    output = subprocess.run([str(nibble), "chat", "--url", "http://127.0.0.1:1"], capture_output=True, text=True)
+    assert output.returncode == 1
+    assert "127.0.0.1:1" in output.stderr and "nibble serve" in output.stderr
+
+
+def read_until(terminal, text, seconds=30):
+    seen, deadline = "", time.monotonic() + seconds
+    while text not in seen:
+        assert time.monotonic() < deadline, f"no {text!r} in {seen!r}"
+        if select.select([terminal], [], [], 0.2)[0]:
+            seen += os.read(terminal, 4096).decode(errors="replace")
+    return seen
+
+
+def test_ctrl_c_cancels_the_answer_and_the_chat_goes_on(nibble, server):
+    terminal, other = pty.openpty()
+    process = subprocess.Popen([str(nibble), "chat", "--url", server.url, "--temperature", "1"], stdin=other, stdout=other,
+                               stderr=other, start_new_session=True,
+                               preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0))
+    os.close(other)
+    try:
+        read_until(terminal, "> ")
+        for attempt in range(5):  # an answer may be too short to be cancelled
+            os.write(terminal, b"Tell me a very long story about a brave dog.\n")
+            read_until(terminal, "\n")
+            while not select.select([terminal], [], [], 5)[0]:
+                pass
+            os.write(terminal, b"\x03")
+            seen = read_until(terminal, "> ")
+            if "[cancelled]" in seen:
+                break
+        assert "[cancelled]" in seen
+        assert server.wait_until_idle() == (0, 0, 0)
+        os.write(terminal, b"/exit\n")
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        os.close(terminal)
+
+
+def help_options(nibble, *command):
+    text = subprocess.run([str(nibble), *command, "--help"], capture_output=True, text=True).stdout
+    return set(re.findall(r"(--[a-z][a-z0-9-]*)", text)) - {"--help", "--version", "--log-level"}
+
+
+def test_readme_documents_every_serve_option(nibble):
+    readme = (ROOT / "README.md").read_text()
+    table = readme.split("<!-- serve options -->")[1].split("<!-- end -->")[0]
+    documented = set(re.findall(r"`(--[a-z][a-z0-9-]*)", table))
+    options = help_options(nibble, "serve")
+    assert documented == options, f"only in README: {documented - options}; only in --help: {options - documented}"
