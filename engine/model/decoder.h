@@ -1,0 +1,100 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The dense decoder family: Llama, Mistral, Qwen2 and Qwen3 differ in what ModelConfig says of
+// them (biases, q/k norms, windows, RoPE), not in the order of operations.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+#include "base/cpu_features.h"
+#include "base/dtype.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "engine/model/linear.h"
+#include "engine/model/model.h"
+#include "engine/model/plan_check.h"
+#include "kernels/rope/rope.h"
+
+namespace nibble::engine {
+
+struct EmbeddingTable {
+  DType dtype = DType::kBf16;   // f32, bf16 or f16
+  AlignedBuffer<uint8_t> rows;  // [vocab_size, hidden_size] of dtype
+};
+
+struct DecoderLayer {
+  std::vector<float> input_norm;  // [hidden_size]
+  Linear qkv;                     // n = (num_heads + 2 * num_kv_heads) * head_dim: q, k, v rows
+  std::vector<float> q_norm;      // [head_dim], or empty: none
+  std::vector<float> k_norm;
+  Linear o;                                // n = hidden_size
+  std::vector<float> post_attention_norm;  // [hidden_size]
+  Linear gate_up;                          // n = 2 * intermediate_size: gate, up rows
+  Linear down;                             // n = hidden_size
+};
+
+struct DecoderWeights {
+  EmbeddingTable embedding;
+  std::vector<DecoderLayer> layers;
+  std::vector<float> final_norm;  // [hidden_size]
+  Linear lm_head;                 // n = vocab_size
+  DType kv_dtype = DType::kBf16;
+  std::string quantization_name;  // Model::quantization_name()
+
+  int64_t size_bytes() const;
+};
+
+// Activations of a step are float32, int8 only where a W4A8 layer reads them. Every op computes a
+// row from that row alone (attention: and from the cache), in an order that does not depend on the
+// other rows, so a token's bits do not depend on the batch or the chunk it came in.
+class DecoderModel final : public Model {
+ public:
+  DecoderModel(ModelConfig config, DecoderWeights weights, Isa isa);
+
+  const ModelConfig& config() const override { return config_; }
+  int64_t weight_bytes() const override { return weights_.size_bytes(); }
+  DType kv_dtype() const override { return weights_.kv_dtype; }
+  std::string quantization_name() const override { return weights_.quantization_name; }
+  absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
+                       ThreadPool* pool) override;
+
+ private:
+  absl::Status ReserveRows(int64_t num_rows);
+  absl::Status ExtendRopeTable(const StepPlan& plan);
+  void Embed(const StepPlan& plan, ThreadPool* pool);
+  // qkv_ from x_ and delta_, keys and values into the cache.
+  void ProjectQkv(const DecoderLayer& layer, const StepPlan& plan,
+                  const kernels::KvCacheView& cache, bool first, ThreadPool* pool);
+  void NormHeads(float* heads, int64_t num_heads, const std::vector<float>& weight,
+                 int64_t num_rows, ThreadPool* pool);
+  void Attend(int64_t layer_idx, const StepPlan& plan, const kernels::KvCacheView& cache,
+              ThreadPool* pool);
+  void KeepRows(const std::vector<int32_t>& rows);
+  // x_ and delta_ from attention_: output projection and feed-forward.
+  void FeedForward(const DecoderLayer& layer, int64_t num_rows, ThreadPool* pool);
+
+  const ModelConfig config_;
+  const DecoderWeights weights_;
+  const Isa isa_;
+  const int64_t q_size_;    // num_heads * head_dim
+  const int64_t kv_size_;   // num_kv_heads * head_dim
+  const int64_t qkv_size_;  // q_size + 2 * kv_size
+
+  PlanChecker checker_;
+  kernels::RopeTable rope_;  // grows to the positions seen
+
+  // Workspaces with room for row_capacity_ tokens.
+  int64_t row_capacity_ = 0;
+  AlignedBuffer<float> x_;          // [num_tokens, hidden_size]: the residual stream
+  AlignedBuffer<float> delta_;      // [num_tokens, hidden_size]: what the next norm adds to it
+  AlignedBuffer<float> qkv_;        // [num_tokens, qkv_size]
+  AlignedBuffer<float> attention_;  // [num_tokens, q_size]
+  AlignedBuffer<float> gate_up_;    // [num_tokens, 2 * intermediate_size]
+  ActivationBuffer activations_;    // the input of the next linear layer
+};
+
+}  // namespace nibble::engine

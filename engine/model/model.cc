@@ -1,0 +1,28 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "engine/model/model.h"
+
+#include <new>
+#include <utility>
+
+#include "engine/model/decoder.h"
+#include "engine/model/safetensors.h"
+#include "engine/model/weight_loader.h"
+
+namespace nibble::engine {
+
+absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
+                                                   const LoadOptions& options, ThreadPool* pool) {
+  NIBBLE_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(dir));
+  NIBBLE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(dir));
+  try {
+    NIBBLE_ASSIGN_OR_RETURN(DecoderWeights weights,
+                            LoadDecoderWeights(checkpoint, config, options, pool));
+    return std::make_unique<DecoderModel>(std::move(config), std::move(weights), options.isa);
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("{}: memory ran out while loading the weights", dir);
+  }
+}
+
+}  // namespace nibble::engine

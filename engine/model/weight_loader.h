@@ -1,0 +1,25 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// From the tensors of a Hugging Face checkpoint to packed weights: names, shapes, fusing,
+// quantizing.
+#pragma once
+
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "engine/model/decoder.h"
+#include "engine/model/model.h"
+#include "engine/model/model_config.h"
+#include "engine/model/safetensors.h"
+
+namespace nibble::engine {
+
+// q, k and v, and gate and up, are fused along their output channels. Besides the packed weights,
+// memory holds one such matrix in its stored type and one tensor as floats at a time. A missing
+// tensor is NOT_FOUND by name; a wrong shape names the tensor, what was found and what is wanted.
+// RESOURCE_EXHAUSTED when the packed weights cannot fit in memory.
+absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint,
+                                                  const ModelConfig& config,
+                                                  const LoadOptions& options, ThreadPool* pool);
+
+}  // namespace nibble::engine

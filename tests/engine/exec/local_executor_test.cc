@@ -1,0 +1,122 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "engine/exec/local_executor.h"
+
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "tests/engine/model/model_runner.h"
+
+namespace nibble::engine {
+namespace {
+
+using ::testing::HasSubstr;
+
+const std::string kModelDir = NIBBLE_SOURCE_DIR "/tests/fixtures/models/llama";
+
+// 8 tokens in blocks 1 and 0 of a cache with blocks of 4; greedy.
+StepPlan GreedyPlan() {
+  StepPlan plan;
+  plan.token_ids = {1, 2, 3, 4, 5, 6, 7, 8};
+  plan.positions = {0, 1, 2, 3, 4, 5, 6, 7};
+  plan.slot_mapping = {4, 5, 6, 7, 0, 1, 2, 3};
+  plan.query_start = {0, 8};
+  plan.context_lens = {8};
+  plan.block_tables = {1, 0};
+  plan.max_blocks_per_seq = 2;
+  plan.logits_indices = {7};
+  plan.sampling = {{.temperature = 0.0F}};
+  return plan;
+}
+
+class LocalExecutorTest : public ::testing::Test {
+ protected:
+  LocalExecutorTest() : pool_(2) {}
+
+  absl::StatusOr<std::unique_ptr<LocalExecutor>> Create(const LocalExecutorOptions& options) {
+    return LocalExecutor::Create(testing::LoadOrFail(kModelDir, {}, &pool_), options, &pool_);
+  }
+
+  ThreadPool pool_;
+};
+
+TEST_F(LocalExecutorTest, LimitsAreTheModelsAndTheOptions) {
+  auto executor = Create({.block_size = 4, .num_blocks = 9});
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  const ExecutorLimits limits = (*executor)->limits();
+  EXPECT_EQ(limits.num_blocks, 9);
+  EXPECT_EQ(limits.block_size, 4);
+  EXPECT_EQ(limits.max_model_len, 128);
+  EXPECT_EQ(limits.vocab_size, 128);
+}
+
+TEST_F(LocalExecutorTest, OptionsOutOfRangeAreNamed) {
+  EXPECT_THAT(std::string(Create({.num_blocks = 4, .max_model_len = 129}).status().message()),
+              HasSubstr("max_model_len is 129, the limits are 1 and 128"));
+  EXPECT_THAT(std::string(Create({.num_blocks = 0}).status().message()), HasSubstr("0 KV blocks"));
+}
+
+TEST_F(LocalExecutorTest, SamplesWhatTheLogitsSay) {
+  auto executor = Create({.block_size = 4, .num_blocks = 2});
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  auto model = testing::LoadOrFail(kModelDir, {}, &pool_);
+  ASSERT_NE(model, nullptr);
+  testing::ModelRunner runner(model.get(), 2, &pool_, 4);
+  const std::vector<float> logits = runner.Prefill({1, 2, 3, 4, 5, 6, 7, 8}, 8);
+  const int32_t want = testing::ArgMax(logits.data() + 7 * 128, 128);
+
+  StepPlan plan = GreedyPlan();
+  auto output = (*executor)->Execute(plan);
+  ASSERT_TRUE(output.ok()) << output.status();
+  ASSERT_EQ(output->tokens.size(), 1U);
+  EXPECT_EQ(output->tokens[0].token_id, want);
+
+  plan.sampling[0].banned_token_ids = {want};
+  output = (*executor)->Execute(plan);
+  ASSERT_TRUE(output.ok()) << output.status();
+  EXPECT_NE(output->tokens[0].token_id, want);
+
+  // A step whose prompts are not finished samples nothing.
+  plan.logits_indices.clear();
+  plan.sampling.clear();
+  output = (*executor)->Execute(plan);
+  ASSERT_TRUE(output.ok()) << output.status();
+  EXPECT_TRUE(output->tokens.empty());
+}
+
+TEST_F(LocalExecutorTest, HostileSamplingRowsAreRefusedAndTheNextPlanRuns) {
+  auto executor = Create({.block_size = 4, .num_blocks = 2});
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  const std::vector<std::pair<std::function<void(StepPlan*)>, std::string>> cases = {
+      {[](StepPlan* p) { p->sampling.clear(); }, "0 sampling rows for 1 logits_indices"},
+      {[](StepPlan* p) { p->logits_indices.resize(1000000, 7); }, "1000000 logits_indices"},
+      {[](StepPlan* p) {
+         p->sampling[0].logit_bias = {{128, 1.0F}};
+       },
+       "logit_bias has id 128, the limits are 0 and 127"},
+      {[](StepPlan* p) { p->sampling[0].banned_token_ids = {-1}; }, "banned_token_ids has id -1"},
+      {[](StepPlan* p) {
+         p->sampling[0].prompt_token_ids = {1, 4000};
+       },
+       "prompt_token_ids has id 4000"},
+      {[](StepPlan* p) { p->sampling[0].output_token_ids = {-7}; }, "output_token_ids has id -7"},
+      {[](StepPlan* p) { p->slot_mapping[0] = 99; }, "slot_mapping[0] is 99"},
+  };
+  for (const auto& [damage, message] : cases) {
+    StepPlan plan = GreedyPlan();
+    damage(&plan);
+    const auto output = (*executor)->Execute(plan);
+    EXPECT_EQ(output.status().code(), absl::StatusCode::kInvalidArgument) << message;
+    EXPECT_THAT(std::string(output.status().message()), HasSubstr(message));
+  }
+  EXPECT_TRUE((*executor)->Execute(GreedyPlan()).ok());
+}
+
+}  // namespace
+}  // namespace nibble::engine

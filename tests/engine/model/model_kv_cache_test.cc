@@ -1,0 +1,87 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include <cstdint>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "engine/model/memory.h"
+#include "engine/model/model.h"
+
+namespace nibble::engine {
+namespace {
+
+using ::testing::HasSubstr;
+
+ModelConfig SmallConfig() {
+  ModelConfig config;
+  config.num_layers = 3;
+  config.num_kv_heads = 2;
+  config.head_dim = 8;
+  return config;
+}
+
+TEST(KvCacheTest, LayersLieApartAndAreZero) {
+  const ModelConfig config = SmallConfig();
+  EXPECT_EQ(KvCache::BlockBytes(config, 16, DType::kBf16), 3 * 2 * 2 * 16 * 8 * 2);
+  auto cache = KvCache::Create(config, 5, 16, DType::kBf16);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  const int64_t half_bytes = 5 * 2 * 16 * 8 * 2;
+  const auto* base = static_cast<const uint8_t*>(cache->layer(0).keys);
+  for (int64_t l = 0; l < 3; ++l) {
+    const kernels::KvCacheView view = cache->layer(l);
+    EXPECT_EQ(static_cast<const uint8_t*>(view.keys) - base, l * 2 * half_bytes);
+    EXPECT_EQ(static_cast<const uint8_t*>(view.values) - base, (l * 2 + 1) * half_bytes);
+    EXPECT_EQ(view.num_blocks, 5);
+    EXPECT_EQ(view.block_size, 16);
+  }
+  for (int64_t i = 0; i < 6 * half_bytes; ++i) ASSERT_EQ(base[i], 0) << "byte " << i;
+}
+
+TEST(KvCacheTest, TooLargeForTheMachineIsRefusedByBytes) {
+  // 2^31 / 16 blocks of 3 * 2 * 2 * 16 * 8192 * 4 bytes: 845 TB.
+  ModelConfig config = SmallConfig();
+  config.head_dim = 8192;
+  const auto cache = KvCache::Create(config, 134217727, 16, DType::kF32);
+  EXPECT_EQ(cache.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(cache.status().message()), HasSubstr("844424923840512 bytes"));
+}
+
+TEST(KvCacheTest, OverflowingSizesAreRefused) {
+  ModelConfig config = SmallConfig();
+  config.num_layers = int64_t{1} << 20;
+  config.num_kv_heads = int64_t{1} << 10;
+  config.head_dim = int64_t{1} << 14;  // 2^50 bytes and more a block
+  const auto cache = KvCache::Create(config, 134217727, 16, DType::kF32);
+  EXPECT_EQ(cache.status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST(KvCacheTest, BadArgumentsAreNamed) {
+  const ModelConfig config = SmallConfig();
+  EXPECT_THAT(std::string(KvCache::Create(config, 0, 16, DType::kF32).status().message()),
+              HasSubstr("0 KV blocks"));
+  EXPECT_THAT(std::string(KvCache::Create(config, -3, 16, DType::kF32).status().message()),
+              HasSubstr("-3 KV blocks"));
+  // A slot is an int32: 2^27 blocks of 16 are one too many.
+  EXPECT_THAT(std::string(KvCache::Create(config, 134217728, 16, DType::kF32).status().message()),
+              HasSubstr("limits are 1 and 134217727"));
+  EXPECT_THAT(std::string(KvCache::Create(config, 4, 0, DType::kF32).status().message()),
+              HasSubstr("block size is 0"));
+  EXPECT_EQ(KvCache::Create(config, 4, 16, DType::kI8).status().code(),
+            absl::StatusCode::kUnimplemented);
+}
+
+TEST(MemoryTest, MemAvailableIsRead) {
+  EXPECT_EQ(internal::ParseMemAvailable("MemTotal: 9 kB\nMemAvailable:    1234 kB\nX: 1\n"),
+            1234 * 1024);
+  EXPECT_EQ(internal::ParseMemAvailable("MemTotal: 9 kB\n"), INT64_MAX);
+  EXPECT_EQ(internal::ParseMemAvailable("MemAvailable: x"), INT64_MAX);
+  EXPECT_EQ(internal::ParseMemAvailable("MemAvailable: 99999999999999999999 kB"), INT64_MAX);
+  EXPECT_GT(AvailableMemoryBytes(), int64_t{1} << 20);
+  EXPECT_TRUE(CheckMemory(1, "a byte").ok());
+}
+
+}  // namespace
+}  // namespace nibble::engine
