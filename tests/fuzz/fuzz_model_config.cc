@@ -1,0 +1,39 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Any bytes as config.json and generation_config.json: an error or values that fit together.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <string_view>
+
+#include "engine/model/model_config.h"
+
+namespace {
+
+void Check(bool condition) {
+  if (!condition) std::abort();
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const std::string_view text(reinterpret_cast<const char*>(data), size);
+  const auto config = nibble::engine::ParseModelConfig(text, "config.json");
+  if (config.ok()) {
+    Check(config->num_heads > 0 && config->num_kv_heads > 0);
+    Check(config->num_heads % config->num_kv_heads == 0);
+    Check(config->head_dim >= 2 && config->head_dim % 2 == 0);
+    Check(static_cast<int64_t>(config->sliding_window.size()) == config->num_layers);
+    Check(config->num_parameters() > 0);
+    Check(std::isfinite(config->rms_norm_eps) && std::isfinite(config->rope.theta));
+    Check(config->rope.factor > 0 && config->rope.rotary_dim == config->head_dim);
+    for (const int32_t id : config->eos_token_ids) Check(id >= 0 && id < config->vocab_size);
+    if (config->quantization) Check(config->quantization->group_size >= 8);
+  }
+  const auto generation = nibble::engine::ParseGenerationConfig(text, "generation_config.json");
+  if (generation.ok() && generation->temperature) Check(*generation->temperature >= 0.0F);
+  return 0;
+}
