@@ -4,6 +4,7 @@
 // A token's logits depend on the tokens before it and on nothing else: not on how the prompt was
 // cut, not on the batch, not on a recomputation, bit by bit.
 
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,7 @@ struct Case {
   std::string dir;
   LoadOptions options;
 };
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
 // Every arithmetic (float32, 16-bit weights and cache, W4A8) and every shape of attention (grouped
 // heads, q/k norms, sliding windows).

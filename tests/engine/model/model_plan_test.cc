@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <limits>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,7 @@ struct Case {
   std::function<void(StepPlan*)> damage;
   std::string message;  // part of the error
 };
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
 // The plan: 8 KV blocks of 16; sequence 0 has 20 tokens at 0..19, sequence 1 has 1 token at 5.
 std::vector<Case> Cases() {
@@ -94,9 +96,9 @@ std::vector<Case> Cases() {
   };
 }
 
-class ModelPlanTest : public ::testing::TestWithParam<Case> {};
+class HostilePlanTest : public ::testing::TestWithParam<Case> {};
 
-TEST_P(ModelPlanTest, IsRefusedAndTheModelWorksOn) {
+TEST_P(HostilePlanTest, IsRefusedAndTheModelWorksOn) {
   ThreadPool pool(1);
   auto model = testing::LoadOrFail(NIBBLE_SOURCE_DIR "/tests/fixtures/models/llama", {}, &pool);
   ASSERT_NE(model, nullptr);
@@ -117,7 +119,7 @@ TEST_P(ModelPlanTest, IsRefusedAndTheModelWorksOn) {
   EXPECT_TRUE(model->Forward(good, runner.cache(), logits.data(), &pool).ok());
 }
 
-INSTANTIATE_TEST_SUITE_P(, ModelPlanTest, ::testing::ValuesIn(Cases()),
+INSTANTIATE_TEST_SUITE_P(, HostilePlanTest, ::testing::ValuesIn(Cases()),
                          [](const ::testing::TestParamInfo<Case>& test) {
                            return test.param.name;
                          });
