@@ -3,40 +3,19 @@
 
 #include "engine/request/sampling_params.h"
 
-#include <cmath>
-
 #include "absl/container/flat_hash_set.h"
 
 #include "base/utf8.h"
+#include "engine/request/violations.h"
 
 namespace nibble::engine {
 namespace {
 
-class Violations {
- public:
-  template <typename... Args>
-  void Add(fmt::format_string<Args...> format, Args&&... args) {
-    if (!text_.empty()) text_ += "; ";
-    text_ += fmt::format(format, std::forward<Args>(args)...);
+void CheckPositiveUpTo(const char* field, float value, float high, Violations* violations) {
+  if (!(value > 0.0F && value <= high)) {  // as CheckRange: NaN is outside
+    violations->Add("{} is {}, must be in (0, {}]", field, value, high);
   }
-
-  // Written so that NaN, which compares false with everything, is outside.
-  void CheckRange(const char* field, float value, float low, float high) {
-    if (!(value >= low && value <= high)) {
-      Add("{} is {}, must be in [{}, {}]", field, value, low, high);
-    }
-  }
-  void CheckPositiveUpTo(const char* field, float value, float high) {
-    if (!(value > 0.0F && value <= high)) Add("{} is {}, must be in (0, {}]", field, value, high);
-  }
-
-  absl::Status ToStatus() const {
-    return text_.empty() ? absl::OkStatus() : InvalidArgument("{}", text_);
-  }
-
- private:
-  std::string text_;
-};
+}
 
 // A list's elements share one entry: the first that is wrong, and how many more are.
 class FirstOfMany {
@@ -130,10 +109,10 @@ absl::Status SamplingParams::Validate(const SamplingLimits& limits) const {
     }
   }
   violations.CheckRange("temperature", temperature, 0.0F, 2.0F);
-  violations.CheckPositiveUpTo("top_p", top_p, 1.0F);
+  CheckPositiveUpTo("top_p", top_p, 1.0F, &violations);
   if (top_k < 0) violations.Add("top_k is {}, must be at least 0", top_k);
   violations.CheckRange("min_p", min_p, 0.0F, 1.0F);
-  violations.CheckPositiveUpTo("repetition_penalty", repetition_penalty, 2.0F);
+  CheckPositiveUpTo("repetition_penalty", repetition_penalty, 2.0F, &violations);
   violations.CheckRange("presence_penalty", presence_penalty, -2.0F, 2.0F);
   violations.CheckRange("frequency_penalty", frequency_penalty, -2.0F, 2.0F);
   if (logprobs < -1 || logprobs > limits.max_logprobs) {

@@ -31,11 +31,8 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <optional>
-#include <string>
 #include <unordered_map>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "engine/cache/block_pool.h"
@@ -43,6 +40,7 @@
 #include "engine/scheduler/plan_builder.h"
 #include "engine/scheduler/sequence.h"
 #include "engine/scheduler/step_plan.h"
+#include "engine/scheduler/token_update.h"
 
 namespace nibble::engine {
 
@@ -80,18 +78,6 @@ struct ScheduledStep {
   int64_t prefix_cache_hits = 0;
 
   bool empty() const { return entries.empty(); }
-};
-
-// One generated token.
-struct TokenUpdate {
-  RequestId id = 0;
-  int32_t token_id = 0;
-  TokenLogprobs logprobs;
-  // Set when the sequence ended; the scheduler has forgotten it.
-  std::optional<FinishReason> finish_reason;
-  bool is_stop_token = false;  // end of sequence or one of stop_token_ids
-  // As RequestOutput::stop_reason: the id of a stop token, empty for end of sequence.
-  std::variant<std::monostate, std::string, int32_t> stop_reason;
 };
 
 class Scheduler {

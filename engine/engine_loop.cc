@@ -1,0 +1,219 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "engine/engine_loop.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/log.h"
+
+namespace nibble::engine {
+namespace {
+
+double Seconds(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
+
+}  // namespace
+
+EngineLoop::EngineLoop(EngineConfig config, const SchedulerConfig& scheduler_config,
+                       std::unique_ptr<Executor> executor, const Tokenizer* tokenizer,
+                       EngineObserver* observer, const Clock* clock)
+    : config_(std::move(config)),
+      tokenizer_(tokenizer),
+      observer_(observer),
+      clock_(clock),
+      scheduler_(scheduler_config),
+      step_thread_(std::move(executor)) {
+  stats_.kv_blocks_total = scheduler_.pool().num_blocks();
+  stats_.last_step_ns = clock_->NowNs();
+  published_stats_ = stats_;
+  thread_ = std::thread([this] { Run(); });
+}
+
+EngineLoop::~EngineLoop() { Stop(); }
+
+void EngineLoop::Run() {
+  for (;;) {
+    Mailbox mail = TakeMailbox();
+    AcceptArrivals(std::move(mail.arrivals));
+    for (const RequestId id : mail.cancellations) {
+      EndWithoutToken(id, FinishReason::kAbort, absl::OkStatus());
+    }
+    if (mail.stopping) {
+      DeliverTokens();
+      EndAll(FinishReason::kAbort, absl::OkStatus());
+      return;
+    }
+    Step();
+  }
+}
+
+EngineLoop::Mailbox EngineLoop::TakeMailbox() {
+  std::unique_lock lock(mutex_);
+  mail_came_.wait(lock, [this] {
+    return mailbox_.stopping || !mailbox_.arrivals.empty() || !mailbox_.cancellations.empty() ||
+           !scheduler_.empty() || !undelivered_.empty();
+  });
+  Mailbox mail = std::move(mailbox_);
+  mailbox_ = {.stopping = mail.stopping};
+  // Under the same lock, so that Stats() never misses a request between mailbox and scheduler.
+  published_stats_.num_waiting += static_cast<int64_t>(mail.arrivals.size());
+  return mail;
+}
+
+void EngineLoop::AcceptArrivals(std::vector<Arrival> arrivals) {
+  for (Arrival& arrival : arrivals) {
+    const RequestId id = arrival.sequence.id;
+    active_.emplace(id, std::move(arrival.request));
+    scheduler_.Add(std::move(arrival.sequence));
+  }
+  // Submit may have accepted these while the step that failed was still running.
+  const absl::Status health = arrivals.empty() ? absl::OkStatus() : Health();
+  if (!health.ok()) EndAll(FinishReason::kError, health);
+}
+
+void EngineLoop::Step() {
+  const int64_t start_ns = clock_->NowNs();
+  const ScheduledStep step = scheduler_.Plan();
+  if (step.empty()) {
+    DeliverTokens();
+    PublishStats();
+    return;
+  }
+  NoteAdmissions(step, start_ns);
+  PublishStats();
+  step_thread_.Start(&step.plan);
+  DeliverTokens();  // a stop string found here ends its sequence; Update then drops its token
+  const absl::StatusOr<StepOutput> output = step_thread_.Wait();
+  const absl::Status status = output.ok() ? CheckOutput(step.plan, *output) : output.status();
+  if (!status.ok()) {
+    FailEngine(status);
+    return;
+  }
+  undelivered_ = scheduler_.Update(step, *output);
+  NoteTokens(step, undelivered_, start_ns, clock_->NowNs());
+}
+
+void EngineLoop::NoteAdmissions(const ScheduledStep& step, int64_t now_ns) {
+  for (const ScheduledStep::Admission& admission : step.first_time) {
+    ActiveRequest& request = active_.at(admission.id);
+    request.scheduled_ns = now_ns;
+    request.num_cached_tokens = admission.num_cached_tokens;
+    request.output.set_num_cached_tokens(admission.num_cached_tokens);
+  }
+  if (step.first_time.empty()) return;
+  const std::lock_guard lock(mutex_);
+  num_queued_ -= static_cast<int64_t>(step.first_time.size());
+}
+
+absl::Status EngineLoop::CheckOutput(const StepPlan& plan, const StepOutput& output) const {
+  if (static_cast<int64_t>(output.tokens.size()) != plan.num_samples()) {
+    return Internal("the executor returned {} tokens, the plan asked for {}", output.tokens.size(),
+                    plan.num_samples());
+  }
+  for (const SampledToken& token : output.tokens) {
+    if (token.token_id < 0 || token.token_id >= config_.sampling_limits.vocab_size) {
+      return Internal("the executor returned token id {}, ids are in [0, {})", token.token_id,
+                      config_.sampling_limits.vocab_size);
+    }
+  }
+  return absl::OkStatus();
+}
+
+void EngineLoop::NoteTokens(const ScheduledStep& step, const std::vector<TokenUpdate>& updates,
+                            int64_t start_ns, int64_t end_ns) {
+  StepStats step_stats{.num_prompt_tokens = step.num_prompt_tokens,
+                       .num_generated_tokens = static_cast<int64_t>(updates.size()),
+                       .num_preemptions = step.num_preemptions,
+                       .prefix_cache_queries = step.prefix_cache_queries,
+                       .prefix_cache_hits = step.prefix_cache_hits,
+                       .step_seconds = Seconds(end_ns - start_ns)};
+  for (const TokenUpdate& update : updates) {
+    ActiveRequest& request = active_.at(update.id);
+    if (request.first_token_ns < 0) {
+      request.first_token_ns = end_ns;
+      step_stats.time_to_first_token_seconds.push_back(Seconds(end_ns - request.queued_ns));
+    } else {
+      step_stats.inter_token_seconds.push_back(Seconds(end_ns - request.last_token_ns));
+    }
+    request.last_token_ns = end_ns;
+  }
+  ++stats_.num_steps;
+  stats_.last_step_ns = end_ns;
+  PublishStats();
+  step_stats.engine = stats_;
+  if (observer_ != nullptr) observer_->OnStep(step_stats);
+}
+
+void EngineLoop::DeliverTokens() {
+  for (TokenUpdate& update : std::exchange(undelivered_, {})) {
+    const auto request = active_.find(update.id);
+    if (request == active_.end()) continue;  // cancelled since
+    RequestOutput output = request->second.output.Append(std::move(update));
+    if (output.finish_reason) {
+      scheduler_.Finish(request->first);  // still there if a stop string ended it
+      EndRequest(request, std::move(output));
+    } else {
+      request->second.sink->OnOutput(std::move(output));
+    }
+  }
+}
+
+void EngineLoop::EndWithoutToken(RequestId id, FinishReason reason, const absl::Status& error) {
+  const auto request = active_.find(id);
+  if (request == active_.end()) return;
+  scheduler_.Finish(id);
+  EndRequest(request, request->second.output.Finish(reason, error));
+}
+
+void EngineLoop::EndAll(FinishReason reason, const absl::Status& error) {
+  while (!active_.empty()) EndWithoutToken(active_.begin()->first, reason, error);
+}
+
+void EngineLoop::EndRequest(std::map<RequestId, ActiveRequest>::iterator request,
+                            RequestOutput last) {
+  auto node = active_.extract(request);
+  ActiveRequest& ended = node.mapped();
+  PublishStats();  // whoever sees the last delta finds the blocks freed
+  FinishedRequestStats stats{.reason = *last.finish_reason,
+                             .num_prompt_tokens = ended.num_prompt_tokens,
+                             .num_cached_tokens = ended.num_cached_tokens,
+                             .num_generated_tokens = ended.output.num_generated_tokens(),
+                             .max_tokens = ended.max_tokens};
+  const int64_t now_ns = clock_->NowNs();
+  stats.e2e_seconds = Seconds(now_ns - ended.queued_ns);
+  const bool was_scheduled = ended.scheduled_ns >= 0;
+  stats.queue_seconds = Seconds((was_scheduled ? ended.scheduled_ns : now_ns) - ended.queued_ns);
+  if (ended.first_token_ns >= 0) {
+    stats.prefill_seconds = Seconds(ended.first_token_ns - ended.scheduled_ns);
+    stats.decode_seconds = Seconds(ended.last_token_ns - ended.first_token_ns);
+    stats.inference_seconds = Seconds(ended.last_token_ns - ended.scheduled_ns);
+  }
+  if (observer_ != nullptr) observer_->OnFinished(stats);
+  ended.sink->OnOutput(std::move(last));
+  ended.sink.reset();
+
+  const std::lock_guard lock(mutex_);
+  if (!was_scheduled) --num_queued_;
+  if (--num_unfinished_ == 0) request_left_.notify_all();
+}
+
+void EngineLoop::FailEngine(const absl::Status& error) {
+  log::Error("the engine stopped serving: a step failed: {}", std::string(error.message()));
+  {
+    const std::lock_guard lock(mutex_);
+    health_ = Annotate(error, "a step failed");
+  }
+  EndAll(FinishReason::kError, error);
+}
+
+void EngineLoop::PublishStats() {
+  stats_.num_running = scheduler_.num_running();
+  stats_.num_waiting = scheduler_.num_waiting();
+  stats_.kv_blocks_used = scheduler_.pool().num_used();
+  const std::lock_guard lock(mutex_);
+  published_stats_ = stats_;
+}
+
+}  // namespace nibble::engine
