@@ -16,6 +16,13 @@
 
 namespace nibble::engine {
 
+// How far the beginning of a text has been decoded, for the rules about its leading space.
+// Value-initialized at the start of a text; only Tokenizer::AppendTokenText() changes it.
+struct TextStart {
+  bool passed = false;  // from here on tokens read as in the middle of a text
+  int32_t num_stripped = 0;
+};
+
 class Tokenizer {
  public:
   // Reads tokenizer.json, else tokenizer.model (SentencePiece), from a Hugging Face model
@@ -38,6 +45,13 @@ class Tokenizer {
   // Raw bytes that `id` contributes in the middle of a text (for logprobs "bytes" and incremental
   // decoding). A byte-level token may be part of a character. Ids without a token give "".
   virtual std::string TokenBytes(int32_t id) const = 0;
+
+  // Appends the raw bytes of `id` as the next token of a text that has come to `*start`, and moves
+  // `*start` on. Tokenizers without a rule about the beginning of a text need not override it.
+  virtual void AppendTokenText(int32_t id, TextStart* start, std::string* bytes) const {
+    start->passed = true;
+    bytes->append(TokenBytes(id));
+  }
 
   virtual bool IsSpecial(int32_t id) const = 0;
   virtual std::optional<int32_t> TokenToId(std::string_view token) const = 0;
@@ -66,9 +80,9 @@ class IncrementalDecoder {
  private:
   const Tokenizer* tokenizer_;
   bool skip_special_tokens_;
-  bool at_start_ =
-      true;  // SentencePiece drops the first token's leading space at the start of a text
-  std::string pending_;  // bytes of an unfinished character
+  TextStart start_;
+  std::string pending_;             // bytes of an unfinished character
+  bool pending_is_prompt_ = false;  // all of them are the prompt's: not to be flushed
 };
 
 }  // namespace nibble::engine
