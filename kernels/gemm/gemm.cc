@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "kernels/gemm/gemm_kernels.h"
 #include "kernels/gemm/gemm_variant.h"
 #include "kernels/gemm/integer_scales.h"
 
@@ -15,10 +16,6 @@ namespace {
 constexpr int64_t kMaxDimension = int64_t{1} << 30;
 // |sum_k a8 * w8| <= 127 * 128 * k with |w8| = |q * S| <= 8 * 16 stays below 2^31 up to here.
 constexpr int64_t kMaxFoldedK = std::numeric_limits<int32_t>::max() / (127 * 128);
-// Longest group whose partial sum is kept in one piece (and in float without rounding: 127 * 15 *
-// 1024 < 2^21). Longer groups are cut into pieces of this length.
-constexpr int64_t kMaxGroup = 1024;
-
 std::string_view ToString(ScaleForm form) {
   switch (form) {
     case ScaleForm::kFolded:
@@ -36,10 +33,11 @@ absl::Status CheckW4A8(const GemmDesc& desc) {
     return InvalidArgument("gemm: group_size is {}, the range is 1..{}", desc.group_size,
                            kMaxDimension);
   }
-  if (desc.group_size < desc.k && desc.group_size > kMaxGroup && desc.group_size % kMaxGroup != 0) {
+  if (desc.group_size < desc.k && desc.group_size > kMaxPackedGroup &&
+      desc.group_size % kMaxPackedGroup != 0) {
     return Unimplemented(
         "gemm: group_size {} is neither at most {}, nor a multiple of it, nor the whole k = {}",
-        desc.group_size, kMaxGroup, desc.k);
+        desc.group_size, kMaxPackedGroup, desc.k);
   }
   if (desc.scale_form == ScaleForm::kFolded && desc.k > kMaxFoldedK) {
     return Unimplemented("gemm: k is {}, folded scales keep int32 sums up to k = {}", desc.k,

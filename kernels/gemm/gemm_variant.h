@@ -69,5 +69,9 @@ std::unique_ptr<GemmWeight> PackDenseRef(const GemmVariant&, const GemmDesc&, co
                                          ThreadPool*);
 std::unique_ptr<GemmWeight> PackInt4Ref(const GemmVariant&, const GemmDesc&, const Int4Source&,
                                         ThreadPool*);
+std::unique_ptr<GemmWeight> PackDensePanels(const GemmVariant&, const GemmDesc&, const DenseSource&,
+                                            ThreadPool*);
+std::unique_ptr<GemmWeight> PackInt4Panels(const GemmVariant&, const GemmDesc&, const Int4Source&,
+                                           ThreadPool*);
 
 }  // namespace nibble::kernels

@@ -1,0 +1,110 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/gemm/gemm_kernels.h"
+
+namespace nibble::kernels::avx2 {
+namespace {
+
+constexpr int kLanes = 8;
+constexpr int kVectors = 4;  // a panel is 32 output channels
+constexpr int kPanel = kVectors * kLanes;
+// 3 rows * 4 vectors = 12 accumulators, 3 registers of activations, 1 of weights: all 16.
+constexpr int kTileRows = 3;
+// With many rows, this much of a panel (16 KiB of bf16) stays in the first-level cache while the
+// rows pass by.
+constexpr int64_t kDepth = 256;
+
+// One vector of weights of one k.
+struct F32 {
+  static constexpr int64_t kBytes = 4;
+  static inline __m256 Load(const uint8_t* b, int v) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(b) + v * kLanes);
+  }
+};
+struct F16 {
+  static constexpr int64_t kBytes = 2;
+  static inline __m256 Load(const uint8_t* b, int v) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b) + v));
+  }
+};
+// Two vectors are interleaved by element, so that widening is one shift or one mask each.
+struct Bf16 {
+  static constexpr int64_t kBytes = 2;
+  static inline __m256 Load(const uint8_t* b, int v) {
+    const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b) + v / 2);
+    const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
+    return _mm256_castsi256_ps(v % 2 == 0 ? _mm256_slli_epi32(pair, 16)
+                                          : _mm256_and_si256(pair, high));
+  }
+};
+
+inline __m256i FirstLanes(int64_t count) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const int clamped = static_cast<int>(count < 0 ? 0 : count > kLanes ? kLanes : count);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(clamped), lanes);
+}
+
+// kRows rows times the panel over k in [begin, end). One accumulator per output, in the order of k:
+// storing it to d between two stretches of k changes no bit.
+template <typename Storage, int kRows>
+void Tile(const DenseBlock& block, int64_t row, int64_t begin, int64_t end) {
+  const float* a = block.a + row * block.a_stride;
+  float* d = block.d + row * block.d_stride;
+  const auto* b = static_cast<const uint8_t*>(block.weights) + begin * kPanel * Storage::kBytes;
+  __m256 acc[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      acc[r][v] = begin == 0 ? _mm256_setzero_ps()
+                             : _mm256_maskload_ps(d + r * block.d_stride + v * kLanes,
+                                                  FirstLanes(block.columns - v * kLanes));
+    }
+  }
+  for (int64_t k = begin; k < end; ++k) {
+    __m256 x[kRows];
+    for (int r = 0; r < kRows; ++r) x[r] = _mm256_set1_ps(a[r * block.a_stride + k]);
+    for (int v = 0; v < kVectors; ++v) {
+      const __m256 w = Storage::Load(b, v);
+      for (int r = 0; r < kRows; ++r) acc[r][v] = _mm256_fmadd_ps(x[r], w, acc[r][v]);
+    }
+    b += kPanel * Storage::kBytes;
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t left = block.columns - v * kLanes;
+    if (left <= 0) break;
+    const __m256i mask = FirstLanes(left);
+    const bool biased = end == block.k && block.bias != nullptr;
+    const __m256 bias =
+        biased ? _mm256_maskload_ps(block.bias + v * kLanes, mask) : _mm256_setzero_ps();
+    for (int r = 0; r < kRows; ++r) {
+      const __m256 value = biased ? _mm256_add_ps(acc[r][v], bias) : acc[r][v];
+      _mm256_maskstore_ps(d + r * block.d_stride + v * kLanes, mask, value);
+    }
+  }
+}
+
+template <typename Storage>
+void Multiply(const DenseBlock& block) {
+  const int64_t depth = block.rows <= kTileRows ? block.k : kDepth;
+  for (int64_t begin = 0; begin < block.k; begin += depth) {
+    const int64_t end = block.k - begin < depth ? block.k : begin + depth;
+    int64_t row = 0;
+    for (; row + kTileRows <= block.rows; row += kTileRows) {
+      Tile<Storage, kTileRows>(block, row, begin, end);
+    }
+    if (block.rows - row == 2) Tile<Storage, 2>(block, row, begin, end);
+    if (block.rows - row == 1) Tile<Storage, 1>(block, row, begin, end);
+  }
+}
+
+}  // namespace
+
+void DenseF32(const DenseBlock& block) { Multiply<F32>(block); }
+void DenseBf16(const DenseBlock& block) { Multiply<Bf16>(block); }
+void DenseF16(const DenseBlock& block) { Multiply<F16>(block); }
+
+}  // namespace nibble::kernels::avx2

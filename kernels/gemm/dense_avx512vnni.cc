@@ -1,0 +1,130 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "kernels/gemm/gemm_kernels.h"
+
+namespace nibble::kernels::avx512vnni {
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kVectors = 4;  // a panel is 64 output channels
+constexpr int kPanel = kVectors * kLanes;
+// 6 rows * 4 vectors = 24 accumulators, 4 registers of weights and 1 of activations: 29 of 32, and
+// more chains than latency (4) * ports (2) asks for.
+constexpr int kTileRows = 6;
+// With many rows, this much of a panel (32 KiB of bf16) stays in the first-level cache while the
+// rows pass by.
+constexpr int64_t kDepth = 256;
+
+// Four vectors of weights of one k.
+struct F32 {
+  static constexpr int64_t kBytes = 4;
+  static inline void Load(const uint8_t* b, __m512* w) {
+    for (int v = 0; v < kVectors; ++v) w[v] = _mm512_loadu_ps(b + v * 64);
+  }
+};
+struct F16 {
+  static constexpr int64_t kBytes = 2;
+  static inline void Load(const uint8_t* b, __m512* w) {
+    for (int v = 0; v < kVectors; ++v) {
+      w[v] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + v * 32)));
+    }
+  }
+};
+// Two vectors are interleaved by element, so that widening is one shift or one mask each.
+struct Bf16 {
+  static constexpr int64_t kBytes = 2;
+  static inline void Load(const uint8_t* b, __m512* w) {
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
+    for (int p = 0; p < kVectors / 2; ++p) {
+      const __m512i pair = _mm512_loadu_si512(b + p * 64);
+      w[2 * p] = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+      w[2 * p + 1] = _mm512_castsi512_ps(_mm512_and_si512(pair, high));
+    }
+  }
+};
+
+inline __mmask16 FirstLanes(int64_t count) {
+  if (count <= 0) return 0;
+  return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1U << count) - 1U);
+}
+
+// kRows rows times the panel over k in [begin, end). One accumulator per output, in the order of k:
+// storing it to d between two stretches of k changes no bit.
+template <typename Storage, int kRows>
+void Tile(const DenseBlock& block, int64_t row, int64_t begin, int64_t end) {
+  const float* a = block.a + row * block.a_stride;
+  float* d = block.d + row * block.d_stride;
+  const auto* b = static_cast<const uint8_t*>(block.weights) + begin * kPanel * Storage::kBytes;
+  __m512 acc[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) {
+      acc[r][v] = begin == 0 ? _mm512_setzero_ps()
+                             : _mm512_maskz_loadu_ps(FirstLanes(block.columns - v * kLanes),
+                                                     d + r * block.d_stride + v * kLanes);
+    }
+  }
+  for (int64_t k = begin; k < end; ++k) {
+    __m512 w[kVectors];
+    Storage::Load(b, w);
+    b += kPanel * Storage::kBytes;
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 x = _mm512_set1_ps(a[r * block.a_stride + k]);
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm512_fmadd_ps(x, w[v], acc[r][v]);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    const __mmask16 mask = FirstLanes(block.columns - v * kLanes);
+    if (mask == 0) break;
+    const bool biased = end == block.k && block.bias != nullptr;
+    const __m512 bias =
+        biased ? _mm512_maskz_loadu_ps(mask, block.bias + v * kLanes) : _mm512_setzero_ps();
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 value = biased ? _mm512_add_ps(acc[r][v], bias) : acc[r][v];
+      _mm512_mask_storeu_ps(d + r * block.d_stride + v * kLanes, mask, value);
+    }
+  }
+}
+
+template <typename Storage>
+void Multiply(const DenseBlock& block) {
+  const int64_t depth = block.rows <= kTileRows ? block.k : kDepth;
+  for (int64_t begin = 0; begin < block.k; begin += depth) {
+    const int64_t end = block.k - begin < depth ? block.k : begin + depth;
+    int64_t row = 0;
+    for (; row + kTileRows <= block.rows; row += kTileRows) {
+      Tile<Storage, kTileRows>(block, row, begin, end);
+    }
+    switch (block.rows - row) {
+      case 5:
+        Tile<Storage, 5>(block, row, begin, end);
+        break;
+      case 4:
+        Tile<Storage, 4>(block, row, begin, end);
+        break;
+      case 3:
+        Tile<Storage, 3>(block, row, begin, end);
+        break;
+      case 2:
+        Tile<Storage, 2>(block, row, begin, end);
+        break;
+      case 1:
+        Tile<Storage, 1>(block, row, begin, end);
+        break;
+      default:
+        break;
+    }
+  }
+}
+
+}  // namespace
+
+void DenseF32(const DenseBlock& block) { Multiply<F32>(block); }
+void DenseBf16(const DenseBlock& block) { Multiply<Bf16>(block); }
+void DenseF16(const DenseBlock& block) { Multiply<F16>(block); }
+
+}  // namespace nibble::kernels::avx512vnni

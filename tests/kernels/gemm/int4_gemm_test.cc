@@ -1,0 +1,307 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/gemm/gemm.h"
+#include "tests/kernels/gemm/gemm_test_case.h"
+
+namespace nibble::kernels {
+namespace {
+
+using testing::Random;
+
+struct Shape {
+  int64_t m, n, k, group;
+};
+// Panels are 16 and 32 wide, row tiles 3, 6 and 12, few rows up to 6 and 12, row blocks 192,
+// stretches of k 1024: below, at and above each; groups that are no multiple of 8 or cover k.
+constexpr Shape kShapes[] = {
+    {0, 5, 128, 128},    {1, 1, 1, 1},        {1, 32, 128, 128},    {1, 33, 257, 128},
+    {2, 31, 96, 32},     {3, 17, 100, 128},   {4, 48, 130, 64},     {5, 16, 72, 24},
+    {6, 40, 56, 7},      {7, 65, 256, 128},   {12, 32, 1024, 128},  {13, 33, 1160, 128},
+    {14, 70, 2080, 32},  {31, 15, 33, 33},    {27, 64, 2500, 2500}, {1, 20, 2500, 2500},
+    {13, 9, 4100, 2048}, {193, 34, 136, 128}, {200, 35, 77, 10},
+};
+
+struct Case {
+  Int4Weight weight;
+  std::vector<int8_t> a;
+  std::vector<float> a_scales;
+  std::vector<int32_t> a_sums;
+  std::vector<float> bias;
+  int64_t a_stride = 0;
+};
+
+enum class Scales { kFolded, kPositive, kSigned, kSignedWithZeroPoints };
+
+Int4Weight MakeWeight(Random* random, int64_t n, int64_t k, int64_t group, Scales scales) {
+  Int4Weight weight;
+  weight.n = n;
+  weight.k = k;
+  weight.group_size = group;
+  weight.codes.resize(static_cast<size_t>(n * weight.row_bytes()));
+  for (uint8_t& byte : weight.codes) byte = static_cast<uint8_t>(random->Bits());
+  for (int64_t row = 0; row < n; ++row) {
+    const float channel = random->Uniform(0.001F, 0.01F);
+    for (int64_t g = 0; g < weight.num_groups(); ++g) {
+      float scale = channel * (scales == Scales::kFolded ? static_cast<float>(random->Int(1, 16))
+                                                         : random->Uniform(1.0F, 16.0F));
+      if (scales == Scales::kSigned || scales == Scales::kSignedWithZeroPoints) {
+        // Channels of one sign, of the other, and of both.
+        if (row % 3 == 1 || (row % 3 == 2 && random->Int(0, 1) == 1)) scale = -scale;
+      }
+      weight.scales.push_back(scale);
+      if (scales == Scales::kSignedWithZeroPoints) {
+        weight.zero_points.push_back(static_cast<uint8_t>(random->Int(0, 15)));
+      }
+    }
+  }
+  return weight;
+}
+
+Case MakeCase(Random* random, const Shape& s, Scales scales) {
+  Case c;
+  c.weight = MakeWeight(random, s.n, s.k, s.group, scales);
+  c.a_stride = s.k + 3;
+  // Whatever lies between rows must not matter.
+  c.a.assign(static_cast<size_t>(s.m * c.a_stride), 101);
+  for (int64_t m = 0; m < s.m; ++m) {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < s.k; ++k) {
+      const auto value = static_cast<int8_t>(random->Int(-127, 127));
+      c.a[static_cast<size_t>(m * c.a_stride + k)] = value;
+      sum += value;
+    }
+    c.a_sums.push_back(sum);
+    c.a_scales.push_back(random->Uniform(0.001F, 0.1F));
+  }
+  c.bias = random->Normals(s.n);
+  return c;
+}
+
+Output RunCase(const PackedWeight& weight, Case* c, int64_t first, int64_t m, ThreadPool* pool) {
+  const int64_t n = weight.desc().n;
+  Output d(m, n, n + 5);
+  Run(weight,
+      {.m = m,
+       .a8 = {c->a.data() + first * c->a_stride, c->a_scales.data() + first,
+              c->a_sums.data() + first, c->a_stride},
+       .bias = c->bias.data(),
+       .d = d.data(),
+       .d_stride = d.stride()},
+      pool);
+  EXPECT_TRUE(d.CanariesIntact());
+  return d;
+}
+
+::testing::AssertionResult SameBits(const Output& actual, int64_t rows, int64_t n,
+                                    const Output& expected, int64_t first = 0) {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t column = 0; column < n; ++column) {
+      const float a = actual.at(m, column);
+      const float e = expected.at(first + m, column);
+      if (std::memcmp(&a, &e, sizeof(float)) != 0) {
+        return ::testing::AssertionFailure()
+               << "(" << m << ", " << column << "): actual " << a << ", expected " << e;
+      }
+    }
+  }
+  return ::testing::AssertionSuccess();
+}
+
+class Int4GemmTest : public ::testing::TestWithParam<Isa> {};
+
+TEST_P(Int4GemmTest, IntegerFormsEqualTheReferenceBitForBit) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(GetParam());
+  ThreadPool pool(2);
+  Random random(3);
+  for (const Shape& s : kShapes) {
+    for (const Scales scales :
+         {Scales::kFolded, Scales::kPositive, Scales::kSigned, Scales::kSignedWithZeroPoints}) {
+      SCOPED_TRACE(fmt::format("m={} n={} k={} group={} scales={}", s.m, s.n, s.k, s.group,
+                               static_cast<int>(scales)));
+      Case c = MakeCase(&random, s, scales);
+      const ScaleForm form = scales == Scales::kFolded ? ScaleForm::kFolded : ScaleForm::kInteger;
+      auto reference = PackInt4(c.weight, form, Isa::kRef, &pool);
+      ASSERT_TRUE(reference.ok()) << reference.status();
+      auto weight = PackInt4(c.weight, form, GetParam(), &pool);
+      ASSERT_TRUE(weight.ok()) << weight.status();
+      const Output expected = RunCase(**reference, &c, 0, s.m, &pool);
+      EXPECT_TRUE(SameBits(RunCase(**weight, &c, 0, s.m, &pool), s.m, s.n, expected));
+    }
+  }
+}
+
+TEST_P(Int4GemmTest, FloatFormIsNearTheReference) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(GetParam());
+  ThreadPool pool(2);
+  Random random(4);
+  for (const Shape& s : kShapes) {
+    SCOPED_TRACE(fmt::format("m={} n={} k={} group={}", s.m, s.n, s.k, s.group));
+    Case c = MakeCase(&random, s, Scales::kSignedWithZeroPoints);
+    auto weight = PackInt4(c.weight, ScaleForm::kFloat, GetParam(), &pool);
+    ASSERT_TRUE(weight.ok()) << weight.status();
+    const Output d = RunCase(**weight, &c, 0, s.m, &pool);
+    for (int64_t m = 0; m < s.m; ++m) {
+      for (int64_t n = 0; n < s.n; ++n) {
+        double sum = 0.0;
+        double magnitude = 0.0;
+        for (int64_t k = 0; k < s.k; ++k) {
+          const double product = c.a[static_cast<size_t>(m * c.a_stride + k)] *
+                                 static_cast<double>(c.weight.Dequantize(n, k));
+          sum += product;
+          magnitude += std::abs(product);
+        }
+        const auto scale = static_cast<double>(c.a_scales[static_cast<size_t>(m)]);
+        const auto bias = static_cast<double>(c.bias[static_cast<size_t>(n)]);
+        // Group sums are exact; at most k fused additions, the scale and the bias round, each by
+        // half a unit of a value below the sum of magnitudes. Dequantize rounds once per weight.
+        const double roundings = static_cast<double>(std::min(s.k, s.k / s.group + 5) + 3);
+        const double bound = 1.01 * 0x1p-24 * roundings * (magnitude * scale + std::abs(bias));
+        ASSERT_NEAR(static_cast<double>(d.at(m, n)), sum * scale + bias, bound) << m << ", " << n;
+      }
+    }
+  }
+}
+
+TEST_P(Int4GemmTest, RowsDoNotDependOnTheBatch) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(GetParam());
+  ThreadPool pool(2);
+  Random random(5);
+  const Shape s = {211, 50, 640, 128};
+  for (const ScaleForm form : {ScaleForm::kFolded, ScaleForm::kInteger, ScaleForm::kFloat}) {
+    Case c = MakeCase(&random, s, form == ScaleForm::kFolded ? Scales::kFolded : Scales::kSigned);
+    auto weight = PackInt4(c.weight, form, GetParam(), &pool);
+    ASSERT_TRUE(weight.ok()) << weight.status();
+    const Output all = RunCase(**weight, &c, 0, s.m, &pool);
+    for (const auto& [first, m] : {std::pair<int64_t, int64_t>{0, 1},
+                                   {7, 1},
+                                   {9, 5},
+                                   {2, 12},
+                                   {60, 32},
+                                   {209, 2},
+                                   {100, 70}}) {
+      EXPECT_TRUE(SameBits(RunCase(**weight, &c, first, m, &pool), m, s.n, all, first))
+          << "rows " << first << " to " << first + m;
+    }
+  }
+}
+
+// All products at their extremes: the sums come as near to 2^31 as the proof lets them, with both
+// signs, so that a kernel that saturates or widens too late would show.
+TEST_P(Int4GemmTest, ExtremeSumsAreExact) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(GetParam());
+  ThreadPool pool(2);
+  for (const int64_t k : {1024, 131072}) {
+    for (const int code : {0, 15}) {
+      for (const int activation : {-127, 127}) {
+        for (const ScaleForm form : {ScaleForm::kFolded, ScaleForm::kInteger}) {
+          for (const int64_t m : {1, 2, 3, 6, 14}) {
+            SCOPED_TRACE(fmt::format("k={} code={} a={} m={}", k, code, activation, m));
+            Case c;
+            c.weight.n = 3;
+            c.weight.k = k;
+            c.weight.group_size = 128;
+            c.weight.codes.assign(static_cast<size_t>(3 * k / 2), static_cast<uint8_t>(code * 17));
+            c.weight.scales.assign(static_cast<size_t>(3 * k / 128), 16.0F);
+            c.weight.scales[0] = 1.0F;  // so that folding keeps S = 16 for the others
+            c.a_stride = k;
+            c.a.assign(static_cast<size_t>(m * k), static_cast<int8_t>(activation));
+            c.a_scales.assign(static_cast<size_t>(m), 1.0F);
+            c.a_sums.assign(static_cast<size_t>(m), static_cast<int32_t>(activation * k));
+            c.bias.assign(3, 0.0F);
+            auto reference = PackInt4(c.weight, form, Isa::kRef, &pool);
+            auto weight = PackInt4(c.weight, form, GetParam(), &pool);
+            ASSERT_TRUE(weight.ok() && reference.ok()) << weight.status();
+            EXPECT_TRUE(SameBits(RunCase(**weight, &c, 0, m, &pool), m, 3,
+                                 RunCase(**reference, &c, 0, m, &pool)));
+          }
+        }
+      }
+    }
+  }
+}
+
+// A row that QuantizeRows found not finite has a NaN scale: every output of it is NaN.
+TEST_P(Int4GemmTest, NanScaleShows) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(GetParam());
+  ThreadPool pool(1);
+  Random random(6);
+  for (const ScaleForm form : {ScaleForm::kFolded, ScaleForm::kInteger, ScaleForm::kFloat}) {
+    Case c = MakeCase(&random, {2, 20, 128, 64}, Scales::kFolded);
+    c.a_scales[1] = std::nanf("");
+    auto weight = PackInt4(c.weight, form, GetParam(), &pool);
+    ASSERT_TRUE(weight.ok()) << weight.status();
+    const Output d = RunCase(**weight, &c, 0, 2, &pool);
+    for (int64_t n = 0; n < 20; ++n) {
+      EXPECT_FALSE(std::isnan(d.at(0, n)));
+      EXPECT_TRUE(std::isnan(d.at(1, n)));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(AllIsas, Int4GemmTest, ::testing::ValuesIn(kAllIsas), IsaName);
+
+TEST(Int4Gemm, ReferenceIsTheDequantizedProduct) {
+  ThreadPool pool(1);
+  Random random(7);
+  const Shape s = {3, 9, 200, 64};
+  for (const Scales scales : {Scales::kFolded, Scales::kSigned, Scales::kSignedWithZeroPoints}) {
+    Case c = MakeCase(&random, s, scales);
+    const bool folded = scales == Scales::kFolded;
+    auto weight =
+        PackInt4(c.weight, folded ? ScaleForm::kFolded : ScaleForm::kInteger, Isa::kRef, &pool);
+    ASSERT_TRUE(weight.ok()) << weight.status();
+    const Output d = RunCase(**weight, &c, 0, s.m, &pool);
+    for (int64_t m = 0; m < s.m; ++m) {
+      for (int64_t n = 0; n < s.n; ++n) {
+        double sum = 0.0;
+        double magnitude = 0.0;
+        for (int64_t k = 0; k < s.k; ++k) {
+          const double product = c.a[static_cast<size_t>(m * c.a_stride + k)] *
+                                 static_cast<double>(c.weight.Dequantize(n, k));
+          sum += product;
+          magnitude += std::abs(product);
+        }
+        const auto scale = static_cast<double>(c.a_scales[static_cast<size_t>(m)]);
+        // Folded scales are exact. Integer scales round to half of 1/127 (1/255) of the channel's
+        // largest, and these scales lie within a factor of 16 of each other.
+        const double relative = folded ? 1e-5 : 0.5 / 127.0 * 16.0;
+        EXPECT_NEAR(static_cast<double>(d.at(m, n)),
+                    sum * scale + static_cast<double>(c.bias[static_cast<size_t>(n)]),
+                    relative * magnitude * scale + 1e-6);
+      }
+    }
+  }
+}
+
+TEST(Int4Gemm, RefusesWhatItCannotRun) {
+  GemmDesc desc = {.format = WeightFormat::kW4A8, .n = 8, .k = 4096, .group_size = 128};
+  EXPECT_TRUE(Supports(desc, Isa::kAvx2).ok());
+  desc.group_size = 0;
+  EXPECT_EQ(Supports(desc, Isa::kAvx2).code(), absl::StatusCode::kInvalidArgument);
+  desc.group_size = 1500;  // neither short, nor a multiple of 1024, nor all of k
+  EXPECT_EQ(Supports(desc, Isa::kAvx2).code(), absl::StatusCode::kUnimplemented);
+  desc.group_size = 4096;
+  EXPECT_TRUE(Supports(desc, Isa::kAvx2).ok());
+  desc.k = 132105;  // 127 * 128 * k > 2^31 - 1
+  EXPECT_EQ(Supports(desc, Isa::kAvx512Vnni).code(), absl::StatusCode::kUnimplemented);
+  desc.k = 132104;
+  desc.group_size = 128;
+  EXPECT_TRUE(Supports(desc, Isa::kAvx512Vnni).ok());
+  desc.n = -1;
+  EXPECT_EQ(Supports(desc, Isa::kRef).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(Int4Gemm, FoldedNeedsFoldingScales) {
+  ThreadPool pool(1);
+  Random random(8);
+  const Int4Weight weight = MakeWeight(&random, 4, 512, 64, Scales::kPositive);
+  EXPECT_EQ(PackInt4(weight, ScaleForm::kFolded, Isa::kRef, &pool).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+}  // namespace
+}  // namespace nibble::kernels
