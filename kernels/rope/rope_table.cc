@@ -21,12 +21,11 @@ float Llama3Frequency(float frequency, const RopeConfig& config) {
   const auto high_frequency_wavelength = static_cast<float>(original / config.high_freq_factor);
   const float wavelength = static_cast<float>(2.0 * std::numbers::pi) / frequency;
   if (wavelength < high_frequency_wavelength) return frequency;
-  const float scaled = frequency / factor;
-  if (wavelength > low_frequency_wavelength) return scaled;
+  if (wavelength > low_frequency_wavelength) return frequency / factor;
   const float smooth =
       (static_cast<float>(original) / wavelength - static_cast<float>(config.low_freq_factor)) /
       static_cast<float>(config.high_freq_factor - config.low_freq_factor);
-  return (1.0F - smooth) * scaled + smooth * frequency;
+  return (1.0F - smooth) * frequency / factor + smooth * frequency;
 }
 
 }  // namespace
