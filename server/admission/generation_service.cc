@@ -196,7 +196,8 @@ absl::StatusOr<engine::SamplingParams> GenerationService::ResolveSampling(
     }
     params.max_tokens = *request.max_tokens;
   } else {
-    params.max_tokens = std::clamp<int64_t>(defaults.max_new_tokens.value_or(room), 1, room);
+    params.max_tokens = std::clamp<int64_t>(
+        request.default_max_tokens.value_or(defaults.max_new_tokens.value_or(room)), 1, room);
   }
   params.min_tokens = request.min_tokens.value_or(0);
   // The client's word, else the model's recommendation, else nibble's default.
@@ -284,6 +285,7 @@ absl::StatusOr<std::shared_ptr<Generation>> GenerationService::Generate(
   }
   NIBBLE_ASSIGN_OR_RETURN(std::vector<engine::RequestId> ids,
                           parts_.engine->Submit(std::move(choices)));
+  if (parts_.on_admitted) parts_.on_admitted(request.n);
   return std::make_shared<Generation>(parts_.engine, std::move(ids), num_prompt_tokens);
 }
 

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -47,6 +48,9 @@ struct ServedModel {
 // server's default.
 struct SamplingRequest {
   std::optional<int64_t> max_tokens;
+  // Where max_tokens is unset: a front end's own default (OpenAI completions: 16), cut to the rest
+  // of the context. Unset too: generation_config.json's, else the rest of the context.
+  std::optional<int64_t> default_max_tokens;
   std::optional<int64_t> min_tokens;
   std::optional<float> temperature;
   std::optional<float> top_p;
@@ -136,6 +140,8 @@ class GenerationService {
     nlohmann::ordered_json
         template_variables;  // bos_token, eos_token, ... of tokenizer_config.json
     engine::GenerationConfig defaults;
+    // Called with n for every request that was admitted; may be null.
+    std::function<void(int64_t)> on_admitted;
   };
   explicit GenerationService(Parts parts);
 
@@ -154,6 +160,7 @@ class GenerationService {
 
   absl::Status CheckModelName(std::string_view name) const;  // NOT_FOUND naming what is served
   const ServedModel& model() const { return parts_.model; }
+  const ServiceLimits& limits() const { return parts_.limits; }
   const engine::Tokenizer& tokenizer() const { return *parts_.tokenizer; }
   engine::Engine& engine() { return *parts_.engine; }
 
