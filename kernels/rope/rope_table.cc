@@ -12,19 +12,22 @@ namespace {
 
 // transformers computes frequencies and angles in float32, and at position 8000 half a unit in the
 // last place of a frequency near 1 already turns the angle by 2e-4. The models were trained and are
-// evaluated with those roundings, so each step below rounds to float as theirs does.
+// evaluated with those roundings, so each step below rounds to float as theirs does. What is left:
+// torch's pow is not always correctly rounded (3 of 528 frequencies of ten common settings differ,
+// by one unit in the last place).
 
 float Llama3Frequency(float frequency, const RopeConfig& config) {
   const auto factor = static_cast<float>(config.factor);
   const auto original = static_cast<double>(config.original_max_position);
   const auto low_frequency_wavelength = static_cast<float>(original / config.low_freq_factor);
   const auto high_frequency_wavelength = static_cast<float>(original / config.high_freq_factor);
-  const float wavelength = static_cast<float>(2.0 * std::numbers::pi) / frequency;
+  // torch divides a number by a tensor as reciprocal times number.
+  const float wavelength = 1.0F / frequency * static_cast<float>(2.0 * std::numbers::pi);
   if (wavelength < high_frequency_wavelength) return frequency;
   if (wavelength > low_frequency_wavelength) return frequency / factor;
-  const float smooth =
-      (static_cast<float>(original) / wavelength - static_cast<float>(config.low_freq_factor)) /
-      static_cast<float>(config.high_freq_factor - config.low_freq_factor);
+  const float smooth = (1.0F / wavelength * static_cast<float>(original) -
+                        static_cast<float>(config.low_freq_factor)) /
+                       static_cast<float>(config.high_freq_factor - config.low_freq_factor);
   return (1.0F - smooth) * frequency / factor + smooth * frequency;
 }
 

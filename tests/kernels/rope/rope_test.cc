@@ -45,6 +45,7 @@ TEST(RopeTableTest, AgreesWithTransformers) {
   std::vector<double> frequencies;
   std::string current;  // the case's own line
   int num_lines = 0;
+  int num_unequal = 0;
   for (std::string text; std::getline(file, text); ++num_lines) {
     std::istringstream line(text);
     std::string what;
@@ -63,8 +64,10 @@ TEST(RopeTableTest, AgreesWithTransformers) {
     ASSERT_EQ(expected.size(), frequencies.size());
     for (size_t i = 0; i < expected.size(); ++i) {
       if (what == "frequencies") {
-        // Equal floats but for the last place of pow and of its reciprocal.
-        EXPECT_EQ(static_cast<float>(frequencies[i]), static_cast<float>(expected[i])) << i;
+        // The same float, but for the few that torch's pow does not round correctly.
+        const auto expected_float = static_cast<float>(expected[i]);
+        EXPECT_NEAR(frequencies[i], expected[i], 1.2e-7 * expected[i]) << i;
+        num_unequal += static_cast<float>(frequencies[i]) != expected_float ? 1 : 0;
         continue;
       }
       const std::vector<float>& values = what == "cos" ? table.cos : table.sin;
@@ -76,6 +79,7 @@ TEST(RopeTableTest, AgreesWithTransformers) {
     }
   }
   EXPECT_EQ(num_lines, 7 * 10);
+  EXPECT_LE(num_unequal, 1);
 }
 
 class RopeTest : public ::testing::TestWithParam<Isa> {
