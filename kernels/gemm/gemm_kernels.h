@@ -42,12 +42,14 @@ struct Int4Block {
   int64_t last_group;
   int64_t columns;    // of the panel that exist: 1..panel
   const float* bias;  // [columns] or null
-  // Rows.
-  const int8_t* a;  // [rows, a_stride]
+  // Rows. few_rows: a is [rows, a_stride]. many_rows: a is tiles of tile_rows rows, zeros where the
+  // rows end, each [k / 4, tile_rows, 4]: what the inner loop reads is one stream. a_stride is then
+  // the packed k, so that tile t starts at t * tile_rows * a_stride.
+  const int8_t* a;
   int64_t a_stride;
   const float* a_scales;      // [rows]
   const int32_t* a_sums;      // [rows] sum over k
-  const int32_t* group_sums;  // [rows, num_groups] sum over the k of a group
+  const int32_t* group_sums;  // [rows to whole tiles, num_groups] sum over the k of a group
   int64_t rows;
   float* d;  // [rows, d_stride]
   int64_t d_stride;

@@ -208,7 +208,7 @@ void Unpack(const uint8_t* codes, int64_t length, uint8_t* out) {
 template <typename Form, int kRows>
 void ManyRowsTile(const Int4Block& block, int64_t row, int64_t g, int64_t begin, int64_t length,
                   Scratch* scratch) {
-  const int8_t* a = block.a + row * block.a_stride + begin;
+  const int8_t* a = block.a + row * block.a_stride + begin * kTileRows;
   const uint8_t* weights = scratch->weights;
   __m256i partial[kRows][kVectors];
   for (int r = 0; r < kRows; ++r) {
@@ -226,11 +226,12 @@ void ManyRowsTile(const Int4Block& block, int64_t row, int64_t g, int64_t begin,
       for (int v = 0; v < kVectors; ++v) w[v] = LoadCodes(weights + v * 32);
       weights += kStepBytes;
       for (int r = 0; r < kRows; ++r) {
-        const __m256i x = Broadcast4(a + r * block.a_stride + k);
+        const __m256i x = Broadcast4(a + r * 4);
         for (int v = 0; v < kVectors; ++v) {
           sums16[r][v] = _mm256_add_epi16(sums16[r][v], _mm256_maddubs_epi16(w[v], x));
         }
       }
+      a += kTileRows * 4;
     }
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVectors; ++v) partial[r][v] = AddPairs(partial[r][v], sums16[r][v]);
@@ -250,7 +251,8 @@ void ManyRowsTile(const Int4Block& block, int64_t row, int64_t g, int64_t begin,
 template <typename Form>
 void ManyRows(const Int4Block& block) {
   Scratch scratch;
-  for (int64_t i = 0; i < block.rows * kPanel; i += kLanes) {
+  const int64_t tiles = (block.rows + kTileRows - 1) / kTileRows;
+  for (int64_t i = 0; i < tiles * kTileRows * kPanel; i += kLanes) {
     StoreInts(scratch.sums + i, _mm256_setzero_si256());
   }
   const uint8_t* codes = block.codes;
@@ -259,10 +261,10 @@ void ManyRows(const Int4Block& block) {
     const int64_t length = GroupLength(block, g);
     Unpack(codes, length, scratch.weights);
     int64_t row = 0;
-    for (; row + kTileRows <= block.rows; row += kTileRows) {
+    for (; row + 1 < block.rows; row += kTileRows) {
       ManyRowsTile<Form, kTileRows>(block, row, g, begin, length, &scratch);
     }
-    for (; row < block.rows; ++row) ManyRowsTile<Form, 1>(block, row, g, begin, length, &scratch);
+    if (row < block.rows) ManyRowsTile<Form, 1>(block, row, g, begin, length, &scratch);
     codes += length / 8 * kStepBytes;
     begin += length;
   }

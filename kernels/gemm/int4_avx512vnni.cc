@@ -242,19 +242,25 @@ void Unpack(const Int4Block& block, int64_t g, const uint8_t* codes, int64_t len
   }
 }
 
-// acc += unpacked weights times kRows rows.
+// acc += unpacked weights times the first kRows rows of a tile.
 template <int kRows>
-inline void Dot(const uint8_t* weights, const int8_t* a, int64_t a_stride, int64_t length,
+inline void Dot(const uint8_t* weights, const int8_t* a, int64_t length,
                 __m512i acc[kRows][kVectors]) {
   for (int64_t k = 0; k < length; k += 4) {
     __m512i w[kVectors];
     for (int v = 0; v < kVectors; ++v) w[v] = _mm512_load_si512(weights + v * 64);
     weights += kStepBytes;
     for (int r = 0; r < kRows; ++r) {
-      const __m512i x = Broadcast4(a + r * a_stride + k);
+      const __m512i x = Broadcast4(a + r * 4);
       for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], w[v], x);
     }
+    a += kTileRows * 4;
   }
+}
+
+// Rows from `row` (a multiple of kTileRows) on, activations from `begin` on.
+inline const int8_t* TileRows(const Int4Block& block, int64_t row, int64_t begin) {
+  return block.a + row * block.a_stride + begin * kTileRows;
 }
 
 // One stretch of k, scales already in the weights: the sums go on where they stopped.
@@ -273,8 +279,7 @@ struct FoldedTiles {
         acc[r][v] = _mm512_load_si512(sums + r * kPanel + v * kLanes);
       }
     }
-    Dot<kRows>(scratch->weights, block.a + row * block.a_stride + begin, block.a_stride, length,
-               acc);
+    Dot<kRows>(scratch->weights, TileRows(block, row, begin), length, acc);
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVectors; ++v) {
         _mm512_store_si512(sums + r * kPanel + v * kLanes, acc[r][v]);
@@ -298,8 +303,7 @@ struct GroupTiles {
     for (int r = 0; r < kRows; ++r) {
       for (int v = 0; v < kVectors; ++v) partial[r][v] = _mm512_setzero_si512();
     }
-    Dot<kRows>(scratch->weights, block.a + row * block.a_stride + begin, block.a_stride, length,
-               partial);
+    Dot<kRows>(scratch->weights, TileRows(block, row, begin), length, partial);
     for (int v = 0; v < kVectors; ++v) {
       const auto scale = Form::Load(block, g, v);
       const __m512i zero = LoadZeros(block, g, v);
@@ -314,17 +318,22 @@ struct GroupTiles {
   }
 };
 
+// The last tile runs with as many rows as it needs, rounded up to 4: those it has too many are
+// zeros.
 template <typename Tiles>
 void ForTiles(int64_t rows, const Tiles& tiles) {
   int64_t row = 0;
-  for (; row + kTileRows <= rows; row += kTileRows) tiles.template Run<kTileRows>(row);
-  for (; row + 6 <= rows; row += 6) tiles.template Run<6>(row);
-  for (; row + 3 <= rows; row += 3) tiles.template Run<3>(row);
-  for (; row < rows; ++row) tiles.template Run<1>(row);
+  for (; row + 8 < rows; row += kTileRows) tiles.template Run<kTileRows>(row);
+  if (row + 4 < rows) {
+    tiles.template Run<8>(row);
+  } else if (row < rows) {
+    tiles.template Run<4>(row);
+  }
 }
 
 void ClearSums(const Int4Block& block, Scratch* scratch) {
-  for (int64_t i = 0; i < block.rows * kPanel; i += kLanes) {
+  const int64_t tiles = (block.rows + kTileRows - 1) / kTileRows;
+  for (int64_t i = 0; i < tiles * kTileRows * kPanel; i += kLanes) {
     _mm512_store_si512(scratch->sums + i, _mm512_setzero_si512());
   }
 }

@@ -5,6 +5,7 @@
 // inner loops gemm_kernels.h declares.
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/aligned_buffer.h"
 #include "kernels/gemm/dense_elements.h"
@@ -136,10 +137,11 @@ class Int4Panels final : public GemmWeight {
  private:
   void PackCodes(const Int4Source& source, int64_t row);
   void PackScales(const Int4Source& source, int64_t row);
-  bool NeedsPaddedRows() const { return packed_k_ != desc_.k; }
-  void PadRows(const GemmArgs& args, ThreadPool* pool, AlignedBuffer<int8_t>* padded) const;
-  void SumGroups(const int8_t* a, int64_t a_stride, int64_t m, ThreadPool* pool,
-                 AlignedBuffer<int32_t>* sums) const;
+  int64_t GroupBegin(int64_t g) const { return g * group_; }
+  int64_t GroupLength(int64_t g) const { return std::min(group_, desc_.k - g * group_); }
+  AlignedBuffer<int8_t> PadRows(const GemmArgs& args) const;
+  AlignedBuffer<int8_t> TileRows(const GemmArgs& args, ThreadPool* pool) const;
+  AlignedBuffer<int32_t> SumGroups(const GemmArgs& args, int64_t rows, ThreadPool* pool) const;
 
   const Int4Kernels& kernels_;
   int64_t num_panels_ = 0;
@@ -194,78 +196,109 @@ void Int4Panels::PackScales(const Int4Source& source, int64_t row) {
 
 // Rows with zeros between groups, as the packed codes have them. Only shapes whose k or groups are
 // no multiple of 8 come here.
-void Int4Panels::PadRows(const GemmArgs& args, ThreadPool* pool,
-                         AlignedBuffer<int8_t>* padded) const {
-  *padded = AlignedBuffer<int8_t>::Zeroed(static_cast<size_t>(args.m * packed_k_));
-  pool->ParallelFor(args.m, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) {
-      const int8_t* from = args.a8.values + m * args.a8.stride;
-      int8_t* to = padded->data() + m * packed_k_;
-      for (int64_t g = 0; g < num_groups_; ++g) {
-        const int64_t k = g * group_;
-        std::copy_n(from + k, std::min(group_, desc_.k - k), to + g * packed_group_);
-      }
+AlignedBuffer<int8_t> Int4Panels::PadRows(const GemmArgs& args) const {
+  auto padded = AlignedBuffer<int8_t>::Zeroed(static_cast<size_t>(args.m * packed_k_));
+  for (int64_t m = 0; m < args.m; ++m) {
+    const int8_t* from = args.a8.values + m * args.a8.stride;
+    int8_t* to = padded.data() + m * packed_k_;
+    for (int64_t g = 0; g < num_groups_; ++g) {
+      std::copy_n(from + GroupBegin(g), GroupLength(g), to + g * packed_group_);
     }
-  });
+  }
+  return padded;
 }
 
-void Int4Panels::SumGroups(const int8_t* a, int64_t a_stride, int64_t m, ThreadPool* pool,
-                           AlignedBuffer<int32_t>* sums) const {
-  *sums = AlignedBuffer<int32_t>(static_cast<size_t>(m * num_groups_));
-  pool->ParallelFor(m, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      for (int64_t g = 0; g < num_groups_; ++g) {
-        const int8_t* group = a + row * a_stride + g * packed_group_;
-        const int64_t length = g + 1 < num_groups_ ? packed_group_ : packed_last_group_;
-        int32_t sum = 0;
-        for (int64_t k = 0; k < length; ++k) sum += group[k];
-        (*sums)[static_cast<size_t>(row * num_groups_ + g)] = sum;
+// [tiles, packed_k / 4, tile_rows, 4] with zeros where rows or groups end. Rows of a matrix with a
+// large power of two as stride would meet in the same cache sets, and a group of one row is too
+// short for the prefetcher; a tile is read front to back by every panel.
+AlignedBuffer<int8_t> Int4Panels::TileRows(const GemmArgs& args, ThreadPool* pool) const {
+  const int64_t tile_rows = kernels_.tile_rows;
+  const int64_t num_tiles = CeilDiv(args.m, tile_rows);
+  AlignedBuffer<int8_t> tiled(static_cast<size_t>(num_tiles * tile_rows * packed_k_));
+  pool->ParallelFor(num_tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      int8_t* out = tiled.data() + tile * tile_rows * packed_k_;
+      const int64_t rows = std::min(tile_rows, args.m - tile * tile_rows);
+      if (rows < tile_rows || packed_k_ != desc_.k) {
+        std::fill_n(out, tile_rows * packed_k_, int8_t{0});
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        const int8_t* row = args.a8.values + (tile * tile_rows + r) * args.a8.stride;
+        for (int64_t g = 0; g < num_groups_; ++g) {
+          const int8_t* from = row + GroupBegin(g);
+          int8_t* to = out + g * packed_group_ * tile_rows + r * 4;
+          const int64_t length = GroupLength(g);
+          int64_t k = 0;
+          for (; k + 4 <= length; k += 4) std::memcpy(to + k * tile_rows, from + k, 4);
+          for (; k < length; ++k) to[k / 4 * 4 * tile_rows + k % 4] = from[k];
+        }
       }
     }
   });
+  return tiled;
+}
+
+// [rows, num_groups]; zeros for rows past m.
+AlignedBuffer<int32_t> Int4Panels::SumGroups(const GemmArgs& args, int64_t rows,
+                                             ThreadPool* pool) const {
+  auto sums = AlignedBuffer<int32_t>::Zeroed(static_cast<size_t>(rows * num_groups_));
+  pool->ParallelFor(args.m, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t g = 0; g < num_groups_; ++g) {
+        const int8_t* from = args.a8.values + row * args.a8.stride + GroupBegin(g);
+        const int64_t length = GroupLength(g);
+        int32_t sum = 0;
+        for (int64_t k = 0; k < length; ++k) sum += from[k];
+        sums[static_cast<size_t>(row * num_groups_ + g)] = sum;
+      }
+    }
+  });
+  return sums;
 }
 
 void Int4Panels::Multiply(const GemmArgs& args, ThreadPool* pool) const {
+  const bool few = args.m <= kernels_.max_few_rows;
+  const int64_t unit_rows = few ? 1 : kernels_.tile_rows;
   const int8_t* a = args.a8.values;
   int64_t a_stride = args.a8.stride;
-  AlignedBuffer<int8_t> padded;
-  if (NeedsPaddedRows()) {
-    PadRows(args, pool, &padded);
-    a = padded.data();
+  AlignedBuffer<int8_t> arranged;
+  if (!few || packed_k_ != desc_.k) {
+    arranged = few ? PadRows(args) : TileRows(args, pool);
+    a = arranged.data();
     a_stride = packed_k_;
   }
-  const bool few = args.m <= kernels_.max_few_rows;
   AlignedBuffer<int32_t> group_sums;
-  if (few || kernels_.many_rows_uses_groups) SumGroups(a, a_stride, args.m, pool, &group_sums);
+  if (few || kernels_.many_rows_uses_groups) {
+    group_sums = SumGroups(args, RoundUp(args.m, unit_rows), pool);
+  }
   const int64_t panel = kernels_.panel;
   const auto at = [](const auto& buffer, int64_t offset) {
     return buffer.empty() ? nullptr : buffer.data() + offset;
   };
-  ForBlocks(args.m, few ? 1 : kernels_.tile_rows, num_panels_, pool,
-            [&](int64_t p, int64_t row, int64_t rows) {
-              const Int4Block block = {
-                  .codes = codes_.data() + p * (packed_k_ * panel / 2),
-                  .integers = at(integers_, p * num_groups_ * panel),
-                  .integer_offset = at(integer_offset_, p * panel),
-                  .zeros = at(zeros_, p * num_groups_ * panel),
-                  .float_scales = at(float_scales_, p * num_groups_ * panel),
-                  .channel = at(channel_, p * panel),
-                  .num_groups = num_groups_,
-                  .group = packed_group_,
-                  .last_group = packed_last_group_,
-                  .columns = std::min(panel, desc_.n - p * panel),
-                  .bias = args.bias == nullptr ? nullptr : args.bias + p * panel,
-                  .a = a + row * a_stride,
-                  .a_stride = a_stride,
-                  .a_scales = args.a8.scales + row,
-                  .a_sums = args.a8.sums + row,
-                  .group_sums = at(group_sums, row * num_groups_),
-                  .rows = rows,
-                  .d = args.d + row * args.d_stride + p * panel,
-                  .d_stride = args.d_stride,
-              };
-              (few ? kernels_.few_rows : kernels_.many_rows)(block);
-            });
+  ForBlocks(args.m, unit_rows, num_panels_, pool, [&](int64_t p, int64_t row, int64_t rows) {
+    const Int4Block block = {
+        .codes = codes_.data() + p * (packed_k_ * panel / 2),
+        .integers = at(integers_, p * num_groups_ * panel),
+        .integer_offset = at(integer_offset_, p * panel),
+        .zeros = at(zeros_, p * num_groups_ * panel),
+        .float_scales = at(float_scales_, p * num_groups_ * panel),
+        .channel = at(channel_, p * panel),
+        .num_groups = num_groups_,
+        .group = packed_group_,
+        .last_group = packed_last_group_,
+        .columns = std::min(panel, desc_.n - p * panel),
+        .bias = args.bias == nullptr ? nullptr : args.bias + p * panel,
+        .a = a + row * a_stride,
+        .a_stride = a_stride,
+        .a_scales = args.a8.scales + row,
+        .a_sums = args.a8.sums + row,
+        .group_sums = at(group_sums, row * num_groups_),
+        .rows = rows,
+        .d = args.d + row * args.d_stride + p * panel,
+        .d_stride = args.d_stride,
+    };
+    (few ? kernels_.few_rows : kernels_.many_rows)(block);
+  });
 }
 
 }  // namespace
