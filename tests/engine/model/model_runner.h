@@ -25,7 +25,7 @@ namespace nibble::testing {
 // Every instruction set that kernels know and this host can run.
 inline std::vector<Isa> HostIsas() {
   std::vector<Isa> isas = {Isa::kRef};
-  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512Vnni}) {
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512Vnni, Isa::kAmx}) {
     if (HostCpuFeatures().Best() >= isa) isas.push_back(isa);
   }
   return isas;
