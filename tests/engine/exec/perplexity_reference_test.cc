@@ -1,0 +1,103 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Perplexity of the bundled model on our own text: float32 against the reference value, and what
+// 16 bit and 4 bit cost.
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "base/json.h"
+#include "base/mapped_file.h"
+#include "engine/exec/perplexity.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "tests/engine/model/model_runner.h"
+
+namespace nibble::engine {
+namespace {
+
+const std::string kModelDir = NIBBLE_SOURCE_DIR "/models/stories-llama";
+const std::string kText = NIBBLE_SOURCE_DIR "/tests/fixtures/data/generated_stories.txt";
+constexpr double kReference = 7.60201;  // reference.json, checked against it below
+
+// Instrumented arithmetic is an order of magnitude slower: there a part of the text.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr size_t kMaxIds = 1025;
+#else
+constexpr size_t kMaxIds = 1000000;
+#endif
+
+class PerplexityReferenceTest : public ::testing::Test {
+ protected:
+  PerplexityReferenceTest() : pool_(2) {
+    auto tokenizer = Tokenizer::Load(kModelDir);
+    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    auto text = ReadFile(kText, size_t{1} << 20);
+    EXPECT_TRUE(text.ok()) << text.status();
+    if (!tokenizer.ok() || !text.ok()) return;
+    auto ids = (*tokenizer)->Encode(*text, /*add_special_tokens=*/false);
+    EXPECT_TRUE(ids.ok()) << ids.status();
+    if (ids.ok()) ids_ = *std::move(ids);
+    ids_.insert(ids_.begin(), 4091);  // begin_of_text
+    EXPECT_EQ(ids_.size(), 8520U);
+    ids_.resize(std::min(ids_.size(), kMaxIds));
+  }
+
+  double Perplexity(const LoadOptions& options) {
+    auto model = testing::LoadOrFail(kModelDir, options, &pool_);
+    if (model == nullptr) return NAN;
+    const auto result =
+        ComputePerplexity(model.get(), ids_, {.context = 512, .stride = 256}, &pool_);
+    EXPECT_TRUE(result.ok()) << result.status();
+    if (!result.ok()) return NAN;
+    EXPECT_EQ(result->num_scored, static_cast<int64_t>(ids_.size()) - 1);
+    RecordProperty("perplexity", std::to_string(result->perplexity));
+    return result->perplexity;
+  }
+
+  ThreadPool pool_;
+  std::vector<int32_t> ids_;
+};
+
+TEST_F(PerplexityReferenceTest, Float32IsTheReference) {
+  auto text = ReadFile(kModelDir + "/reference.json", size_t{1} << 20);
+  ASSERT_TRUE(text.ok()) << text.status();
+  auto json = ParseJson(*text);
+  ASSERT_TRUE(json.ok()) << json.status();
+  const auto& texts = json->at("perplexity").at("texts");
+  const auto entry = std::find_if(texts.begin(), texts.end(), [](const nlohmann::json& t) {
+    return t.at("file") == "generated_stories.txt";
+  });
+  ASSERT_NE(entry, texts.end());
+  ASSERT_EQ(entry->at("perplexity").get<double>(), kReference);
+  ASSERT_EQ(entry->at("scored").get<int64_t>(), 8519);
+  const double perplexity = Perplexity({.dtype = DType::kF32, .isa = testing::HostIsas().back()});
+  if (ids_.size() == 8520) {
+    EXPECT_NEAR(perplexity, kReference, 0.001 * kReference);
+  } else {
+    EXPECT_TRUE(std::isfinite(perplexity));
+  }
+}
+
+TEST_F(PerplexityReferenceTest, W4A8CostsLessThan3Percent) {
+  const Isa isa = testing::HostIsas().back();
+  const double float32 = Perplexity({.dtype = DType::kF32, .isa = isa});
+  const double w4a8 = Perplexity({.quantization = Quantization::kW4A8, .isa = isa});
+  EXPECT_LT(w4a8, 1.03 * float32);
+  EXPECT_GT(w4a8, 0.97 * float32);
+}
+
+// Weights and cache rounded to 16 bit cost nothing that can be seen in text.
+TEST_F(PerplexityReferenceTest, BFloat16CostsLessThanHalfAPercent) {
+  const Isa isa = testing::HostIsas().back();
+  const double float32 = Perplexity({.dtype = DType::kF32, .isa = isa});
+  const double bf16 = Perplexity({.dtype = DType::kBf16, .isa = isa});
+  EXPECT_NEAR(bf16, float32, 0.005 * float32);
+}
+
+}  // namespace
+}  // namespace nibble::engine
