@@ -16,8 +16,8 @@
 namespace nibble::kernels {
 namespace {
 
-// A task packs each tile once for at most this many rows (query heads of tokens): packing costs
-// about as much as four rows' arithmetic, and 64 rows of state stay in the L2 cache.
+// A task packs each tile once for at most this many rows (query heads of tokens): enough to make
+// packing a small part of the work, few enough for the rows' state to stay in the L2 cache.
 constexpr int64_t kTaskRows = 64;
 
 // Tiles are merged into segments of this many positions, cut at absolute multiples, and segments
