@@ -57,7 +57,9 @@ void Tile(const DenseBlock& block, int64_t row, int64_t begin, int64_t end) {
   float* d = block.d + row * block.d_stride;
   const auto* b = static_cast<const uint8_t*>(block.weights) + begin * kPanel * Storage::kBytes;
   __m256 acc[kRows][kVectors];
+  NIBBLE_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       acc[r][v] = begin == 0 ? _mm256_setzero_ps()
                              : _mm256_maskload_ps(d + r * block.d_stride + v * kLanes,
@@ -66,13 +68,17 @@ void Tile(const DenseBlock& block, int64_t row, int64_t begin, int64_t end) {
   }
   for (int64_t k = begin; k < end; ++k) {
     __m256 x[kRows];
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) x[r] = _mm256_set1_ps(a[r * block.a_stride + k]);
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const __m256 w = Storage::Load(b, v);
+      NIBBLE_UNROLL
       for (int r = 0; r < kRows; ++r) acc[r][v] = _mm256_fmadd_ps(x[r], w, acc[r][v]);
     }
     b += kPanel * Storage::kBytes;
   }
+  NIBBLE_UNROLL
   for (int v = 0; v < kVectors; ++v) {
     const int64_t left = block.columns - v * kLanes;
     if (left <= 0) break;
@@ -80,6 +86,7 @@ void Tile(const DenseBlock& block, int64_t row, int64_t begin, int64_t end) {
     const bool biased = end == block.k && block.bias != nullptr;
     const __m256 bias =
         biased ? _mm256_maskload_ps(block.bias + v * kLanes, mask) : _mm256_setzero_ps();
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const __m256 value = biased ? _mm256_add_ps(acc[r][v], bias) : acc[r][v];
       _mm256_maskstore_ps(d + r * block.d_stride + v * kLanes, mask, value);

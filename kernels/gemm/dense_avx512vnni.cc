@@ -24,12 +24,14 @@ constexpr int64_t kDepth = 256;
 struct F32 {
   static constexpr int64_t kBytes = 4;
   static inline void Load(const uint8_t* b, __m512* w) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) w[v] = _mm512_loadu_ps(b + v * 64);
   }
 };
 struct F16 {
   static constexpr int64_t kBytes = 2;
   static inline void Load(const uint8_t* b, __m512* w) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       w[v] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + v * 32)));
     }
@@ -40,6 +42,7 @@ struct Bf16 {
   static constexpr int64_t kBytes = 2;
   static inline void Load(const uint8_t* b, __m512* w) {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000U));
+    NIBBLE_UNROLL
     for (int p = 0; p < kVectors / 2; ++p) {
       const __m512i pair = _mm512_loadu_si512(b + p * 64);
       w[2 * p] = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
@@ -61,7 +64,9 @@ void Tile(const DenseBlock& block, int64_t row, int64_t begin, int64_t end) {
   float* d = block.d + row * block.d_stride;
   const auto* b = static_cast<const uint8_t*>(block.weights) + begin * kPanel * Storage::kBytes;
   __m512 acc[kRows][kVectors];
+  NIBBLE_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       acc[r][v] = begin == 0 ? _mm512_setzero_ps()
                              : _mm512_maskz_loadu_ps(FirstLanes(block.columns - v * kLanes),
@@ -72,17 +77,21 @@ void Tile(const DenseBlock& block, int64_t row, int64_t begin, int64_t end) {
     __m512 w[kVectors];
     Storage::Load(b, w);
     b += kPanel * Storage::kBytes;
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const __m512 x = _mm512_set1_ps(a[r * block.a_stride + k]);
+      NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm512_fmadd_ps(x, w[v], acc[r][v]);
     }
   }
+  NIBBLE_UNROLL
   for (int v = 0; v < kVectors; ++v) {
     const __mmask16 mask = FirstLanes(block.columns - v * kLanes);
     if (mask == 0) break;
     const bool biased = end == block.k && block.bias != nullptr;
     const __m512 bias =
         biased ? _mm512_maskz_loadu_ps(mask, block.bias + v * kLanes) : _mm512_setzero_ps();
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const __m512 value = biased ? _mm512_add_ps(acc[r][v], bias) : acc[r][v];
       _mm512_mask_storeu_ps(d + r * block.d_stride + v * kLanes, mask, value);

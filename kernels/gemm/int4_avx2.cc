@@ -126,12 +126,16 @@ void FewRowsTile(const Int4Block& block, int64_t row) {
   const int8_t* a = block.a + row * block.a_stride;
   const uint8_t* codes = block.codes;
   typename Form::Sum sums[kRows][kVectors];
+  NIBBLE_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) sums[r][v] = Form::Zero();
   }
   for (int64_t g = 0; g < block.num_groups; ++g) {
     __m256i partial[kRows][kVectors];
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) partial[r][v] = _mm256_setzero_si256();
     }
     const int64_t length = GroupLength(block, g);
@@ -139,14 +143,18 @@ void FewRowsTile(const Int4Block& block, int64_t row) {
     for (int64_t begin = 0; begin < length; begin += kSpan) {
       const int64_t end = length - begin < kSpan ? length : begin + kSpan;
       __m256i sums16[kRows][kVectors];
+      NIBBLE_UNROLL
       for (int r = 0; r < kRows; ++r) {
+        NIBBLE_UNROLL
         for (int v = 0; v < kVectors; ++v) sums16[r][v] = _mm256_setzero_si256();
       }
       for (int64_t k = begin; k < end; k += 8) {
+        NIBBLE_UNROLL
         for (int v = 0; v < kVectors; ++v) {
           const __m256i packed = LoadCodes(codes + v * 32);
           const __m256i low = LowHalves(packed);
           const __m256i high = HighHalves(packed);
+          NIBBLE_UNROLL
           for (int r = 0; r < kRows; ++r) {
             const int8_t* x = a + r * block.a_stride + k;
             const __m256i first = _mm256_maddubs_epi16(low, Broadcast4(x));
@@ -156,21 +164,27 @@ void FewRowsTile(const Int4Block& block, int64_t row) {
         }
         codes += kStepBytes;
       }
+      NIBBLE_UNROLL
       for (int r = 0; r < kRows; ++r) {
+        NIBBLE_UNROLL
         for (int v = 0; v < kVectors; ++v) partial[r][v] = AddPairs(partial[r][v], sums16[r][v]);
       }
     }
     a += length;
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const auto scale = Form::Load(block, g, v);
       const __m256i zero = LoadZeros(block, g, v);
+      NIBBLE_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const __m256i p = SubtractZero(block, row + r, g, zero, partial[r][v]);
         sums[r][v] = Form::Add(sums[r][v], p, scale);
       }
     }
   }
+  NIBBLE_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       Store(block, row + r, v, Form::Finish(block, row + r, v, sums[r][v]));
     }
@@ -195,6 +209,7 @@ struct Scratch {
 
 void Unpack(const uint8_t* codes, int64_t length, uint8_t* out) {
   for (int64_t k = 0; k < length; k += 8) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const __m256i packed = LoadCodes(codes + v * 32);
       _mm256_store_si256(reinterpret_cast<__m256i*>(out + v * 32), LowHalves(packed));
@@ -211,35 +226,46 @@ void ManyRowsTile(const Int4Block& block, int64_t row, int64_t g, int64_t begin,
   const int8_t* a = block.a + row * block.a_stride + begin * kTileRows;
   const uint8_t* weights = scratch->weights;
   __m256i partial[kRows][kVectors];
+  NIBBLE_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) partial[r][v] = _mm256_setzero_si256();
   }
   constexpr int64_t kSpan = kMaxSums16 * 4;
   for (int64_t first = 0; first < length; first += kSpan) {
     const int64_t last = length - first < kSpan ? length : first + kSpan;
     __m256i sums16[kRows][kVectors];
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) sums16[r][v] = _mm256_setzero_si256();
     }
     for (int64_t k = first; k < last; k += 4) {
       __m256i w[kVectors];
+      NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) w[v] = LoadCodes(weights + v * 32);
       weights += kStepBytes;
+      NIBBLE_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const __m256i x = Broadcast4(a + r * 4);
+        NIBBLE_UNROLL
         for (int v = 0; v < kVectors; ++v) {
           sums16[r][v] = _mm256_add_epi16(sums16[r][v], _mm256_maddubs_epi16(w[v], x));
         }
       }
       a += kTileRows * 4;
     }
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) partial[r][v] = AddPairs(partial[r][v], sums16[r][v]);
     }
   }
+  NIBBLE_UNROLL
   for (int v = 0; v < kVectors; ++v) {
     const auto scale = Form::Load(block, g, v);
     const __m256i zero = LoadZeros(block, g, v);
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const __m256i p = SubtractZero(block, row + r, g, zero, partial[r][v]);
       int32_t* at = scratch->sums + (row + r) * kPanel + v * kLanes;
@@ -269,6 +295,7 @@ void ManyRows(const Int4Block& block) {
     begin += length;
   }
   for (int64_t row = 0; row < block.rows; ++row) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const auto sum = Form::LoadSum(scratch.sums + row * kPanel + v * kLanes);
       Store(block, row, v, Form::Finish(block, row, v, sum));

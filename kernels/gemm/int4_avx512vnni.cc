@@ -120,13 +120,18 @@ void FewRowsTile(const Int4Block& block, int64_t row) {
   const int8_t* a = block.a + row * block.a_stride;
   const uint8_t* codes = block.codes;
   typename Form::Sum sums[kRows][kVectors];
+  NIBBLE_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) sums[r][v] = Form::Zero();
   }
   for (int64_t g = 0; g < block.num_groups; ++g) {
     __m512i partial[kRows][kVectors][kChains];
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) {
+        NIBBLE_UNROLL
         for (int c = 0; c < kChains; ++c) partial[r][v][c] = _mm512_setzero_si512();
       }
     }
@@ -134,15 +139,18 @@ void FewRowsTile(const Int4Block& block, int64_t row) {
     for (int64_t k = 0; k < length; k += 8) {
       __m512i low[kVectors];
       __m512i high[kVectors];
+      NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         const __m512i packed = _mm512_loadu_si512(codes + v * 64);
         low[v] = LowHalves(packed);
         high[v] = HighHalves(packed);
       }
       codes += kStepBytes;
+      NIBBLE_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const __m512i x0 = Broadcast4(a + r * block.a_stride + k);
         const __m512i x1 = Broadcast4(a + r * block.a_stride + k + 4);
+        NIBBLE_UNROLL
         for (int v = 0; v < kVectors; ++v) {
           __m512i* p = partial[r][v];
           p[0] = _mm512_dpbusd_epi32(p[0], low[v], x0);
@@ -151,9 +159,11 @@ void FewRowsTile(const Int4Block& block, int64_t row) {
       }
     }
     a += length;
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const auto scale = Form::Load(block, g, v);
       const __m512i zero = LoadZeros(block, g, v);
+      NIBBLE_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const int32_t a_sum = block.group_sums[(row + r) * block.num_groups + g];
         __m512i p = partial[r][v][0];
@@ -163,7 +173,9 @@ void FewRowsTile(const Int4Block& block, int64_t row) {
       }
     }
   }
+  NIBBLE_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       Store(block, row + r, v, Form::Finish(block, row + r, v, sums[r][v]));
     }
@@ -228,6 +240,7 @@ struct Plain {
 // Unpacks `length` k of one group.
 template <typename Transform>
 void Unpack(const Int4Block& block, int64_t g, const uint8_t* codes, int64_t length, uint8_t* out) {
+  NIBBLE_UNROLL
   for (int v = 0; v < kVectors; ++v) {
     const Transform transform(block, g, v);
     const uint8_t* from = codes + v * 64;
@@ -248,10 +261,13 @@ inline void Dot(const uint8_t* weights, const int8_t* a, int64_t length,
                 __m512i acc[kRows][kVectors]) {
   for (int64_t k = 0; k < length; k += 4) {
     __m512i w[kVectors];
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) w[v] = _mm512_load_si512(weights + v * 64);
     weights += kStepBytes;
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const __m512i x = Broadcast4(a + r * 4);
+      NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], w[v], x);
     }
     a += kTileRows * 4;
@@ -274,13 +290,17 @@ struct FoldedTiles {
   void Run(int64_t row) const {
     __m512i acc[kRows][kVectors];
     int32_t* sums = scratch->sums + row * kPanel;
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         acc[r][v] = _mm512_load_si512(sums + r * kPanel + v * kLanes);
       }
     }
     Dot<kRows>(scratch->weights, TileRows(block, row, begin), length, acc);
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         _mm512_store_si512(sums + r * kPanel + v * kLanes, acc[r][v]);
       }
@@ -300,13 +320,17 @@ struct GroupTiles {
   template <int kRows>
   void Run(int64_t row) const {
     __m512i partial[kRows][kVectors];
+    NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) partial[r][v] = _mm512_setzero_si512();
     }
     Dot<kRows>(scratch->weights, TileRows(block, row, begin), length, partial);
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const auto scale = Form::Load(block, g, v);
       const __m512i zero = LoadZeros(block, g, v);
+      NIBBLE_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const int32_t a_sum = block.group_sums[(row + r) * block.num_groups + g];
         const __m512i p =
@@ -352,6 +376,7 @@ void ManyRows(const Int4Block& block) {
     begin += length;
   }
   for (int64_t row = 0; row < block.rows; ++row) {
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const auto sum = Form::LoadSum(scratch.sums + row * kPanel + v * kLanes);
       Store(block, row, v, Form::Finish(block, row, v, sum));
@@ -386,6 +411,7 @@ void Int4ManyRowsFolded(const Int4Block& block) {
   for (int64_t row = 0; row < block.rows; ++row) {
     // The weight bytes are 128 too large.
     const __m512i excess = _mm512_slli_epi32(_mm512_set1_epi32(block.a_sums[row]), 7);
+    NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const __m512i sum = _mm512_load_si512(scratch.sums + row * kPanel + v * kLanes);
       Store(block, row, v, ScaleSum(block, row, v, _mm512_sub_epi32(sum, excess)));
