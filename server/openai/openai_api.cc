@@ -1,0 +1,267 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/openai/openai_api.h"
+
+#include <atomic>
+#include <ctime>
+#include <random>
+#include <utility>
+
+#include "fmt/format.h"
+
+#include "base/json.h"
+#include "server/openai/api_error.h"
+#include "server/openai/api_request.h"
+#include "server/openai/response_sink.h"
+#include "server/openai/sse_writer.h"
+
+namespace nibble::server {
+namespace {
+
+constexpr std::string_view kJson = "application/json";
+constexpr std::string_view kRequestId = "x-request-id";
+
+bool IsPlainId(std::string_view id) {
+  constexpr size_t kMaxIdBytes = 256;
+  if (id.empty() || id.size() > kMaxIdBytes) return false;
+  for (const char c : id) {
+    if (c < 0x21 || c > 0x7e) return false;
+  }
+  return true;
+}
+
+absl::StatusOr<nlohmann::json> ParseBody(const HttpRequest& request) {
+  const std::string_view encoding = request.Header("content-encoding");
+  if (!encoding.empty() && encoding != "identity") {
+    return WithParam(InvalidArgument("Content-Encoding \"{}\": want a plain body", encoding),
+                     "Content-Encoding");
+  }
+  return ParseJson(request.body);
+}
+
+}  // namespace
+
+class OpenAiApi::Impl : public std::enable_shared_from_this<Impl> {
+ public:
+  Impl(GenerationService* service, OpenAiConfig config)
+      : service_(service), config_(std::move(config)), id_base_(std::random_device()()) {
+    id_base_ = (id_base_ << 32) | std::random_device()();
+  }
+
+  void Register(HttpServer* server);
+
+ private:
+  // One request on its way to an answer: names, headers, where to answer.
+  struct Call {
+    std::string id;  // 32 hex digits, unique in this process
+    HttpHeaders headers;
+    std::shared_ptr<HttpResponder> responder;
+  };
+  using Action = absl::Status (Impl::*)(const HttpRequest&, const Call&);
+
+  void Route(HttpServer* server, const char* method, const std::string& path, Action action);
+  std::string NewId() { return fmt::format("{:016x}{:016x}", id_base_, next_id_.fetch_add(1)); }
+  RequestLimits limits() const {
+    return {.sampling = SamplingLimitsOf(), .service = service_->limits()};
+  }
+  engine::SamplingLimits SamplingLimitsOf() const {
+    engine::SamplingLimits limits = service_->engine().config().sampling_limits;
+    limits.vocab_size = service_->model().vocab_size;
+    limits.max_model_len = service_->model().max_model_len;
+    return limits;
+  }
+
+  // Each answers and returns OK, or returns the error to answer with.
+  absl::Status Chat(const HttpRequest& request, const Call& call);
+  absl::Status Completion(const HttpRequest& request, const Call& call);
+  absl::Status Generate(ApiRequest request, const Call& call);
+  absl::Status Tokenize(const HttpRequest& request, const Call& call);
+  absl::Status Detokenize(const HttpRequest& request, const Call& call);
+  absl::Status Models(const HttpRequest& request, const Call& call);
+  absl::Status Model(const HttpRequest& request, const Call& call);
+  absl::Status Health(const HttpRequest& request, const Call& call);
+  absl::Status Version(const HttpRequest& request, const Call& call);
+  absl::Status Metrics(const HttpRequest& request, const Call& call);
+  std::string ModelJson() const;
+
+  GenerationService* const service_;
+  const OpenAiConfig config_;
+  uint64_t id_base_;  // differs from process to process
+  std::atomic<uint64_t> next_id_{0};
+};
+
+void OpenAiApi::Impl::Route(HttpServer* server, const char* method, const std::string& path,
+                            Action action) {
+  server->Handle(method, path,
+                 [self = shared_from_this(), action](HttpRequest request,
+                                                     std::shared_ptr<HttpResponder> responder) {
+                   Call call{.id = self->NewId(), .headers = {}, .responder = std::move(responder)};
+                   const std::string_view given = request.Header(kRequestId);
+                   call.headers.emplace_back(std::string(kRequestId),
+                                             IsPlainId(given) ? std::string(given) : call.id);
+                   const absl::Status status = (self.get()->*action)(request, call);
+                   if (!status.ok()) SendError(call.responder.get(), status, call.headers);
+                 });
+}
+
+void OpenAiApi::Impl::Register(HttpServer* server) {
+  Route(server, "POST", "/v1/chat/completions", &Impl::Chat);
+  Route(server, "POST", "/v1/completions", &Impl::Completion);
+  Route(server, "POST", "/tokenize", &Impl::Tokenize);
+  Route(server, "POST", "/detokenize", &Impl::Detokenize);
+  Route(server, "GET", "/v1/models", &Impl::Models);
+  Route(server, "GET", "/v1/models/" + service_->model().name, &Impl::Model);
+  Route(server, "GET", "/health", &Impl::Health);
+  Route(server, "GET", "/version", &Impl::Version);
+  if (config_.metrics) Route(server, "GET", "/metrics", &Impl::Metrics);
+  server->SetErrorBody([](int status, const std::string& message) {
+    return std::pair<std::string, std::string>(kJson, ErrorJson(status, message));
+  });
+}
+
+absl::Status OpenAiApi::Impl::Chat(const HttpRequest& request, const Call& call) {
+  NIBBLE_ASSIGN_OR_RETURN(const nlohmann::json body, ParseBody(request));
+  NIBBLE_ASSIGN_OR_RETURN(ApiRequest parsed, ParseChatRequest(body, limits()));
+  if (parsed.generate.add_special_tokens) {
+    // The native path adds none to a chat; a client that wants them gets its chat as text.
+    NIBBLE_RETURN_IF_ERROR(service_->CheckModelName(parsed.generate.model));
+    NIBBLE_ASSIGN_OR_RETURN(
+        std::string text,
+        service_->RenderChat(std::get<GenerateRequest::Chat>(parsed.generate.prompt)));
+    GenerateRequest::Text prompt;
+    prompt.prompts.push_back(std::move(text));
+    parsed.generate.prompt = std::move(prompt);
+  }
+  return Generate(std::move(parsed), call);
+}
+
+absl::Status OpenAiApi::Impl::Completion(const HttpRequest& request, const Call& call) {
+  NIBBLE_ASSIGN_OR_RETURN(const nlohmann::json body, ParseBody(request));
+  NIBBLE_ASSIGN_OR_RETURN(ApiRequest parsed, ParseCompletionRequest(body, limits()));
+  return Generate(std::move(parsed), call);
+}
+
+absl::Status OpenAiApi::Impl::Generate(ApiRequest request, const Call& call) {
+  int64_t num_prompts = 1;
+  if (const auto* texts = std::get_if<GenerateRequest::Text>(&request.generate.prompt)) {
+    num_prompts = static_cast<int64_t>(texts->prompts.size());
+  } else if (const auto* ids = std::get_if<GenerateRequest::TokenIds>(&request.generate.prompt)) {
+    num_prompts = static_cast<int64_t>(ids->prompts.size());
+  }
+  // The service refuses this too, but the sink is sized before it can.
+  if (request.generate.n < 1 || request.generate.n > service_->limits().max_choices) {
+    return WithParam(
+        InvalidArgument("n is {}, want 1..{}", request.generate.n, service_->limits().max_choices),
+        "n");
+  }
+  std::string_view object = "text_completion";  // OpenAI streams and answers completions alike
+  if (request.chat) object = request.stream ? "chat.completion.chunk" : "chat.completion";
+  AnswerOptions options{.header = {.id = (request.chat ? "chatcmpl-" : "cmpl-") + call.id,
+                                   .object = object,
+                                   .created_unix_seconds = std::time(nullptr),
+                                   .model = service_->model().name,
+                                   .system_fingerprint = config_.system_fingerprint},
+                        .http_headers = call.headers,
+                        .chat = request.chat,
+                        .stream = request.stream,
+                        .include_usage = request.include_usage,
+                        .logprobs = request.logprobs,
+                        .choices_per_prompt = request.generate.n,
+                        .num_choices = num_prompts * request.generate.n,
+                        .max_queued_bytes = config_.max_queued_bytes};
+  const auto sink = MakeAnswerSink(std::move(options), &service_->tokenizer(), call.responder);
+  NIBBLE_ASSIGN_OR_RETURN(auto generation, service_->Generate(std::move(request.generate), sink));
+  sink->Begin(std::move(generation));
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Impl::Tokenize(const HttpRequest& request, const Call& call) {
+  NIBBLE_ASSIGN_OR_RETURN(const nlohmann::json body, ParseBody(request));
+  NIBBLE_ASSIGN_OR_RETURN(const TokenizeRequest parsed, ParseTokenizeRequest(body, limits()));
+  NIBBLE_RETURN_IF_ERROR(service_->CheckModelName(parsed.model));
+  std::string text = parsed.prompt.value_or("");
+  if (parsed.chat.has_value()) {
+    NIBBLE_ASSIGN_OR_RETURN(text, service_->RenderChat(*parsed.chat));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                          service_->Tokenize(text, parsed.add_special_tokens));
+  std::string json = fmt::format("{{\"count\":{},\"max_model_len\":{},\"tokens\":[{}]", ids.size(),
+                                 service_->model().max_model_len, fmt::join(ids, ","));
+  json.append(",\"token_strs\":");
+  if (parsed.return_token_strs) {
+    json.push_back('[');
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (i > 0) json.push_back(',');
+      AppendJsonString(service_->tokenizer().IdToToken(ids[i]), &json);
+    }
+    json.push_back(']');
+  } else {
+    json.append("null");
+  }
+  json.push_back('}');
+  call.responder->Send(200, kJson, std::move(json), call.headers);
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Impl::Detokenize(const HttpRequest& request, const Call& call) {
+  NIBBLE_ASSIGN_OR_RETURN(const nlohmann::json body, ParseBody(request));
+  NIBBLE_ASSIGN_OR_RETURN(const DetokenizeRequest parsed, ParseDetokenizeRequest(body, limits()));
+  NIBBLE_RETURN_IF_ERROR(service_->CheckModelName(parsed.model));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string text, service_->Detokenize(parsed.tokens));
+  std::string json = "{\"prompt\":";
+  AppendJsonString(text, &json);
+  json.push_back('}');
+  call.responder->Send(200, kJson, std::move(json), call.headers);
+  return absl::OkStatus();
+}
+
+std::string OpenAiApi::Impl::ModelJson() const {
+  const ServedModel& model = service_->model();
+  std::string json = "{\"id\":";
+  AppendJsonString(model.name, &json);
+  fmt::format_to(
+      std::back_inserter(json),
+      ",\"object\":\"model\",\"created\":{},\"owned_by\":\"nibble\",\"max_model_len\":{}}}",
+      model.created_unix_seconds, model.max_model_len);
+  return json;
+}
+
+absl::Status OpenAiApi::Impl::Models(const HttpRequest&, const Call& call) {
+  call.responder->Send(200, kJson, "{\"object\":\"list\",\"data\":[" + ModelJson() + "]}",
+                       call.headers);
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Impl::Model(const HttpRequest&, const Call& call) {
+  call.responder->Send(200, kJson, ModelJson(), call.headers);
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Impl::Health(const HttpRequest&, const Call& call) {
+  NIBBLE_RETURN_IF_ERROR(service_->Ready());
+  call.responder->Send(200, kJson, "{\"status\":\"ok\"}", call.headers);
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Impl::Version(const HttpRequest&, const Call& call) {
+  std::string json = "{\"version\":";
+  AppendJsonString(config_.version, &json);
+  json.push_back('}');
+  call.responder->Send(200, kJson, std::move(json), call.headers);
+  return absl::OkStatus();
+}
+
+absl::Status OpenAiApi::Impl::Metrics(const HttpRequest&, const Call& call) {
+  call.responder->Send(200, "text/plain; version=0.0.4; charset=utf-8", config_.metrics(),
+                       call.headers);
+  return absl::OkStatus();
+}
+
+OpenAiApi::OpenAiApi(GenerationService* service, OpenAiConfig config)
+    : impl_(std::make_shared<Impl>(service, std::move(config))) {}
+OpenAiApi::~OpenAiApi() = default;
+
+void OpenAiApi::Register(HttpServer* server) { impl_->Register(server); }
+
+}  // namespace nibble::server
