@@ -175,7 +175,13 @@ void EngineLoop::EndRequest(std::map<RequestId, ActiveRequest>::iterator request
                             RequestOutput last) {
   auto node = active_.extract(request);
   ActiveRequest& ended = node.mapped();
-  PublishStats();  // whoever sees the last delta finds the blocks freed
+  const bool was_scheduled = ended.scheduled_ns >= 0;
+  // Whoever sees the last delta finds the blocks and the place in the queue free.
+  PublishStats();
+  if (!was_scheduled) {
+    const std::lock_guard lock(mutex_);
+    --num_queued_;
+  }
   FinishedRequestStats stats{.reason = *last.finish_reason,
                              .num_prompt_tokens = ended.num_prompt_tokens,
                              .num_cached_tokens = ended.num_cached_tokens,
@@ -183,7 +189,6 @@ void EngineLoop::EndRequest(std::map<RequestId, ActiveRequest>::iterator request
                              .max_tokens = ended.max_tokens};
   const int64_t now_ns = clock_->NowNs();
   stats.e2e_seconds = Seconds(now_ns - ended.queued_ns);
-  const bool was_scheduled = ended.scheduled_ns >= 0;
   stats.queue_seconds = Seconds((was_scheduled ? ended.scheduled_ns : now_ns) - ended.queued_ns);
   if (ended.first_token_ns >= 0) {
     stats.prefill_seconds = Seconds(ended.first_token_ns - ended.scheduled_ns);
@@ -195,7 +200,6 @@ void EngineLoop::EndRequest(std::map<RequestId, ActiveRequest>::iterator request
   ended.sink.reset();
 
   const std::lock_guard lock(mutex_);
-  if (!was_scheduled) --num_queued_;
   if (--num_unfinished_ == 0) request_left_.notify_all();
 }
 

@@ -26,8 +26,11 @@ struct Result {
 Result Feed(const std::vector<std::string>& pieces, const SamplingParams& sampling,
             std::optional<FinishReason> finish = FinishReason::kLength,
             bool last_is_stop_token = false) {
-  const testing::FakeTokenizer tokenizer(pieces);
-  OutputProcessor processor(&tokenizer, sampling, std::vector<int32_t>{0});
+  std::vector<std::string> tokens = pieces;
+  tokens.push_back("prompt");
+  const testing::FakeTokenizer tokenizer(tokens);
+  OutputProcessor processor(&tokenizer, sampling,
+                            std::vector<int32_t>{static_cast<int32_t>(pieces.size())});
   Result result;
   for (size_t i = 0; i < pieces.size(); ++i) {
     TokenUpdate update{.token_id = static_cast<int32_t>(i)};

@@ -1,0 +1,182 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// A clock, an executor, a sink and an observer for engine tests.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "base/clock.h"
+#include "engine/engine.h"
+#include "tests/engine/scheduler/fake_model.h"
+
+namespace nibble::testing {
+
+class FakeClock final : public Clock {
+ public:
+  int64_t NowNs() const override { return now_ns_.load(); }
+  void Advance(int64_t ns) { now_ns_ += ns; }
+
+ private:
+  std::atomic<int64_t> now_ns_{1'000'000'000};
+};
+
+// Shared by a test and the executor it gave away. Every step takes `step_ns` of the fake clock. A
+// gate holds steps back until the test lets them go.
+struct FakeDevice {
+  FakeClock clock;
+  int64_t step_ns = 1'000'000;
+
+  void CloseGate() {
+    const std::lock_guard lock(mutex);
+    gate_open = false;
+  }
+  void OpenGate() {
+    const std::lock_guard lock(mutex);
+    gate_open = true;
+    changed.notify_all();
+  }
+  // Blocks until `count` steps were begun in all.
+  void WaitForSteps(int64_t count) {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return num_begun >= count; });
+  }
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  // Guarded by mutex:
+  bool gate_open = true;
+  int64_t num_begun = 0;
+  int64_t max_seqs_in_step = 0;
+  int64_t fail_at_step = -1;      // Execute returns an error
+  int64_t wrong_id_at_step = -1;  // a token id outside the vocabulary
+  int64_t too_few_at_step = -1;   // a token is missing
+};
+
+class FakeExecutor final : public engine::Executor {
+ public:
+  FakeExecutor(const engine::ExecutorLimits& limits, std::shared_ptr<FakeDevice> device)
+      : limits_(limits),
+        device_(std::move(device)),
+        // An absurd number of blocks is for Engine::Create to refuse, not for the test to hold.
+        model_(std::min<int64_t>(limits.num_blocks, 10000), limits.block_size,
+               static_cast<int32_t>(limits.vocab_size)) {}
+
+  engine::ExecutorLimits limits() const override { return limits_; }
+
+  absl::StatusOr<engine::StepOutput> Execute(const engine::StepPlan& plan) override {
+    std::unique_lock lock(device_->mutex);
+    const int64_t step = device_->num_begun++;
+    device_->max_seqs_in_step = std::max(device_->max_seqs_in_step, plan.num_seqs());
+    device_->changed.notify_all();
+    device_->changed.wait(lock, [&] { return device_->gate_open; });
+    device_->clock.Advance(device_->step_ns);
+    if (step == device_->fail_at_step) return Internal("the device burnt down in step {}", step);
+    engine::StepOutput output = model_.Run(plan);
+    if (step == device_->wrong_id_at_step) {
+      output.tokens.at(0).token_id = static_cast<int32_t>(limits_.vocab_size);
+    }
+    if (step == device_->too_few_at_step) output.tokens.pop_back();
+    return output;
+  }
+
+ private:
+  engine::ExecutorLimits limits_;
+  std::shared_ptr<FakeDevice> device_;
+  FakeModel model_;
+};
+
+// Collects one request's deltas and checks the contract of OutputSink.
+class FakeSink final : public engine::OutputSink {
+ public:
+  void OnOutput(engine::RequestOutput output) override {
+    std::function<void(const engine::RequestOutput&)> callback;
+    {
+      const std::lock_guard lock(mutex_);
+      EXPECT_FALSE(last_.has_value()) << "a delta after the last one";
+      text_ += output.text;
+      token_ids_.insert(token_ids_.end(), output.token_ids.begin(), output.token_ids.end());
+      EXPECT_EQ(output.num_generated_tokens, static_cast<int64_t>(token_ids_.size()));
+      callback = callback_;
+    }
+    if (callback) callback(output);
+    const std::lock_guard lock(mutex_);
+    if (output.finish_reason) last_ = std::move(output);
+    changed_.notify_all();
+  }
+
+  // Called for every delta, from the engine thread. Set before Submit.
+  void set_callback(std::function<void(const engine::RequestOutput&)> callback) {
+    callback_ = std::move(callback);
+  }
+
+  engine::RequestOutput WaitForEnd() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return last_.has_value(); });
+    return *last_;
+  }
+  void WaitForTokens(size_t count) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return token_ids_.size() >= count || last_.has_value(); });
+  }
+  std::string text() const {
+    const std::lock_guard lock(mutex_);
+    return text_;
+  }
+  std::vector<int32_t> token_ids() const {
+    const std::lock_guard lock(mutex_);
+    return token_ids_;
+  }
+  bool ended() const {
+    const std::lock_guard lock(mutex_);
+    return last_.has_value();
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::function<void(const engine::RequestOutput&)> callback_;
+  std::string text_;
+  std::vector<int32_t> token_ids_;
+  std::optional<engine::RequestOutput> last_;
+};
+
+// Read it only when the engine is idle or stopped.
+class FakeObserver final : public engine::EngineObserver {
+ public:
+  void OnStep(const engine::StepStats& stats) override {
+    const std::lock_guard lock(mutex_);
+    steps_.push_back(stats);
+  }
+  void OnFinished(const engine::FinishedRequestStats& stats) override {
+    const std::lock_guard lock(mutex_);
+    finished_.push_back(stats);
+  }
+  std::vector<engine::StepStats> steps() const {
+    const std::lock_guard lock(mutex_);
+    return steps_;
+  }
+  std::vector<engine::FinishedRequestStats> finished() const {
+    const std::lock_guard lock(mutex_);
+    return finished_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::vector<engine::StepStats> steps_;
+  std::vector<engine::FinishedRequestStats> finished_;
+};
+
+}  // namespace nibble::testing
