@@ -14,15 +14,9 @@
 #include "nlohmann/json.hpp"
 
 #include "base/status.h"
+#include "server/chat/template_limits.h"
 
 namespace nibble::server {
-
-struct TemplateLimits {
-  int64_t max_template_bytes = int64_t{1} << 20;
-  int64_t max_output_bytes = int64_t{16} << 20;
-  int64_t max_steps = 10'000'000;  // evaluated nodes and loop turns
-  int max_depth = 128;             // nested expressions, blocks and macro calls
-};
 
 // A parsed template. Immutable; Render is thread-safe.
 class ChatTemplate {
