@@ -5,6 +5,8 @@
 
 #include <string>
 
+#include "base/utf8.h"
+
 namespace nibble {
 
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, const JsonLimits& limits) {
@@ -28,7 +30,12 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, const JsonLimits
   } catch (const nlohmann::json::exception& error) {
     if (too_deep)
       return InvalidArgument("JSON nested deeper than the limit of {}", limits.max_depth);
-    return InvalidArgument("malformed JSON: {}", error.what());
+    // The message quotes the offending token, which may be long and need not be UTF-8.
+    constexpr size_t kMaxMessageBytes = 200;
+    const std::string_view message(error.what());
+    return InvalidArgument("malformed JSON: {}{}",
+                           ReplaceInvalidUtf8(message.substr(0, kMaxMessageBytes)),
+                           message.size() > kMaxMessageBytes ? "..." : "");
   }
 }
 

@@ -7,6 +7,8 @@
 
 #include "gtest/gtest.h"
 
+#include "base/utf8.h"
+
 namespace nibble {
 namespace {
 
@@ -22,6 +24,13 @@ TEST(JsonTest, MalformedTextIsAnErrorWithPosition) {
     const auto json = ParseJson(text);
     EXPECT_EQ(json.status().code(), absl::StatusCode::kInvalidArgument) << text;
   }
+}
+
+TEST(JsonTest, MessagesAreShortAndValidUtf8) {
+  const auto json = ParseJson("\"" + std::string(100'000, 'x') + "\xff");
+  ASSERT_FALSE(json.ok());
+  EXPECT_LT(json.status().message().size(), 300U);
+  EXPECT_TRUE(IsValidUtf8(std::string(ParseJson("\"\xff\"").status().message())));
 }
 
 TEST(JsonTest, DepthIsLimited) {

@@ -1,0 +1,33 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/cli/model_setup.h"
+
+#include "gtest/gtest.h"
+
+namespace nibble::cli {
+namespace {
+
+TEST(ModelSetupTest, NamesComeFromTheDirectory) {
+  EXPECT_EQ(ModelNameFromPath("models/stories-llama"), "stories-llama");
+  EXPECT_EQ(ModelNameFromPath("models/stories-llama/"), "stories-llama");
+  EXPECT_EQ(ModelNameFromPath("/a/b/../c"), "c");
+  EXPECT_EQ(ModelNameFromPath("/"), "model");
+}
+
+TEST(ModelSetupTest, NumbersForHumans) {
+  EXPECT_EQ(HumanCount(999), "999 ");
+  EXPECT_EQ(HumanCount(4'196'608), "4.20 M");
+  EXPECT_EQ(HumanCount(70'000'000'000), "70.0 B");
+  EXPECT_EQ(HumanBytes(0), "0 B");
+  EXPECT_EQ(HumanBytes(8'397'312), "8.40 MB");
+}
+
+TEST(ModelSetupTest, CudaIsRefusedByName) {
+  const auto choice = ChooseDevice({.model = "x", .device = "cuda"});
+  EXPECT_EQ(choice.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(ChooseDevice({.model = "x", .device = "cpu", .threads = 3})->threads, 3);
+}
+
+}  // namespace
+}  // namespace nibble::cli
