@@ -76,10 +76,11 @@ absl::StatusOr<std::vector<int32_t>> ReadTokenIds(const nlohmann::json& value, s
 
 FieldReader::FieldReader(const nlohmann::json& object, std::string prefix)
     : object_(object), prefix_(std::move(prefix)) {
-  if (!object_.is_object()) {
-    status_ = WithParam(InvalidArgument("want a JSON object, got {}", DescribeType(object_)),
-                        prefix_.substr(0, prefix_.empty() ? 0 : prefix_.size() - 1));
-  }
+  if (object_.is_object()) return;
+  status_ = InvalidArgument("want a JSON object, got {}", DescribeType(object_));
+  if (prefix_.empty()) return;  // the body itself
+  const std::string name = prefix_.substr(0, prefix_.size() - 1);
+  status_ = WithParam(Annotate(status_, name), name);
 }
 
 void FieldReader::Fail(const std::string& name, absl::Status status) {

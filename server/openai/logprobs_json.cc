@@ -68,7 +68,10 @@ int64_t CountCharacters(std::string_view text) {
 void AppendLogprob(float value, std::string* out) {
   constexpr float kLowest = -9999.0F;
   if (std::isnan(value) || value < kLowest) value = kLowest;
+  const size_t start = out->size();
   fmt::format_to(std::back_inserter(*out), "{}", std::min(value, 0.0F));
+  // -1 would be read as an integer by clients in typed languages.
+  if (out->find_first_of(".e", start) == std::string::npos) out->append(".0");
 }
 
 void AppendChatLogprobs(const std::vector<engine::TokenLogprobs>& tokens,
