@@ -1,8 +1,6 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-#include <limits>
-
 #include "server/chat/jinja/filters.h"
 #include "server/chat/jinja/format.h"
 #include "server/chat/jinja/interpreter.h"
@@ -206,12 +204,14 @@ absl::StatusOr<Value> Interpreter::EvaluateFilter(const Expr& expr, Scope& scope
     NIBBLE_ASSIGN_OR_RETURN(input, Evaluate(*expr.children[0], scope));
   }
   NIBBLE_ASSIGN_OR_RETURN(const Args args, EvaluateArguments(expr, scope));
+  if (expr.filter == nullptr) return InvalidArgument("unknown filter '{}'", expr.text);
   return expr.filter->apply(*this, input, args);
 }
 
 absl::StatusOr<Value> Interpreter::EvaluateTest(const Expr& expr, Scope& scope) {
   NIBBLE_ASSIGN_OR_RETURN(const Value input, Evaluate(*expr.children[0], scope));
   NIBBLE_ASSIGN_OR_RETURN(const Args args, EvaluateArguments(expr, scope));
+  if (expr.test == nullptr) return InvalidArgument("unknown test '{}'", expr.text);
   NIBBLE_ASSIGN_OR_RETURN(const bool holds, expr.test->holds(*this, input, args));
   return Value(holds);
 }

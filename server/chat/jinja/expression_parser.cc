@@ -293,7 +293,8 @@ Parser::ExprResult Parser::ParseFilter(ExprPtr base) {
   ExprPtr expr = NewExpr(ExprKind::kFilter, Peek().line);
   NIBBLE_ASSIGN_OR_RETURN(expr->text, TakeIdentifier());
   expr->filter = FindFilter(expr->text);
-  if (expr->filter == nullptr) {
+  // As in Jinja, one behind an if may be unknown as long as it is not reached.
+  if (expr->filter == nullptr && if_depth_ == 0) {
     return InvalidArgument("line {}: unknown filter '{}'", expr->line, expr->text);
   }
   if (AtOperator("(")) {
@@ -309,7 +310,7 @@ Parser::ExprResult Parser::ParseTest(ExprPtr base) {
   ExprPtr expr = NewExpr(ExprKind::kTest, line);
   NIBBLE_ASSIGN_OR_RETURN(expr->text, TakeIdentifier());
   expr->test = FindTest(expr->text);
-  if (expr->test == nullptr) {
+  if (expr->test == nullptr && if_depth_ == 0) {
     return InvalidArgument("line {}: unknown test '{}'", line, expr->text);
   }
   const TokenKind kind = Peek().kind;

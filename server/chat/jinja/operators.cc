@@ -119,6 +119,14 @@ bool IsRepeatable(const Value& value) {
 }
 
 absl::StatusOr<Value> Add(Interpreter& interpreter, const Value& a, const Value& b) {
+  if (a.IsString() && b.IsString() && a.string().markup != b.string().markup) {
+    const bool plain_first = b.string().markup;
+    NIBBLE_RETURN_IF_ERROR(interpreter.ChargeText(a.text().size() + b.text().size()));
+    std::string escaped = EscapeHtml(plain_first ? a.text() : b.text());
+    std::string out = plain_first ? escaped + b.text() : a.text() + escaped;
+    NIBBLE_RETURN_IF_ERROR(interpreter.ChargeText(out.size()));
+    return Value(std::move(out), true);
+  }
   if (a.IsString() && b.IsString()) {
     const size_t total = a.text().size() + b.text().size();
     NIBBLE_RETURN_IF_ERROR(interpreter.ChargeText(total));
@@ -126,7 +134,7 @@ absl::StatusOr<Value> Add(Interpreter& interpreter, const Value& a, const Value&
     out.reserve(total);
     out += a.text();
     out += b.text();
-    return Value(std::move(out));
+    return Value(std::move(out), a.string().markup);
   }
   const Sequence* x = a.sequence();
   const Sequence* y = b.sequence();

@@ -202,15 +202,19 @@ Parser::StmtResult Parser::ParseIf(int line) {
   auto stmt = NewStmt(StmtKind::kIf, line);
   while (true) {
     Branch branch;
+    ++if_depth_;
     NIBBLE_ASSIGN_OR_RETURN(branch.condition, ParseTuple(false, false));
     NIBBLE_RETURN_IF_ERROR(ExpectBlockEnd());
     NIBBLE_ASSIGN_OR_RETURN(branch.body, ParseBody({"elif", "else", "endif"}, "if"));
+    --if_depth_;
     stmt->branches.push_back(std::move(branch));
     if (!TakeName("elif")) break;
   }
   if (TakeName("else")) {
     NIBBLE_RETURN_IF_ERROR(ExpectBlockEnd());
+    ++if_depth_;
     NIBBLE_ASSIGN_OR_RETURN(stmt->orelse, ParseBody({"endif"}, "if"));
+    --if_depth_;
   }
   Next();
   NIBBLE_RETURN_IF_ERROR(ExpectBlockEnd());

@@ -93,6 +93,7 @@ class Parser {
   std::vector<Token> tokens_;
   int max_depth_;
   int depth_ = 0;
+  int if_depth_ = 0;               // ifs around the current statement
   int loop_depth_ = 0;             // loops around the current statement, for break and continue
   bool reads_named_ = false;       // `kwargs` was read since the innermost macro began
   bool reads_positional_ = false;  // `varargs`

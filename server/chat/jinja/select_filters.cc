@@ -58,8 +58,15 @@ Args Rest(const Args& args, size_t skipped) {
   return rest;
 }
 
+// Jinja reads whatever is false (none, "", undefined) as no items, in map and select.
+absl::StatusOr<std::vector<Value>> IterateUnlessFalse(Interpreter& interpreter,
+                                                      const Value& input) {
+  if (!input.Truth()) return std::vector<Value>();
+  return interpreter.Iterate(input);
+}
+
 Result Map(Interpreter& interpreter, const Value& input, const Args& args) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Value> items, interpreter.Iterate(input));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Value> items, IterateUnlessFalse(interpreter, input));
   std::vector<Value> mapped;
   if (args.positional.empty()) {
     NIBBLE_ASSIGN_OR_RETURN(const Bound bound,
@@ -100,7 +107,7 @@ Result Choose(Interpreter& interpreter, const Value& input, const Args& args, bo
     }
   }
   const Args rest = Rest(args, name_at + 1);
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Value> items, interpreter.Iterate(input));
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Value> items, IterateUnlessFalse(interpreter, input));
   std::vector<Value> chosen;
   for (const Value& item : items) {
     NIBBLE_RETURN_IF_ERROR(interpreter.Charge(1));
@@ -200,6 +207,28 @@ Result Sort(Interpreter& interpreter, const Value& input, const Args& args) {
   return interpreter.MakeList(ItemsOf(std::move(keyed)));
 }
 
+Result DictSort(Interpreter& interpreter, const Value& input, const Args& args) {
+  NIBBLE_ASSIGN_OR_RETURN(const Bound bound,
+                          Bound::Bind(args, "dictsort", 0, {"case_sensitive", "by", "reverse"}));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string by, bound.Text(1, "key"));
+  NIBBLE_RETURN_IF_ERROR(RequireDefined(input));
+  if (input.dict() == nullptr) return InvalidArgument("dictsort needs a mapping");
+  if (by != "key" && by != "value") {
+    return InvalidArgument("You can only sort by either \"key\" or \"value\"");
+  }
+  NIBBLE_RETURN_IF_ERROR(interpreter.Charge(input.weight()));
+  std::vector<Keyed> keyed;
+  for (const auto& [name, value] : input.dict()->entries) {
+    NIBBLE_ASSIGN_OR_RETURN(Value pair,
+                            interpreter.MakeSequence(SequenceKind::kTuple, {name, value}));
+    const Value& key = by == "key" ? name : value;
+    const bool fold = key.IsString() && !bound.Truth(0, false);
+    keyed.push_back({fold ? Value(ToLower(key.text())) : key, std::move(pair)});
+  }
+  NIBBLE_RETURN_IF_ERROR(SortByKey(interpreter, &keyed, bound.Truth(2, false)));
+  return interpreter.MakeList(ItemsOf(std::move(keyed)));
+}
+
 Result Unique(Interpreter& interpreter, const Value& input, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound,
                           Bound::Bind(args, "unique", 0, {"case_sensitive", "attribute"}));
@@ -286,17 +315,12 @@ Result GroupBy(Interpreter& interpreter, const Value& input, const Args& args) {
 }
 
 constexpr Filter kFilters[] = {
-    {"groupby", GroupBy},
-    {"join", Join},
-    {"map", Map},
-    {"max", Max},
-    {"min", Min},
-    {"reject", Reject},
-    {"rejectattr", RejectAttr},
-    {"select", Select},
-    {"selectattr", SelectAttr},
-    {"sort", Sort},
-    {"sum", Sum},
+    {"dictsort", DictSort}, {"groupby", GroupBy},
+    {"join", Join},         {"map", Map},
+    {"max", Max},           {"min", Min},
+    {"reject", Reject},     {"rejectattr", RejectAttr},
+    {"select", Select},     {"selectattr", SelectAttr},
+    {"sort", Sort},         {"sum", Sum},
     {"unique", Unique},
 };
 

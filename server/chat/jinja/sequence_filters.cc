@@ -6,11 +6,9 @@
 
 #include "server/chat/jinja/arguments.h"
 #include "server/chat/jinja/filters.h"
-#include "server/chat/jinja/format.h"
 #include "server/chat/jinja/interpreter.h"
 #include "server/chat/jinja/objects.h"
 #include "server/chat/jinja/operators.h"
-#include "server/chat/jinja/text.h"
 
 namespace nibble::server::jinja {
 namespace {
@@ -65,54 +63,6 @@ Result Items(Interpreter& interpreter, const Value& input, const Args& args) {
   return FindContainerMethod(input, "items")(interpreter, input, args);
 }
 
-// The order of Python's sort for our values; the first pair that has none ends in an error.
-absl::Status StableSort(Interpreter& interpreter, std::vector<std::pair<Value, Value>>* keyed,
-                        bool reverse) {
-  absl::Status failed;
-  // std::stable_sort may not be stopped, so a failed comparison makes all others equal.
-  const auto less = [&](const auto& a, const auto& b) {
-    if (!failed.ok()) return false;
-    const Value& x = reverse ? b.first : a.first;
-    const Value& y = reverse ? a.first : b.first;
-    failed = interpreter.ChargeCompare(x, y);
-    if (!failed.ok()) return false;
-    const absl::StatusOr<int> order = Compare(x, y, "<");
-    if (!order.ok()) {
-      failed = order.status();
-      return false;
-    }
-    return *order < 0;
-  };
-  std::stable_sort(keyed->begin(), keyed->end(), less);
-  return failed;
-}
-
-Value FoldCase(const Value& value, bool case_sensitive) {
-  return value.IsString() && !case_sensitive ? Value(ToLower(value.text())) : value;
-}
-
-Result DictSort(Interpreter& interpreter, const Value& input, const Args& args) {
-  NIBBLE_ASSIGN_OR_RETURN(const Bound bound,
-                          Bound::Bind(args, "dictsort", 0, {"case_sensitive", "by", "reverse"}));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string by, bound.Text(1, "key"));
-  NIBBLE_RETURN_IF_ERROR(RequireDefined(input));
-  if (input.dict() == nullptr) return InvalidArgument("dictsort needs a mapping");
-  if (by != "key" && by != "value") {
-    return InvalidArgument("You can only sort by either \"key\" or \"value\"");
-  }
-  NIBBLE_RETURN_IF_ERROR(interpreter.Charge(input.weight()));
-  std::vector<std::pair<Value, Value>> keyed;
-  for (const auto& [key, value] : input.dict()->entries) {
-    NIBBLE_ASSIGN_OR_RETURN(Value pair,
-                            interpreter.MakeSequence(SequenceKind::kTuple, {key, value}));
-    keyed.emplace_back(FoldCase(by == "key" ? key : value, bound.Truth(0, false)), std::move(pair));
-  }
-  NIBBLE_RETURN_IF_ERROR(StableSort(interpreter, &keyed, bound.Truth(2, false)));
-  std::vector<Value> items;
-  for (auto& entry : keyed) items.push_back(std::move(entry.second));
-  return interpreter.MakeList(std::move(items));
-}
-
 Result Batch(Interpreter& interpreter, const Value& input, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound,
                           Bound::Bind(args, "batch", 1, {"linecount", "fill_with"}));
@@ -159,9 +109,9 @@ Result SliceFilter(Interpreter& interpreter, const Value& input, const Args& arg
 }
 
 constexpr Filter kFilters[] = {
-    {"batch", Batch},     {"count", LengthFilter}, {"dictsort", DictSort},   {"first", First},
-    {"items", Items},     {"last", Last},          {"length", LengthFilter}, {"list", List},
-    {"reverse", Reverse}, {"slice", SliceFilter},
+    {"batch", Batch}, {"count", LengthFilter}, {"first", First},
+    {"items", Items}, {"last", Last},          {"length", LengthFilter},
+    {"list", List},   {"reverse", Reverse},    {"slice", SliceFilter},
 };
 
 }  // namespace

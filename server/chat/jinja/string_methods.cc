@@ -40,7 +40,7 @@ std::vector<std::string_view> SplitSpace(std::string_view text, int64_t limit, b
   text = Strip(text, !from_right, from_right);
   while (!text.empty()) {
     if (limit-- == 0) {
-      parts.push_back(Strip(text, true, true) == "" ? text : text);
+      parts.push_back(text);
       break;
     }
     // The run of other characters at the working end.

@@ -179,20 +179,42 @@ std::string UrlEncodeText(std::string_view text) {
   return out;
 }
 
-std::string Same(std::string_view text) { return std::string(text); }
+Result String(Interpreter& interpreter, const Value& input, const Args&) {
+  if (input.IsString()) return input;
+  NIBBLE_ASSIGN_OR_RETURN(std::string text, interpreter.ToString(input));
+  return Value(std::move(text));
+}
+
+Result Safe(Interpreter& interpreter, const Value& input, const Args&) {
+  NIBBLE_ASSIGN_OR_RETURN(std::string text, interpreter.ToString(input));
+  return Value(std::move(text), true);
+}
+
+Result Escape(Interpreter& interpreter, const Value& input, const Args&) {
+  if (input.IsString() && input.string().markup) return input;
+  NIBBLE_ASSIGN_OR_RETURN(const std::string text, interpreter.ToString(input));
+  std::string escaped = EscapeHtml(text);
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeText(escaped.size()));
+  return Value(std::move(escaped), true);
+}
+
+Result ForceEscape(Interpreter& interpreter, const Value& input, const Args& args) {
+  NIBBLE_ASSIGN_OR_RETURN(std::string text, interpreter.ToString(input));
+  return Escape(interpreter, Value(std::move(text)), args);
+}
 
 constexpr Filter kFilters[] = {
     {"capitalize", MapText<Capitalize>},
     {"center", Center},
-    {"e", MapText<EscapeHtml>},
-    {"escape", MapText<EscapeHtml>},
-    {"forceescape", MapText<EscapeHtml>},
+    {"e", Escape},
+    {"escape", Escape},
+    {"forceescape", ForceEscape},
     {"format", Format},
     {"indent", Indent},
     {"lower", MapText<ToLower>},
     {"replace", Replace},
-    {"safe", MapText<Same>},
-    {"string", MapText<Same>},
+    {"safe", Safe},
+    {"string", String},
     {"title", MapText<JinjaTitle>},
     {"trim", Trim},
     {"truncate", Truncate},

@@ -31,10 +31,10 @@ absl::StatusOr<Value> Object::Call(Interpreter&, const Args&) const {
   return InvalidArgument("'{}' object is not callable", TypeName());
 }
 
-Value::Value(std::string text) {
+Value::Value(std::string text, bool markup) {
   const int64_t num_chars = NumChars(text);
   data_ = std::shared_ptr<const String>(
-      std::make_shared<const String>(String{std::move(text), num_chars}));
+      std::make_shared<const String>(String{std::move(text), num_chars, markup}));
 }
 
 std::string_view Value::undefined_message() const {

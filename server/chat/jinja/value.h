@@ -41,6 +41,8 @@ struct None {};
 struct String {
   std::string text;   // valid UTF-8
   int64_t num_chars;  // code points
+  // Passed through `safe` or `escape` (Python's Markup): + escapes what it adds to it.
+  bool markup = false;
   bool ascii() const { return num_chars == static_cast<int64_t>(text.size()); }
 };
 
@@ -85,7 +87,7 @@ class Value {
   Value(bool value) : data_(value) {}     // NOLINT(google-explicit-constructor)
   Value(int64_t value) : data_(value) {}  // NOLINT(google-explicit-constructor)
   Value(double value) : data_(value) {}   // NOLINT(google-explicit-constructor)
-  explicit Value(std::string text);
+  explicit Value(std::string text, bool markup = false);
   explicit Value(std::shared_ptr<const Undefined> undefined) : data_(std::move(undefined)) {}
   explicit Value(std::shared_ptr<const String> string) : data_(std::move(string)) {}
   explicit Value(std::shared_ptr<const Sequence> sequence) : data_(std::move(sequence)) {}
