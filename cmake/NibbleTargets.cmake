@@ -48,10 +48,12 @@ endfunction()
 
 # nibble_fuzz(NAME fuzz_json SRCS ... DEPS ...): a libFuzzer binary in the `fuzz` preset. In every other
 # preset the same target becomes a test that replays its committed corpus (tests/fuzz/corpus/NAME).
+add_custom_target(fuzz_targets)
 function(nibble_fuzz)
   cmake_parse_arguments(ARG "" "NAME" "SRCS;DEPS" ${ARGN})
   add_executable(${ARG_NAME} ${ARG_SRCS})
   target_link_libraries(${ARG_NAME} PRIVATE nibble::options ${ARG_DEPS})
+  add_dependencies(fuzz_targets ${ARG_NAME})
   if(NIBBLE_SANITIZE STREQUAL "fuzzer")
     target_link_options(${ARG_NAME} PRIVATE -fsanitize=fuzzer)
   else()
