@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// JSON from files and requests, bounded before it is believed: size, depth and number of values.
+// JSON from files and requests, bounded before it is believed: size and depth.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,8 @@ struct JsonLimits {
 };
 
 // Parses `text` (UTF-8). INVALID_ARGUMENT with byte position for malformed text, invalid UTF-8, a
-// repeated or trailing value, and for whatever exceeds `limits`. Never throws.
+// trailing value, and for whatever exceeds `limits`. Of keys that repeat, the last one counts. Never
+// throws.
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, const JsonLimits& limits = {});
 
 }  // namespace nibble

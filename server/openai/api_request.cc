@@ -37,7 +37,8 @@ absl::StatusOr<std::string> ParseContent(const json& content, const std::string&
     const auto type = reader.String("type");
     if (reader.ok() && type != "text") {
       return WithParam(
-          InvalidArgument("{}.type: the only supported content part is \"text\"", part_name),
+          InvalidArgument("{}.type is \"{}\", the only supported content part is \"text\"", part_name,
+                          type.value_or("")),
           part_name + ".type");
     }
     const auto part = reader.String("text");
