@@ -49,6 +49,7 @@ absl::Status Annotate(const absl::Status& status, absl::string_view context);
 
 }  // namespace nibble
 
+// NOLINTBEGIN(bugprone-macro-parentheses): `lhs` may be a declaration, tokens are pasted.
 #define NIBBLE_STATUS_CONCAT_(a, b) a##b
 #define NIBBLE_STATUS_CONCAT(a, b) NIBBLE_STATUS_CONCAT_(a, b)
 
@@ -65,3 +66,4 @@ absl::Status Annotate(const absl::Status& status, absl::string_view context);
   auto tmp = (expr);                             \
   if (!tmp.ok()) return std::move(tmp).status(); \
   lhs = std::move(tmp).value()
+// NOLINTEND(bugprone-macro-parentheses)
