@@ -217,8 +217,10 @@ absl::StatusOr<std::shared_ptr<const Dict>> MakeDict(std::vector<std::pair<Value
     if (indexed) {
       place = dict->index.try_emplace(*hash, place).first->second;
     } else {
-      const auto found = std::find_if(dict->entries.begin(), dict->entries.end(),
-                                      [&](const auto& entry) { return Equal(entry.first, key); });
+      const Value& wanted = key;  // a structured binding cannot be captured
+      const auto found =
+          std::find_if(dict->entries.begin(), dict->entries.end(),
+                       [&wanted](const auto& entry) { return Equal(entry.first, wanted); });
       place = static_cast<size_t>(found - dict->entries.begin());
     }
     if (place < dict->entries.size()) {
