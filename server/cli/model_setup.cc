@@ -74,7 +74,7 @@ absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options) {
   const int64_t start_ns = Clock::Monotonic().NowNs();
   NIBBLE_ASSIGN_OR_RETURN(loaded.tokenizer, engine::Tokenizer::Load(options.model));
   loaded.pool = std::make_unique<ThreadPool>(loaded.device.threads);
-  Progress progress("loading weights", "MB", 1'000'000);
+  Progress progress("loading weights", "MB", {.divisor = 1'000'000});
   engine::LoadOptions load;
   load.dtype = ParseDType(options.dtype);
   load.quantization = ParseQuantization(options.quantization);
@@ -93,8 +93,10 @@ absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options) {
 
 std::string ModelNameFromPath(const std::string& path) {
   std::error_code error;
-  const std::filesystem::path canonical = std::filesystem::weakly_canonical(path, error);
-  const std::string name = (error ? std::filesystem::path(path) : canonical).filename().string();
+  std::filesystem::path directory = std::filesystem::weakly_canonical(path, error);
+  if (error) directory = std::filesystem::path(path).lexically_normal();
+  if (!directory.has_filename()) directory = directory.parent_path();  // "models/stories/"
+  const std::string name = directory.filename().string();
   return name.empty() ? "model" : name;
 }
 
