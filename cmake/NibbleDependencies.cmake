@@ -1,4 +1,4 @@
-# What nibble links, and why each is in (shared/why: README.md, "Dependencies").
+# What nibble links, and why each is in.
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
 find_package(absl REQUIRED CONFIG)           # Status, StatusOr, Duration
@@ -22,13 +22,12 @@ target_link_libraries(nibble_utf8proc INTERFACE ${UTF8PROC_LIBRARY})
 add_library(nibble::utf8proc ALIAS nibble_utf8proc)
 
 if(NIBBLE_SERVER)
-  find_package(OpenSSL REQUIRED)
+  find_package(Boost 1.81 REQUIRED)          # Beast: HTTP
+endif()
+if(NIBBLE_SERVER AND NIBBLE_GRPC)
+  find_package(OpenSSL REQUIRED)             # gRPC's CMake package asks for it
   find_package(Protobuf REQUIRED)
   find_package(gRPC REQUIRED CONFIG)
-  find_package(Boost 1.81 REQUIRED)          # Beast: HTTP
   find_package(CLI11 REQUIRED CONFIG)
   find_package(prometheus-cpp REQUIRED CONFIG COMPONENTS core)
-endif()
-if(NIBBLE_BENCH)
-  find_package(benchmark REQUIRED CONFIG)
 endif()

@@ -78,7 +78,7 @@ absl::Status Perplexity(const PerplexityOptions& options) {
                                          {"mean_nll", result.mean_nll},
                                          {"perplexity", result.perplexity},
                                          {"seconds", seconds}};
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", DumpJson(json));
   } else {
     fmt::print(
         "perplexity {:.4f}  (mean nll {:.6f}, {} of {} tokens scored, context {}, stride {}, {}, "

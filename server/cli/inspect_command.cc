@@ -69,7 +69,7 @@ absl::Status Inspect(const InspectOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(const auto tokenizer, engine::Tokenizer::Load(options.model));
   const nlohmann::ordered_json json = Describe(config, checkpoint, *tokenizer, options);
   if (options.json) {
-    fmt::print("{}\n", json.dump(2));
+    fmt::print("{}\n", DumpJson(json));
   } else {
     PrintText(json);
   }

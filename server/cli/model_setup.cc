@@ -100,6 +100,10 @@ std::string ModelNameFromPath(const std::string& path) {
   return name.empty() ? "model" : name;
 }
 
+std::string DumpJson(const nlohmann::ordered_json& json) {
+  return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
 std::string HumanCount(int64_t count) {
   return Scaled(static_cast<double>(count), {"", "K", "M", "B", "T"});
 }

@@ -8,6 +8,8 @@
 #include <memory>
 #include <string>
 
+#include "nlohmann/json.hpp"
+
 #include "base/cpu_features.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
@@ -41,6 +43,9 @@ absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options);
 
 // "models/stories-llama/" -> "stories-llama"
 std::string ModelNameFromPath(const std::string& path);
+
+// Indented JSON; text that is not UTF-8 (a path may be anything) has its invalid bytes replaced.
+std::string DumpJson(const nlohmann::ordered_json& json);
 
 // "4.2 M", "1.24 B"
 std::string HumanCount(int64_t count);

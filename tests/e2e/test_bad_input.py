@@ -118,6 +118,7 @@ def test_chunked_body_over_the_limit_is_refused(server):
     assert server.request("GET", "/health")[0] == 200
 
 
+# Refused with a status line; only a client that is cut off while still sending may see a reset instead.
 @pytest.mark.parametrize("data", [
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
@@ -126,5 +127,5 @@ def test_chunked_body_over_the_limit_is_refused(server):
 ], ids=["TLS", "no target", "version", "negative length", "length overflow", "huge header"])
 def test_bad_http(server, data):
     answer = raw(server, data)
-    assert answer == b"" or answer.startswith(b"HTTP/1.1 4") or answer.startswith(b"HTTP/1.1 5"), answer
+    assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")) or (answer == b"" and len(data) > 100_000), answer
     assert server.request("GET", "/health")[0] == 200

@@ -77,8 +77,13 @@ def vanish(server, stream):
 
 
 def test_100_vanishing_clients_leave_nothing_behind(server, client):
+    aborted = server.metric("vllm:request_success_total", finished_reason="abort")
+    generated = server.metric("vllm:generation_tokens_total")
     run_parallel(lambda index: vanish(server, stream=index % 2 == 0), 100)
     assert server.wait_until_idle() == (0, 0, 0)
+    # Cancelled, not finished: those admitted ended as aborts, long before the 190,000 tokens they had asked for.
+    assert server.metric("vllm:request_success_total", finished_reason="abort") - aborted >= 50
+    assert server.metric("vllm:generation_tokens_total") - generated < 95_000
     assert client.completions.create(model=MODEL, prompt="Once", max_tokens=3).usage.completion_tokens == 3
 
 

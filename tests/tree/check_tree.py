@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-FileCopyrightText: The nibble authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the source tree itself: directions of dependency, registered tests, file sizes, documented options.
+"""Checks of the source tree itself: directions of dependency, registered sources, file sizes, leftovers, dead links.
 
 Run by `./dev test tree` and as a ctest. Exits 1 and lists every violation.
 """
@@ -44,6 +44,8 @@ MAX_LINES = 500
 # Longer files, each with its reason.
 LONG_FILES = {}
 LEFTOVERS = re.compile(r"\b(XXX|FIXME|HACK)\b|#if 0\b")
+MARKDOWN_LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)|`((?:\.\./)+[^`\s]+)`")
+PLACEHOLDER = re.compile(r"^@[A-Z_]+@$", re.M)
 
 
 def tracked_files():
@@ -117,10 +119,22 @@ def check_style(path, text, errors):
         errors.append(f"{path}: no #pragma once")
 
 
+def check_document(path, text, errors):
+    """Links lead somewhere in the repository, and no placeholder was left."""
+    for match in MARKDOWN_LINK.finditer(text):
+        target = match.group(1) or match.group(2)
+        if not (ROOT / path.parent / target).exists():
+            errors.append(f"{path}: {target} is not in the repository")
+    for match in PLACEHOLDER.finditer(text):
+        errors.append(f"{path}: leftover: {match.group(0)}")
+
+
 def main():
     errors = []
     files = tracked_files()
     for path in files:
+        if path.suffix == ".md":
+            check_document(path, (ROOT / path).read_text(), errors)
         if path.suffix not in SOURCE_SUFFIXES:
             continue
         text = (ROOT / path).read_text()
