@@ -216,20 +216,30 @@ struct Scratch {
   alignas(64) int32_t sums[kMaxBlockRows * kPanel];        // [rows, kPanel], or float bits
 };
 
-// Bytes u * S + a with a = 128 - 8 S, that is (u - 8) * S + 128, in 0..248 for S in 1..16: two
-// codes in a 16-bit lane never carry into each other, so one 16-bit multiplication serves both.
+// Bytes (u - 8) * S + 128, in 0..248. S in 1..16: u * S + a with a = 128 - 8 S. S in -15..-1: the
+// same with |S| and the complement of u, because (u - 8) * S = ((15 - u) - 7) * |S|, so a = 128 -
+// 7 |S|. Two products in a 16-bit lane never carry into each other, so one 16-bit multiplication
+// serves both.
 struct Fold {
-  __m512i multiplier;  // S in each 16-bit half
+  __m512i complement;  // 15 in each byte where S is negative
+  __m512i multiplier;  // |S| in each 16-bit half
   __m512i addend;      // a in each byte
   Fold(const Int4Block& block, int64_t g, int v) {
     const __m512i s = LoadIntegers(block, g, v);
-    multiplier = _mm512_or_si512(s, _mm512_slli_epi32(s, 16));
-    const __m512i s8 = _mm512_slli_epi16(multiplier, 3);  // 8 S <= 128 in each 16-bit half
+    const __m512i negative = _mm512_srai_epi32(s, 31);
+    const __m512i magnitude = _mm512_abs_epi32(s);
+    complement = _mm512_and_si512(negative, _mm512_set1_epi8(15));
+    multiplier = _mm512_or_si512(magnitude, _mm512_slli_epi32(magnitude, 16));
+    // 8 S or 7 |S|, at most 128
+    const __m512i zero =
+        _mm512_sub_epi32(_mm512_slli_epi32(magnitude, 3), _mm512_and_si512(negative, magnitude));
+    const __m512i zero2 = _mm512_or_si512(zero, _mm512_slli_epi32(zero, 8));
     addend = _mm512_sub_epi8(_mm512_set1_epi8(static_cast<char>(128)),
-                             _mm512_or_si512(s8, _mm512_slli_epi16(s8, 8)));
+                             _mm512_or_si512(zero2, _mm512_slli_epi32(zero2, 16)));
   }
   inline __m512i operator()(__m512i codes) const {
-    return _mm512_add_epi8(_mm512_mullo_epi16(codes, multiplier), addend);
+    const __m512i u = _mm512_xor_si512(codes, complement);
+    return _mm512_add_epi8(_mm512_mullo_epi16(u, multiplier), addend);
   }
 };
 struct Plain {

@@ -3,24 +3,28 @@
 
 #include "kernels/quant/int4_weight.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace nibble::kernels {
 namespace {
 
+// (code - 8) * S + 128 must fit a byte: at code 0, S = -16 would need 256.
 constexpr int kMaxFoldedInteger = 16;
+constexpr int kMinFoldedInteger = -15;
 // Keeps n * k and every byte count far inside int64.
 constexpr int64_t kMaxDimension = int64_t{1} << 30;
 
-// True when every scale of the channel is `channel` times an integer in 1..16; writes the integers.
+// True when every scale of the channel is `channel` times an integer in range; writes the integers.
 bool ScalesFit(const float* scales, int64_t num_groups, double channel, double tolerance,
-               uint8_t* integers) {
+               int8_t* integers) {
   for (int64_t g = 0; g < num_groups; ++g) {
     const double scale = scales[g];
     const double integer = std::nearbyint(scale / channel);
-    if (!(integer >= 1.0 && integer <= kMaxFoldedInteger)) return false;
-    if (std::abs(scale - integer * channel) > tolerance * scale) return false;
-    integers[g] = static_cast<uint8_t>(integer);
+    if (!(integer >= kMinFoldedInteger && integer <= kMaxFoldedInteger)) return false;
+    if (integer == 0.0) return false;
+    if (std::abs(scale - integer * channel) > tolerance * std::abs(scale)) return false;
+    integers[g] = static_cast<int8_t>(integer);
   }
   return true;
 }
@@ -80,14 +84,12 @@ absl::StatusOr<FoldedScales> FindFoldedScales(const Int4Weight& weight, float to
   folded.channel.resize(static_cast<size_t>(weight.n));
   for (int64_t row = 0; row < weight.n; ++row) {
     const float* scales = weight.scales.data() + row * num_groups;
-    uint8_t* integers = folded.integers.data() + row * num_groups;
+    int8_t* integers = folded.integers.data() + row * num_groups;
     float largest = 0.0F;
-    bool all_zero = true;
     for (int64_t g = 0; g < num_groups; ++g) {
-      if (scales[g] > largest) largest = scales[g];
-      all_zero = all_zero && scales[g] == 0.0F;
+      largest = std::max(largest, std::abs(scales[g]));
     }
-    if (all_zero) {
+    if (largest == 0.0F) {
       for (int64_t g = 0; g < num_groups; ++g) integers[g] = 1;
       folded.channel[static_cast<size_t>(row)] = 0.0F;
       continue;
@@ -104,9 +106,9 @@ absl::StatusOr<FoldedScales> FindFoldedScales(const Int4Weight& weight, float to
     }
     if (!found) {
       return absl::FailedPreconditionError(
-          fmt::format("scales do not fold: those of output channel {} are no integers in 1..{} "
-                      "times one number",
-                      row, kMaxFoldedInteger));
+          fmt::format("scales do not fold: those of output channel {} are no integers in {}..{} "
+                      "but 0 times one number",
+                      row, kMinFoldedInteger, kMaxFoldedInteger));
     }
   }
   return folded;

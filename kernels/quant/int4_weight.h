@@ -46,7 +46,8 @@ struct Int4Weight {
 
 // How group scales enter the arithmetic (reference: Integer Scale, arXiv:2405.14597).
 enum class ScaleForm {
-  kFolded,  // scales[n, g] = S * c[n], S integer in 1..16, multiplied into the code while unpacking
+  kFolded,  // scales[n, g] = S * c[n], S integer in 1..16 or -15..-1, multiplied into the code
+            // while unpacking: (code - 8) * S in -128..120
   kInteger,  // scales[n, g] ~ S * c[n], S an 8-bit integer, per-group int32 sums times S, codes
              // exact
   kFloat,  // float scale per group, one int-to-float conversion per group and output: the baseline
@@ -55,12 +56,12 @@ enum class ScaleForm {
 // Folded form of the scales of one matrix: scales[n, g] == integers[n, g] * channel[n] within
 // `tolerance` relative.
 struct FoldedScales {
-  std::vector<uint8_t> integers;  // [n, num_groups], 1..16
-  std::vector<float> channel;     // [n]
+  std::vector<int8_t> integers;  // [n, num_groups], 1..16 or -15..-1
+  std::vector<float> channel;    // [n], not negative
 };
 // Finds it for every channel, taking the largest channel scale that fits. FAILED_PRECONDITION,
-// naming the channel, when a channel's scales are no integer multiples in 1..16 of one number (or
-// the weight has zero points).
+// naming the channel, when a channel's scales are no such multiples of one number (or the weight
+// has zero points).
 absl::StatusOr<FoldedScales> FindFoldedScales(const Int4Weight& weight, float tolerance = 1e-5F);
 
 }  // namespace nibble::kernels

@@ -12,7 +12,9 @@ namespace {
 
 // Below this a channel is stored as zeros: 1 / scale would leave the float range.
 constexpr float kTiny = 1e-30F;
-constexpr int kMaxInteger = 16;
+// S in 1..16 and in -15..-1 (see FoldedScales).
+constexpr int kMaxInteger[2] = {16, 15};
+constexpr float kSign[2] = {1.0F, -1.0F};
 
 // Clipping grid of a group: scale = max|w| / 7 * kClip[i]. 1 keeps every weight in range; smaller
 // factors clip the largest weights for finer steps on the rest, which pays for groups of up to some
@@ -32,8 +34,8 @@ inline float Round(float x) {
 
 inline float RoundToCode(float x) { return Round(std::min(std::max(x, -8.0F), 7.0F)); }
 
-// Squared error of a group at `scale` > 0. Sixteen running sums in a fixed order: the compiler may
-// keep them in vector registers, and the result does not depend on the machine.
+// Squared error of a group at `scale`, of either sign. Sixteen running sums in a fixed order: the
+// compiler may keep them in vector registers, and the result does not depend on the machine.
 float SquaredError(const float* weights, int64_t count, float scale) {
   constexpr int kLanes = 16;
   float sums[kLanes] = {};
@@ -55,29 +57,35 @@ float SquaredError(const float* weights, int64_t count, float scale) {
   return total;
 }
 
-// What is known about a group before its channel's scale is chosen.
+// What is known about a group before its channel's scale is chosen, for scales of both signs.
 struct Group {
   const float* weights;
   int64_t count;
   float max_abs;
-  float errors[kNumClips];  // squared error at max_abs / 7 * ClipFactor(i)
-  float best_scale;         // 0 for a group of zeros
+  float errors[2][kNumClips];  // squared error at kSign[s] * max_abs / 7 * ClipFactor(i)
+  float best_scale[2];         // magnitudes; 0 for a group of zeros
+  int best_sign;               // index of the sign of less error
 
-  // Squared error at `scale`, interpolated; cheap enough to rank all channel scales.
-  float EstimateError(float scale) const {
-    if (best_scale == 0.0F) return 0.0F;
+  // Squared error at a scale of this sign and magnitude, interpolated; cheap enough to rank all
+  // channel scales.
+  float EstimateError(int sign, float scale) const {
+    const float* known = errors[sign];
     const float position = (scale / (max_abs / 7.0F) - kFirstClip) / kClipStep;
     if (position <= 0.0F) {  // ever more weights clip
-      return errors[0] * (1.0F - position) * (1.0F - position);
+      return known[0] * (1.0F - position) * (1.0F - position);
     }
     const float last = kNumClips - 1;
     if (position >= last) {  // no clipping: the error grows with the square of the step
       const float ratio = scale / (max_abs / 7.0F * ClipFactor(kNumClips - 1));
-      return errors[kNumClips - 1] * ratio * ratio;
+      return known[kNumClips - 1] * ratio * ratio;
     }
     const int i = static_cast<int>(position);
     const float fraction = position - static_cast<float>(i);
-    return errors[i] + fraction * (errors[i + 1] - errors[i]);
+    return known[i] + fraction * (known[i + 1] - known[i]);
+  }
+
+  float ExactError(int sign, float scale) const {
+    return SquaredError(weights, count, kSign[sign] * scale);
   }
 };
 
@@ -89,30 +97,39 @@ Group Survey(const float* weights, int64_t count) {
     group.max_abs = std::max(group.max_abs, std::abs(weights[i]));
   }
   if (group.max_abs < kTiny) return group;
-  int best = 0;
-  for (int i = 0; i < kNumClips; ++i) {
-    group.errors[i] = SquaredError(weights, count, group.max_abs / 7.0F * ClipFactor(i));
-    if (group.errors[i] < group.errors[best]) best = i;
+  int best[2] = {};
+  for (int sign = 0; sign < 2; ++sign) {
+    for (int i = 0; i < kNumClips; ++i) {
+      group.errors[sign][i] = group.ExactError(sign, group.max_abs / 7.0F * ClipFactor(i));
+      if (group.errors[sign][i] < group.errors[sign][best[sign]]) best[sign] = i;
+    }
+    group.best_scale[sign] = group.max_abs / 7.0F * ClipFactor(best[sign]);
   }
-  group.best_scale = group.max_abs / 7.0F * ClipFactor(best);
+  group.best_sign = group.errors[1][best[1]] < group.errors[0][best[0]] ? 1 : 0;
   return group;
 }
 
-// The integer whose product with `channel` suits the group best: of the two around the free scale,
-// by `error`.
+// The integer whose product with `channel` suits the group best by `error(sign, scale)`: of the two
+// around the free scale of each sign.
 template <typename Error>
 int BestInteger(const Group& group, float channel, const Error& error, float* least) {
   *least = 0.0F;
-  if (group.best_scale == 0.0F) return 1;
-  const int below =
-      std::clamp(static_cast<int>(std::min(group.best_scale / channel, 1e3F)), 1, kMaxInteger);
-  const int above = std::min(below + 1, kMaxInteger);
-  *least = error(static_cast<float>(below) * channel);
-  if (above == below) return below;
-  const float error_above = error(static_cast<float>(above) * channel);
-  if (error_above >= *least) return below;
-  *least = error_above;
-  return above;
+  if (group.max_abs < kTiny) return 1;
+  *least = INFINITY;
+  int best = 1;
+  for (int sign = 0; sign < 2; ++sign) {
+    const auto below = static_cast<int>(std::min(group.best_scale[sign] / channel, 1e3F));
+    for (int integer = below; integer <= below + 1; ++integer) {
+      const int magnitude = std::clamp(integer, 1, kMaxInteger[sign]);
+      const float candidate = error(sign, static_cast<float>(magnitude) * channel);
+      if (candidate < *least) {
+        *least = candidate;
+        best = sign == 0 ? magnitude : -magnitude;
+      }
+      if (magnitude > integer || magnitude == kMaxInteger[sign]) break;
+    }
+  }
+  return best;
 }
 
 // Rounds to 7 significant bits. S * c is then exact in float32 and in float16, so that a checkpoint
@@ -129,7 +146,7 @@ float FindChannelScale(const std::vector<Group>& groups, float largest_scale) {
   constexpr int kFinalists = 3;
   float finalists[kFinalists] = {};
   float estimates[kFinalists] = {INFINITY, INFINITY, INFINITY};
-  const float start = RoundChannelScale(largest_scale / kMaxInteger * 0.8F);
+  const float start = RoundChannelScale(largest_scale / 16.0F * 0.8F);
   const float step = start / 96.0F;  // finer than the 7-bit grid everywhere in the range
   float previous = 0.0F;
   for (int i = 0; i < 64; ++i) {  // up to 1.33 * largest / 16
@@ -140,7 +157,8 @@ float FindChannelScale(const std::vector<Group>& groups, float largest_scale) {
     for (const Group& group : groups) {
       float least = 0.0F;
       BestInteger(
-          group, channel, [&](float scale) { return group.EstimateError(scale); }, &least);
+          group, channel, [&](int sign, float scale) { return group.EstimateError(sign, scale); },
+          &least);
       total += least;
     }
     for (int j = 0; j < kFinalists; ++j) {
@@ -160,8 +178,8 @@ float FindChannelScale(const std::vector<Group>& groups, float largest_scale) {
     for (const Group& group : groups) {
       float least = 0.0F;
       BestInteger(
-          group, channel,
-          [&](float scale) { return SquaredError(group.weights, group.count, scale); }, &least);
+          group, channel, [&](int sign, float scale) { return group.ExactError(sign, scale); },
+          &least);
       total += least;
     }
     if (total < best_error) {
@@ -181,8 +199,9 @@ void QuantizeChannel(const float* weights, const RtnOptions& options, int64_t ro
     const int64_t begin = g * result->group_size;
     Group& group = (*groups)[static_cast<size_t>(g)];
     group = Survey(weights + begin, std::min(result->group_size, result->k - begin));
-    scales[g] = group.best_scale;
-    largest_scale = std::max(largest_scale, group.best_scale);
+    const float best_scale = group.best_scale[group.best_sign];
+    scales[g] = kSign[group.best_sign] * best_scale;
+    largest_scale = std::max(largest_scale, best_scale);
   }
   if (options.folded_scales && largest_scale > 0.0F) {
     const float channel = FindChannelScale(*groups, largest_scale);
@@ -190,15 +209,15 @@ void QuantizeChannel(const float* weights, const RtnOptions& options, int64_t ro
       const Group& group = (*groups)[static_cast<size_t>(g)];
       float least = 0.0F;
       const int integer = BestInteger(
-          group, channel,
-          [&](float scale) { return SquaredError(group.weights, group.count, scale); }, &least);
+          group, channel, [&](int sign, float scale) { return group.ExactError(sign, scale); },
+          &least);
       scales[g] = static_cast<float>(integer) * channel;
     }
   }
   uint8_t* codes = result->codes.data() + row * result->row_bytes();
   for (int64_t k = 0; k < result->k; ++k) {
     const float scale = scales[k / result->group_size];
-    const float inverse = scale > 0.0F ? 1.0F / scale : 0.0F;
+    const float inverse = scale != 0.0F ? 1.0F / scale : 0.0F;
     const int code = static_cast<int>(RoundToCode(weights[k] * inverse)) + 8;
     codes[k / 2] = static_cast<uint8_t>(codes[k / 2] | (k % 2 == 0 ? code : code << 4));
   }

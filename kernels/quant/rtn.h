@@ -14,13 +14,15 @@ namespace nibble::kernels {
 
 struct RtnOptions {
   int64_t group_size = 128;
-  // true: scales are S * c[n] with S in 1..16 (ScaleForm::kFolded); c[n] and each S are searched
-  // for the least squared error of the channel. false: free float scales, the measure of what
-  // folding costs.
+  // true: scales are S * c[n] with S in 1..16 or -15..-1 (ScaleForm::kFolded); c[n] and each S are
+  // searched for the least squared error of the channel. false: free float scales, the measure of
+  // what folding costs.
   bool folded_scales = true;
 };
 
-// Quantizes weights [n, k] row-major, symmetric, codes 0..15 around 8. INVALID_ARGUMENT for NaN or
+// Quantizes weights [n, k] row-major, symmetric, codes 0..15 around 8. Scales have either sign: the
+// levels -8..7 reach further on one side, and each group turns that side to where its weights need
+// it. INVALID_ARGUMENT for NaN or
 // infinity (naming the coordinate) and a group size that does not fit. Deterministic: independent
 // of the number of threads.
 absl::StatusOr<Int4Weight> QuantizeRtn(const float* weights, int64_t n, int64_t k,

@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -34,7 +35,7 @@ struct Case {
   int64_t a_stride = 0;
 };
 
-enum class Scales { kFolded, kPositive, kSigned, kSignedWithZeroPoints };
+enum class Scales { kFolded, kFoldedSigned, kPositive, kSigned, kSignedWithZeroPoints };
 
 Int4Weight MakeWeight(Random* random, int64_t n, int64_t k, int64_t group, Scales scales) {
   Int4Weight weight;
@@ -46,8 +47,15 @@ Int4Weight MakeWeight(Random* random, int64_t n, int64_t k, int64_t group, Scale
   for (int64_t row = 0; row < n; ++row) {
     const float channel = random->Uniform(0.001F, 0.01F);
     for (int64_t g = 0; g < weight.num_groups(); ++g) {
-      float scale = channel * (scales == Scales::kFolded ? static_cast<float>(random->Int(1, 16))
-                                                         : random->Uniform(1.0F, 16.0F));
+      float scale = 0.0F;
+      if (scales == Scales::kFolded) {
+        scale = channel * static_cast<float>(random->Int(1, 16));
+      } else if (scales == Scales::kFoldedSigned) {
+        const int64_t s = random->Int(-15, 15);
+        scale = channel * static_cast<float>(s >= 0 ? s + 1 : s);
+      } else {
+        scale = channel * random->Uniform(1.0F, 16.0F);
+      }
       if (scales == Scales::kSigned || scales == Scales::kSignedWithZeroPoints) {
         // Channels of one sign, of the other, and of both.
         if (row % 3 == 1 || (row % 3 == 2 && random->Int(0, 1) == 1)) scale = -scale;
@@ -118,12 +126,13 @@ TEST_P(Int4GemmTest, IntegerFormsEqualTheReferenceBitForBit) {
   ThreadPool pool(2);
   Random random(3);
   for (const Shape& s : kShapes) {
-    for (const Scales scales :
-         {Scales::kFolded, Scales::kPositive, Scales::kSigned, Scales::kSignedWithZeroPoints}) {
+    for (const Scales scales : {Scales::kFolded, Scales::kFoldedSigned, Scales::kPositive,
+                                Scales::kSigned, Scales::kSignedWithZeroPoints}) {
       SCOPED_TRACE(fmt::format("m={} n={} k={} group={} scales={}", s.m, s.n, s.k, s.group,
                                static_cast<int>(scales)));
       Case c = MakeCase(&random, s, scales);
-      const ScaleForm form = scales == Scales::kFolded ? ScaleForm::kFolded : ScaleForm::kInteger;
+      const bool folded = scales == Scales::kFolded || scales == Scales::kFoldedSigned;
+      const ScaleForm form = folded ? ScaleForm::kFolded : ScaleForm::kInteger;
       auto reference = PackInt4(c.weight, form, Isa::kRef, &pool);
       ASSERT_TRUE(reference.ok()) << reference.status();
       auto weight = PackInt4(c.weight, form, GetParam(), &pool);
@@ -172,7 +181,8 @@ TEST_P(Int4GemmTest, RowsDoNotDependOnTheBatch) {
   Random random(5);
   const Shape s = {211, 50, 640, 128};
   for (const ScaleForm form : {ScaleForm::kFolded, ScaleForm::kInteger, ScaleForm::kFloat}) {
-    Case c = MakeCase(&random, s, form == ScaleForm::kFolded ? Scales::kFolded : Scales::kSigned);
+    Case c =
+        MakeCase(&random, s, form == ScaleForm::kFolded ? Scales::kFoldedSigned : Scales::kSigned);
     auto weight = PackInt4(c.weight, form, GetParam(), &pool);
     ASSERT_TRUE(weight.ok()) << weight.status();
     const Output all = RunCase(**weight, &c, 0, s.m, &pool);
@@ -206,7 +216,11 @@ TEST_P(Int4GemmTest, ExtremeSumsAreExact) {
             c.weight.group_size = 128;
             c.weight.codes.assign(static_cast<size_t>(3 * k / 2), static_cast<uint8_t>(code * 17));
             c.weight.scales.assign(static_cast<size_t>(3 * k / 128), 16.0F);
-            c.weight.scales[0] = 1.0F;  // so that folding keeps S = 16 for the others
+            // Channel 0 has S = 16 but for its first group, channel 1 S = -15, channel 2 half each.
+            const auto groups = static_cast<size_t>(k / 128);
+            std::fill_n(c.weight.scales.begin() + groups, groups, -15.0F);
+            std::fill_n(c.weight.scales.begin() + 2 * groups, groups / 2, -15.0F);
+            for (size_t n : {0, 1, 2}) c.weight.scales[n * groups] = 1.0F;
             c.a_stride = k;
             c.a.assign(static_cast<size_t>(m * k), static_cast<int8_t>(activation));
             c.a_scales.assign(static_cast<size_t>(m), 1.0F);
@@ -248,9 +262,10 @@ TEST(Int4Gemm, ReferenceIsTheDequantizedProduct) {
   ThreadPool pool(1);
   Random random(7);
   const Shape s = {3, 9, 200, 64};
-  for (const Scales scales : {Scales::kFolded, Scales::kSigned, Scales::kSignedWithZeroPoints}) {
+  for (const Scales scales :
+       {Scales::kFolded, Scales::kFoldedSigned, Scales::kSigned, Scales::kSignedWithZeroPoints}) {
     Case c = MakeCase(&random, s, scales);
-    const bool folded = scales == Scales::kFolded;
+    const bool folded = scales == Scales::kFolded || scales == Scales::kFoldedSigned;
     auto weight =
         PackInt4(c.weight, folded ? ScaleForm::kFolded : ScaleForm::kInteger, Isa::kRef, &pool);
     ASSERT_TRUE(weight.ok()) << weight.status();

@@ -66,10 +66,19 @@ TEST(Int4Weight, ValidateNamesWhatIsWrong) {
 TEST(FindFoldedScales, TakesTheLargestChannelScale) {
   auto folded = FindFoldedScales(Make(3, 8, 4, {0.5F, 1.5F, 0.1F, 1.6F, 0.0F, 0.0F}));
   ASSERT_TRUE(folded.ok()) << folded.status();
-  EXPECT_EQ(folded->integers, (std::vector<uint8_t>{1, 3, 1, 16, 1, 1}));
+  EXPECT_EQ(folded->integers, (std::vector<int8_t>{1, 3, 1, 16, 1, 1}));
   EXPECT_FLOAT_EQ(folded->channel[0], 0.5F);
   EXPECT_FLOAT_EQ(folded->channel[1], 0.1F);
   EXPECT_EQ(folded->channel[2], 0.0F);
+}
+
+TEST(FindFoldedScales, NegativeScalesGiveNegativeIntegers) {
+  auto folded = FindFoldedScales(Make(3, 8, 4, {-0.5F, 0.75F, -1.5F, -0.1F, 1.6F, -1.5F}));
+  ASSERT_TRUE(folded.ok()) << folded.status();
+  EXPECT_EQ(folded->integers, (std::vector<int8_t>{-2, 3, -15, -1, 16, -15}));
+  EXPECT_FLOAT_EQ(folded->channel[0], 0.25F);
+  EXPECT_FLOAT_EQ(folded->channel[1], 0.1F);
+  EXPECT_FLOAT_EQ(folded->channel[2], 0.1F);
 }
 
 TEST(FindFoldedScales, ToleranceIsRelativeToEachScale) {
@@ -81,9 +90,10 @@ TEST(FindFoldedScales, ToleranceIsRelativeToEachScale) {
 TEST(FindFoldedScales, RefusesWhatDoesNotFoldAndNamesTheChannel) {
   for (const std::vector<float>& scales : {std::vector<float>{1.0F, 1.5F, 1.0F, 17.0F},
                                            {1.0F, 1.0F, 1.0F, 1.03F},
-                                           {1.0F, 1.0F, 1.0F, -1.0F},
+                                           {1.0F, 1.0F, 1.0F, -16.0F},
+                                           {1.0F, 1.0F, -1.0F, -1.03F},
                                            {1.0F, 1.0F, 1.0F, 0.0F},
-                                           {1.0F, 1.0F, -1.0F, -1.0F}}) {
+                                           {1.0F, 1.0F, -16.0F, -15.0F}}) {
     const absl::Status status = FindFoldedScales(Make(2, 8, 4, scales)).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
     EXPECT_NE(status.message().find("output channel 1"), absl::string_view::npos) << status;

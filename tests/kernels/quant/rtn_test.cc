@@ -81,6 +81,28 @@ TEST(QuantizeRtn, FoldingCostsLittleAndBeatsPlainRounding) {
   EXPECT_GT(folded_db, free_db - 0.1) << "folding the scale";
 }
 
+// Levels are -8..7 times the scale: a group whose extreme is positive takes a negative scale and
+// then represents both ends exactly.
+TEST(QuantizeRtn, EachGroupChoosesTheSignOfItsScale) {
+  ThreadPool pool(1);
+  for (const bool folded : {true, false}) {
+    std::vector<float> weights;
+    for (const float direction : {1.0F, -1.0F, -1.0F, 1.0F}) {
+      for (int64_t i = 0; i < 128; ++i) {
+        weights.push_back(direction * static_cast<float>(i % 16 - 8) * 0.25F);
+      }
+    }
+    auto quantized = QuantizeRtn(weights.data(), 1, 512, {.folded_scales = folded}, &pool);
+    ASSERT_TRUE(quantized.ok()) << quantized.status();
+    EXPECT_TRUE(FindFoldedScales(*quantized, folded ? 0.0F : 0.1F).ok());
+    EXPECT_GT(quantized->scales[0], 0.0F);
+    EXPECT_LT(quantized->scales[1], 0.0F);
+    EXPECT_LT(quantized->scales[2], 0.0F);
+    EXPECT_GT(quantized->scales[3], 0.0F);
+    EXPECT_GT(SignalToNoise(weights, *quantized), 30.0);
+  }
+}
+
 TEST(QuantizeRtn, FoldedScalesFoldExactlyEvenInHalfPrecision) {
   ThreadPool pool(2);
   const std::vector<float> weights = WeightLike(20, 700);
