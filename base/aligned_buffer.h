@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Memory aligned to a cache line (64 bytes, also a ZMM register), move-only, not initialized unless
-// asked.
+// asked. A moved-from buffer is empty.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 namespace nibble {
 
@@ -29,6 +30,13 @@ class AlignedBuffer {
     const size_t bytes = (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
     data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
     if (data_ == nullptr) throw std::bad_alloc();
+  }
+  AlignedBuffer(AlignedBuffer&& other) noexcept
+      : data_(std::move(other.data_)), count_(std::exchange(other.count_, 0)) {}
+  AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
+    data_ = std::move(other.data_);
+    count_ = std::exchange(other.count_, 0);
+    return *this;
   }
   static AlignedBuffer Zeroed(size_t count) {
     AlignedBuffer buffer(count);

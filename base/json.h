@@ -19,8 +19,8 @@ struct JsonLimits {
 };
 
 // Parses `text` (UTF-8). INVALID_ARGUMENT with byte position for malformed text, invalid UTF-8, a
-// trailing value, and for whatever exceeds `limits`. Of keys that repeat, the last one counts. Never
-// throws.
+// trailing value, and for whatever exceeds `limits`. Of keys that repeat, the last one counts.
+// Never throws.
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, const JsonLimits& limits = {});
 
 }  // namespace nibble

@@ -6,10 +6,14 @@
 //   ThreadPool pool(4);                               // the caller and three workers
 //   pool.ParallelFor(rows, 16, [&](int64_t begin, int64_t end) { ... });
 //
-// Workers spin for a few microseconds after a loop, then park on a futex: a server that spins at
+// Workers spin for some microseconds after a loop, then park on a futex: a server that spins at
 // barriers starves when it shares its cores. One loop at a time: ParallelFor may be called from any
 // thread, but calls must not overlap or nest (checked). What a loop computes must not depend on how
 // its range was cut: pieces are handed out dynamically.
+//
+// A body may run out of memory (std::bad_alloc, on any thread): pieces not yet begun are dropped,
+// and ParallelFor throws std::bad_alloc to its caller once all threads have left the loop. No other
+// exception may leave a body.
 #pragma once
 
 #include <atomic>
@@ -42,7 +46,8 @@ class ThreadPool {
     });
   }
 
-  // Hardware threads this process may run on (its affinity mask).
+  // Threads this process has CPUs for: its affinity mask, or its control group's quota when that is
+  // less. More would be stopped for most of each period, and every loop waits for its last thread.
   static int HostThreads();
 
  private:
@@ -50,7 +55,7 @@ class ThreadPool {
 
   void Dispatch(int64_t count, int64_t grain, const void* context, BodyFunction body);
   void WorkerMain();
-  void TakePieces();
+  void TakePieces() noexcept;
 
   // The loop in progress. Written by Dispatch before it raises `epoch_`, read by workers after they
   // saw it.
@@ -63,6 +68,7 @@ class ThreadPool {
   alignas(64) std::atomic<uint32_t> epoch_{0};  // raised once per loop; workers wait on it
   alignas(64) std::atomic<int> num_active_{0};  // workers that have not finished the loop
   std::atomic<bool> busy_{false};
+  std::atomic<bool> out_of_memory_{false};  // a piece of the loop in progress threw std::bad_alloc
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> workers_;
 };

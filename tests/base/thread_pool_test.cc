@@ -3,8 +3,11 @@
 
 #include "base/thread_pool.h"
 
+#include <atomic>
 #include <chrono>
+#include <new>
 #include <numeric>
+#include <thread>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -52,15 +55,59 @@ TEST_P(ThreadPoolTest, WorkersWakeUpAfterParking) {
   }
 }
 
+// Whichever thread it happens on, the caller learns it and the pool stays usable.
+TEST_P(ThreadPoolTest, OutOfMemoryInABodyReachesTheCaller) {
+  ThreadPool pool(GetParam());
+  for (int64_t failing = 0; failing < 40; failing += 3) {
+    EXPECT_THROW(pool.ParallelFor(40, 1,
+                                  [&](int64_t begin, int64_t) {
+                                    if (begin == failing) throw std::bad_alloc();
+                                  }),
+                 std::bad_alloc);
+    EXPECT_THROW(pool.ParallelFor(1, 1, [](int64_t, int64_t) { throw std::bad_alloc(); }),
+                 std::bad_alloc);
+    std::atomic<int64_t> sum{0};
+    pool.ParallelFor(100, 3, [&](int64_t begin, int64_t end) { sum.fetch_add(end - begin); });
+    EXPECT_EQ(sum.load(), 100);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, ::testing::Values(1, 2, 3, 8));
 
+// Also where a loop is too small, or the pool too, for a second thread: else the bug would show on
+// large inputs and large machines only.
 TEST(ThreadPoolDeathTest, NestedLoopsAreABug) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  for (const int num_threads : {1, 2}) {
+    for (const int64_t outer : {1, 8}) {
+      for (const int64_t inner : {1, 8}) {
+        EXPECT_DEATH(
+            {
+              ThreadPool pool(num_threads);
+              pool.ParallelFor(outer, 1, [&](int64_t, int64_t) {
+                pool.ParallelFor(inner, 1, [](int64_t, int64_t) {});
+              });
+            },
+            "check failed");
+      }
+    }
+  }
+}
+
+TEST(ThreadPoolDeathTest, OverlappingLoopsAreABug) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(
       {
-        ThreadPool pool(2);
-        pool.ParallelFor(
-            8, 1, [&](int64_t, int64_t) { pool.ParallelFor(8, 1, [](int64_t, int64_t) {}); });
+        ThreadPool pool(1);
+        std::atomic<bool> inside{false};
+        std::thread other([&] {
+          pool.ParallelFor(1, 1, [&](int64_t, int64_t) {
+            inside = true;
+            for (;;) std::this_thread::yield();
+          });
+        });
+        while (!inside) std::this_thread::yield();
+        pool.ParallelFor(1, 1, [](int64_t, int64_t) {});
       },
       "check failed");
 }
