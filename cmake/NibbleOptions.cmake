@@ -7,6 +7,8 @@ target_compile_options(nibble_options INTERFACE
   -Woverloaded-virtual -Wno-missing-field-initializers -Werror
   # g++ 12 sees overlapping copies in std::string's operator+ at -O2 and above (GCC bug 105651).
   $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>
+  # ... and uninitialized members in moved std::variants (GCC bug 105562 and its relatives).
+  $<$<AND:$<CXX_COMPILER_ID:GNU>,$<NOT:$<CONFIG:Debug>>>:-Wno-maybe-uninitialized>
   # Bit-reproducible floating point: the compiler may not fuse a*b+c on its own. Kernels that want FMA say so.
   -ffp-contract=off)
 
@@ -28,4 +30,12 @@ endif()
 find_program(NIBBLE_MOLD mold)
 if(NIBBLE_MOLD)
   target_link_options(nibble_options INTERFACE -fuse-ld=mold)
+endif()
+
+# Flags of the sources that are written for one instruction set (files named *_avx2.cc and *_avx512vnni.cc).
+set(NIBBLE_AVX2_FLAGS -mavx2 -mfma -mf16c)
+set(NIBBLE_AVX512VNNI_FLAGS -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # g++ 12's own AVX-512 intrinsics start from deliberately uninitialized registers.
+  list(APPEND NIBBLE_AVX512VNNI_FLAGS -Wno-uninitialized -Wno-maybe-uninitialized)
 endif()
