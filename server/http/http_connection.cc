@@ -3,6 +3,8 @@
 
 #include "server/http/http_connection.h"
 
+#include <poll.h>
+
 #include <algorithm>
 #include <optional>
 #include <utility>
@@ -26,6 +28,11 @@ using std::chrono::steady_clock;
 // send a reset, and a client still sending its body would lose the answer that tells why.
 constexpr std::chrono::seconds kLinger{5};
 constexpr int kMaxRefusing = 64;  // per thread
+// Enough for a client that pipelines small requests; a body behind an open answer can wait outside.
+constexpr size_t kMaxReadAhead = size_t{64} << 10;
+constexpr std::chrono::seconds kRestInterval{1};
+// Below this a request is read even when all together hold too much.
+constexpr int64_t kAlwaysTaken = int64_t{16} << 10;
 
 std::string_view View(boost::beast::string_view view) { return {view.data(), view.size()}; }
 
@@ -41,6 +48,15 @@ std::string Lower(std::string_view text) {
 }
 
 }  // namespace
+
+ServerState::Routes::const_iterator ServerState::FindRoute(const std::string& path) const {
+  auto route = routes.find(path);
+  for (size_t slash = path.rfind('/'); route == routes.end() && slash != std::string::npos;
+       slash = slash == 0 ? std::string::npos : path.rfind('/', slash - 1)) {
+    route = routes.find(path.substr(0, slash + 1) + "*");
+  }
+  return route;
+}
 
 bool IoThread::Post(std::function<void()> task) {
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -64,8 +80,10 @@ Connection::Connection(asio::ip::tcp::socket socket, std::shared_ptr<IoThread> i
                        std::shared_ptr<ServerState> server)
     : socket_(std::move(socket)),
       timer_(io->context),
+      rest_timer_(io->context),
       io_(std::move(io)),
-      server_(std::move(server)) {}
+      server_(std::move(server)),
+      share_(server_) {}
 
 Connection::~Connection() = default;
 
@@ -104,6 +122,9 @@ void Connection::Close() {
   error_code ignored;
   socket_.close(ignored);
   timer_.cancel();
+  rest_timer_.cancel();
+  request_.reset();
+  DropInput();
   if (counted_) {
     server_->num_connections.fetch_sub(1);
   } else {
@@ -128,6 +149,7 @@ void Connection::WaitForInput() {
 }
 
 void Connection::OnInput() {
+  if (HasReadAhead()) return RestInput();
   error_code error;
   const size_t size = socket_.read_some(asio::buffer(io_->scratch), error);
   if (error == asio::error::would_block || error == asio::error::interrupted) {
@@ -138,16 +160,66 @@ void Connection::OnInput() {
     OnInputEnd();
     return;
   }
-  if (state_ != State::kLingering && !discard_input_) {
-    input_.append(io_->scratch.data(), size);
-    if (state_ == State::kReading) {
-      ParseInput();
-    } else if (static_cast<int64_t>(input_.size()) >
-               server_->config.max_body_bytes + server_->config.max_header_bytes) {
-      Close();
-    }
+  if (state_ != State::kLingering && !discard_input_ && TakeInput(size)) {
+    if (state_ == State::kReading) ParseInput();
   }
-  if (state_ != State::kClosed) WaitForInput();
+  if (state_ == State::kClosed) return;
+  HasReadAhead() ? RestInput() : WaitForInput();
+}
+
+bool Connection::HasReadAhead() const {
+  return state_ == State::kAnswering && !discard_input_ &&
+         (input_.size() - input_offset_ >= kMaxReadAhead ||
+          server_->buffered_bytes.load() >= server_->config.max_buffered_bytes);
+}
+
+void Connection::RestInput() {
+  input_rests_ = true;
+  WatchForEnd();
+}
+
+// The wait for input cannot tell a client that left from one whose bytes we let lie.
+void Connection::WatchForEnd() {
+  rest_timer_.expires_after(kRestInterval);
+  rest_timer_.async_wait([self = shared_from_this()](const error_code& error) {
+    if (error || self->state_ == State::kClosed || !self->input_rests_) return;
+    pollfd state = {self->socket_.native_handle(), POLLRDHUP, 0};
+    if (::poll(&state, 1, 0) > 0) {
+      self->OnInputEnd();
+    } else if (self->HasReadAhead()) {
+      self->WatchForEnd();
+    } else {
+      self->ResumeInput();  // others gave back what they held
+    }
+  });
+}
+
+void Connection::ResumeInput() {
+  if (!input_rests_ || state_ == State::kClosed || HasReadAhead()) return;
+  input_rests_ = false;
+  rest_timer_.cancel();
+  WaitForInput();
+}
+
+bool Connection::TakeInput(size_t size) {
+  const int64_t held = share_.bytes() + static_cast<int64_t>(size);
+  const int64_t limit = server_->config.max_buffered_bytes;
+  // What is read ahead is bounded already, and an answer under way is not to be spoilt.
+  if (state_ == State::kReading && held > kAlwaysTaken &&
+      server_->buffered_bytes.load() + static_cast<int64_t>(size) > limit) {
+    Refuse(503, fmt::format("unanswered requests of all clients hold {} bytes, the limit is {}",
+                            server_->buffered_bytes.load(), limit));
+    return false;
+  }
+  input_.append(io_->scratch.data(), size);
+  share_.Set(held);
+  return true;
+}
+
+void Connection::DropInput() {
+  input_ = std::string();
+  input_offset_ = 0;
+  share_.Set(0);
 }
 
 void Connection::OnInputEnd() {
@@ -160,6 +232,7 @@ void Connection::OnInputEnd() {
 
 void Connection::ParseInput() {
   if (input_.empty()) return;
+  const asio::const_buffer input(input_.data(), input_.size());
   if (request_ == nullptr) {
     request_ = std::make_unique<Request>();
     request_->parser.header_limit(static_cast<uint32_t>(server_->config.max_header_bytes));
@@ -167,17 +240,16 @@ void Connection::ParseInput() {
     request_->parser.body_limit(boost::none);
   }
   auto& parser = request_->parser;
-  size_t offset = 0;
-  while (offset < input_.size() && !parser.is_done()) {
+  while (input_offset_ < input_.size() && !parser.is_done()) {
     error_code error;
     try {
-      offset += parser.put(asio::buffer(input_.data() + offset, input_.size() - offset), error);
+      input_offset_ += parser.put(input + input_offset_, error);
     } catch (const std::exception& problem) {  // a field longer than Beast's 16-bit lengths
       return Refuse(431, fmt::format("request header: {}", problem.what()));
     }
     if (error == http::error::need_more) {
       // Also bounds what the parser does not: chunk extensions and trailers.
-      if (static_cast<int64_t>(input_.size() - offset) > server_->config.max_header_bytes) {
+      if (static_cast<int64_t>(input_.size() - input_offset_) > server_->config.max_header_bytes) {
         error = http::error::header_limit;
       } else {
         break;
@@ -197,7 +269,14 @@ void Connection::ParseInput() {
       if (!CheckHeader()) return;
     }
   }
-  input_.erase(0, offset);
+  // Erasing only what is more than the rest moves each byte once at most.
+  if (input_offset_ == input_.size()) {
+    input_ = std::string();
+    input_offset_ = 0;
+  } else if (input_offset_ > input_.size() / 2) {
+    input_.erase(0, input_offset_);
+    input_offset_ = 0;
+  }
   if (parser.is_done()) Dispatch();
 }
 
@@ -254,6 +333,12 @@ void Connection::Dispatch() {
   }
   request.body = std::move(message.body());
   request_.reset();
+  // From here on the handler holds the request, we what came after it.
+  const auto rest = static_cast<int64_t>(input_.size() - input_offset_);
+  const auto share = std::make_shared<BufferShare>(server_);
+  share->Set(share_.bytes() - rest);
+  share_.Set(rest);
+  request.buffer_share = share;
 
   const bool head = request.method == "HEAD";
   Exchange::Info info{.route = "none",
@@ -261,12 +346,12 @@ void Connection::Dispatch() {
                       .head_only = head,
                       .http_1_0 = message.version() == 10,
                       .keep_alive = message.keep_alive() && !server_->draining.load()};
-  const auto route = server_->routes.find(request.path);
+  const auto route = server_->FindRoute(request.path);
   if (route == server_->routes.end()) {
     BeginAnswer(std::move(info));
     return SendError(404, fmt::format("no such path: {}", request.path), {});
   }
-  info.route = request.path;
+  info.route = route->first;
   // A HEAD is answered as its GET would be, without the body.
   const auto handler = route->second.find(head ? "GET" : request.method);
   if (handler == route->second.end()) {
@@ -285,7 +370,7 @@ void Connection::Dispatch() {
 
 void Connection::Refuse(int status, const std::string& message) {
   request_.reset();
-  input_.clear();
+  DropInput();
   discard_input_ = true;
   BeginAnswer({.route = "none", .method = "none", .keep_alive = false});
   SendError(status, message, {});
@@ -350,11 +435,16 @@ void Connection::OnAnswerDone(bool close) {
   exchange_.reset();
   output_ = std::string();
   if (!input_open_) return Close();
-  if (close || discard_input_) return Linger();
-  if (server_->draining.load() && input_.empty()) return Close();
-  state_ = State::kReading;
-  SetDeadline(std::chrono::seconds(server_->config.read_timeout_seconds));
-  ParseInput();
+  if (close || discard_input_) {
+    Linger();
+  } else if (server_->draining.load() && input_.empty()) {
+    return Close();
+  } else {
+    state_ = State::kReading;
+    SetDeadline(std::chrono::seconds(server_->config.read_timeout_seconds));
+    ParseInput();
+  }
+  ResumeInput();
 }
 
 void Connection::Observe() {
@@ -367,7 +457,7 @@ void Connection::Observe() {
 
 void Connection::Linger() {
   state_ = State::kLingering;
-  input_ = std::string();
+  DropInput();
   error_code ignored;
   socket_.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
   SetDeadline(kLinger);

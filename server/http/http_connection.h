@@ -11,8 +11,9 @@
 // Invariants
 //  1. Everything runs on the thread of `io`, one handler at a time.
 //  2. Until kClosed a wait for input is always pending, so a client that leaves is noticed while
-//  its
-//     answer is computed. What arrives meanwhile is kept (pipelining) up to one largest request.
+//     its answer is computed. What arrives meanwhile is kept (pipelining) up to 64 KiB; beyond it
+//     the wait rests (input_rests_), the client's bytes stay in the kernel, and only its leaving is
+//     looked for, once a second.
 //  3. A connection is in io->connections from Start to Close, which drops it from there.
 #pragma once
 
@@ -20,6 +21,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -39,12 +41,36 @@ namespace nibble::server {
 
 // Written before Start, then read by all threads, but for the atomics.
 struct ServerState {
+  using Routes = std::map<std::string, std::map<std::string, HttpHandler>>;
+  // The path's own route, else that of the nearest "/*" above it.
+  Routes::const_iterator FindRoute(const std::string& path) const;
+
   HttpServerConfig config;
-  std::map<std::string, std::map<std::string, HttpHandler>> routes;  // path -> method -> handler
+  Routes routes;  // path -> method -> handler
   HttpObserver observer;
   std::shared_ptr<const HttpErrorBody> error_body;
   std::atomic<bool> draining{false};
   std::atomic<int64_t> num_connections{0};
+  std::atomic<int64_t> buffered_bytes{0};
+  std::atomic<int64_t> last_accept_failure_ns{std::numeric_limits<int64_t>::min()};
+};
+
+// What one connection or request holds of ServerState::buffered_bytes.
+class BufferShare {
+ public:
+  explicit BufferShare(std::shared_ptr<ServerState> server) : server_(std::move(server)) {}
+  ~BufferShare() { Set(0); }
+  BufferShare(const BufferShare&) = delete;
+  BufferShare& operator=(const BufferShare&) = delete;
+  int64_t bytes() const { return bytes_; }
+  void Set(int64_t bytes) {
+    server_->buffered_bytes.fetch_add(bytes - bytes_);
+    bytes_ = bytes;
+  }
+
+ private:
+  const std::shared_ptr<ServerState> server_;
+  int64_t bytes_ = 0;
 };
 
 class Connection;
@@ -85,7 +111,15 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   void WaitForInput();
   void OnInput();
   void OnInputEnd();
+  // While an answer is under way: is there as much input as we keep?
+  bool HasReadAhead() const;
+  void RestInput();
+  void WatchForEnd();
+  void ResumeInput();
+  // False: the request was refused, because all requests together hold too much.
+  bool TakeInput(size_t size);
   void ParseInput();
+  void DropInput();
   bool CheckHeader();  // false: it was refused
   void Dispatch();
   // Answers with the server's own error and ends the connection.
@@ -107,6 +141,7 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
 
   boost::asio::ip::tcp::socket socket_;
   boost::asio::steady_timer timer_;
+  boost::asio::steady_timer rest_timer_;
   const std::shared_ptr<IoThread> io_;
   const std::shared_ptr<ServerState> server_;
   std::string remote_address_;
@@ -117,7 +152,10 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   std::chrono::steady_clock::time_point deadline_ = std::chrono::steady_clock::time_point::max();
   bool timer_pending_ = false;
 
-  std::string input_;                 // bytes not parsed yet
+  std::string input_;        // from input_offset_ on: bytes not parsed yet
+  size_t input_offset_ = 0;  // moved on instead of erasing: pipelined requests are many and small
+  bool input_rests_ = false;
+  BufferShare share_;                 // of the request being read and of input_
   std::unique_ptr<Request> request_;  // null between requests: an idle connection holds no buffer
   std::shared_ptr<Exchange> exchange_;
   std::string output_;  // being written

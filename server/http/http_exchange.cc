@@ -10,6 +10,9 @@
 namespace nibble::server {
 namespace {
 
+// Up to here one write of head and body together is worth a copy.
+constexpr size_t kCopiedBody = size_t{16} << 10;
+
 class Responder final : public HttpResponder {
  public:
   explicit Responder(std::shared_ptr<Exchange> exchange) : exchange_(std::move(exchange)) {}
@@ -17,7 +20,7 @@ class Responder final : public HttpResponder {
 
   void Send(int status, std::string_view content_type, std::string body,
             HttpHeaders headers) override {
-    exchange_->Send(status, content_type, body, headers);
+    exchange_->Send(status, content_type, std::move(body), headers);
   }
   void StartStream(int status, std::string_view content_type, HttpHeaders headers) override {
     exchange_->StartStream(status, content_type, headers);
@@ -58,7 +61,7 @@ void Exchange::Wake() {
   });
 }
 
-void Exchange::Send(int status, std::string_view content_type, std::string_view body,
+void Exchange::Send(int status, std::string_view content_type, std::string body,
                     const HttpHeaders& headers) {
   std::function<void()> release;  // destroyed after the lock, see invariant 2
   bool wake = false;
@@ -74,7 +77,13 @@ void Exchange::Send(int status, std::string_view content_type, std::string_view 
                                             .close = close_,
                                             .keep_alive = info_.http_1_0 && !close_},
                                            headers));
-    if (!info_.head_only) AppendLocked(body);
+    if (info_.head_only) body.clear();
+    if (body.size() <= kCopiedBody) {
+      AppendLocked(body);
+    } else {
+      large_body_ = std::move(body);
+      queued_bytes_ += static_cast<int64_t>(large_body_.size());
+    }
   }
   if (wake) Wake();
 }
@@ -175,9 +184,9 @@ bool Exchange::complete() const {
 Exchange::Taken Exchange::Take() {
   const std::lock_guard<std::mutex> lock(mutex_);
   Taken taken;
-  taken.bytes = std::move(outbox_);
-  outbox_.clear();
-  taken.finished = state_ == State::kFinished;
+  std::string& from = outbox_.empty() ? large_body_ : outbox_;
+  taken.bytes = std::exchange(from, std::string());
+  taken.finished = state_ == State::kFinished && large_body_.empty();
   taken.aborted = state_ == State::kAborted;
   taken.close = close_;
   return taken;
@@ -198,6 +207,7 @@ void Exchange::Detach() {
     complete = state_ == State::kFinished;
     std::swap(callback, on_disconnect_);
     outbox_.clear();
+    large_body_ = std::string();
     queued_bytes_ = 0;
   }
   if (!complete && callback) callback();

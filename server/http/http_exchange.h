@@ -61,7 +61,7 @@ class Exchange final : public std::enable_shared_from_this<Exchange> {
   std::shared_ptr<HttpResponder> MakeResponder();
 
   // From any thread; see HttpResponder.
-  void Send(int status, std::string_view content_type, std::string_view body,
+  void Send(int status, std::string_view content_type, std::string body,
             const HttpHeaders& headers);
   void StartStream(int status, std::string_view content_type, const HttpHeaders& headers);
   void Write(std::string_view chunk);
@@ -103,7 +103,8 @@ class Exchange final : public std::enable_shared_from_this<Exchange> {
   bool close_ = false;  // the connection ends with this answer
   int status_ = 0;
   std::string outbox_;
-  int64_t queued_bytes_ = 0;  // outbox_ and what Take() gave and OnSent() has not confirmed
+  std::string large_body_;    // after outbox_: moved, not copied
+  int64_t queued_bytes_ = 0;  // both, and what Take() gave and OnSent() has not confirmed
   std::function<void()> on_disconnect_;
 };
 

@@ -3,7 +3,11 @@
 
 #include "server/http/http_server.h"
 
+#include <sys/resource.h>
+
+#include <algorithm>
 #include <chrono>
+#include <limits>
 #include <optional>
 #include <thread>
 
@@ -41,6 +45,7 @@ absl::Status ValidateConfig(const HttpServerConfig& config) {
   // Beast keeps a field's length in 16 bits.
   check("max_header_bytes", config.max_header_bytes, 256, int64_t{64} << 10);
   check("max_connections", config.max_connections, 1, int64_t{1} << 30);
+  check("max_buffered_bytes", config.max_buffered_bytes, 1, int64_t{1} << 50);
   check("read_timeout_seconds", config.read_timeout_seconds, 1, 86400);
   return problems.empty() ? absl::OkStatus() : absl::InvalidArgumentError(problems);
 }
@@ -101,7 +106,7 @@ class Listener : public std::enable_shared_from_this<Listener> {
           }
           // Out of file descriptors, most likely: the backlog stays readable, so an immediate retry
           // would spin.
-          log::Warning("cannot accept a connection: {}", error.message());
+          self->WarnOfFailure(error);
           self->retry_timer_.expires_after(std::chrono::milliseconds(100));
           self->retry_timer_.async_wait([self](const error_code& cancelled) {
             if (!cancelled) self->Accept();
@@ -124,6 +129,15 @@ class Listener : public std::enable_shared_from_this<Listener> {
   }
 
  private:
+  // Once for a row of failures on all threads, however long: ten lines a second help nobody.
+  void WarnOfFailure(const error_code& error) {
+    constexpr std::chrono::nanoseconds kRowEnds = std::chrono::seconds(10);
+    const int64_t now_ns = std::chrono::steady_clock::now().time_since_epoch().count();
+    const int64_t before_ns = server_->last_accept_failure_ns.exchange(now_ns);
+    if (before_ns > now_ns - kRowEnds.count()) return;
+    log::Warning("cannot accept connections: {}; trying on", error.message());
+  }
+
   void Add(tcp::socket socket) {
     std::make_shared<Connection>(std::move(socket), io_, server_)->Start();
   }
@@ -153,6 +167,7 @@ class BeastHttpServer final : public HttpServer {
   absl::Status Start() override;
   int port() const override { return port_; }
   int64_t num_connections() const override { return state_->num_connections.load(); }
+  int64_t buffered_bytes() const override { return state_->buffered_bytes.load(); }
   void StopAccepting() override;
   void Stop() override;
 
@@ -168,6 +183,29 @@ class BeastHttpServer final : public HttpServer {
   std::vector<std::unique_ptr<Worker>> workers_;
   int port_ = 0;
 };
+
+// Many systems start processes with 1024 open files at most and let them raise that.
+int64_t RaiseOpenFileLimit() {
+  rlimit limit = {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return std::numeric_limits<int64_t>::max();
+  const rlim_t soft = limit.rlim_cur;
+  limit.rlim_cur = limit.rlim_max;
+  if (soft != limit.rlim_max && ::setrlimit(RLIMIT_NOFILE, &limit) != 0) limit.rlim_cur = soft;
+  constexpr auto kMost = static_cast<rlim_t>(std::numeric_limits<int64_t>::max());
+  return static_cast<int64_t>(std::min(limit.rlim_cur, kMost));  // RLIM_INFINITY is the largest
+}
+
+// Past the limit of open files clients would wait unheard, where max_connections tells them why.
+void FitConnectionsToOpenFiles(HttpServerConfig* config) {
+  constexpr int64_t kReserve = 64;  // of the rest of the process, and connections that are refused
+  const int64_t num_files = RaiseOpenFileLimit();
+  const int64_t fitting = std::max<int64_t>(num_files - kReserve, 1);
+  if (config->max_connections <= fitting) return;
+  log::Warning(
+      "at most {} connections instead of {}: the process may have {} files open (ulimit -n)",
+      fitting, config->max_connections, num_files);
+  config->max_connections = fitting;
+}
 
 absl::Status BeastHttpServer::Start() {
   NIBBLE_ASSIGN_OR_RETURN(const asio::ip::address address, ParseHost(state_->config.host));
@@ -189,6 +227,7 @@ absl::Status BeastHttpServer::Start() {
     if (const error_code error = worker->listener->Bind(&endpoint, false)) return fail(error);
     workers.push_back(std::move(worker));
   }
+  FitConnectionsToOpenFiles(&state_->config);
   port_ = endpoint.port();
   workers_ = std::move(workers);
   for (const auto& worker : workers_) {

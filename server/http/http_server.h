@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // A small HTTP/1.1 server interface: routes in, bytes out. Knows nothing of JSON or models.
-// Boost.Beast stays behind http_server.cc because its headers cost 20 s per source.
+// Boost.Beast stays behind http_connection.cc because its headers cost 20 s per source.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,11 @@ struct HttpServerConfig {
   int num_threads = 2;                         // io threads, 1..64
   int64_t max_body_bytes = int64_t{16} << 20;  // larger: 413 naming size and limit
   int64_t max_header_bytes = 64 << 10;         // larger: 431
-  int64_t max_connections = 16384;             // more: accepted and closed with 503
+  // More: accepted and closed with 503. Start() lowers it to what the limit of open files allows.
+  int64_t max_connections = 16384;
+  // What all connections together may hold of requests that are not answered yet. More: 503, but
+  // for requests that are still below 16 KiB, so that probes are answered meanwhile.
+  int64_t max_buffered_bytes = int64_t{512} << 20;
   int read_timeout_seconds = 60;  // for a whole request to arrive; also idle keep-alive
 };
 
@@ -34,6 +38,8 @@ struct HttpRequest {
   std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
   std::string body;
   std::string remote_address;
+  // The body's share of max_buffered_bytes: given back when the last copy goes. May be null.
+  std::shared_ptr<const void> buffer_share;
 
   // First header of that (lower-case) name, or "".
   std::string_view Header(std::string_view name) const;
@@ -80,16 +86,18 @@ class HttpServer {
   static absl::StatusOr<std::unique_ptr<HttpServer>> Create(const HttpServerConfig& config);
   virtual ~HttpServer() = default;  // Stop()s
 
-  // Before Start only. Exact paths; one handler per (method, path). Unknown path: 404, unknown
-  // method: 405.
+  // Before Start only. Exact paths, or all paths below one ("/v1/models/*": those that have no
+  // route of their own); one handler per (method, path). Unknown path: 404, unknown method: 405.
   virtual void Handle(std::string method, std::string path, HttpHandler handler) = 0;
   virtual void SetObserver(HttpObserver observer) = 0;
   virtual void SetErrorBody(HttpErrorBody error_body) = 0;
 
-  // Binds and listens; UNAVAILABLE naming address and cause (in use, not permitted).
+  // Binds and listens; UNAVAILABLE naming address and cause (in use, not permitted). Raises the
+  // process's soft limit of open files to the hard one.
   virtual absl::Status Start() = 0;
   virtual int port() const = 0;  // the bound port, after Start
   virtual int64_t num_connections() const = 0;
+  virtual int64_t buffered_bytes() const = 0;  // see max_buffered_bytes
   // Accepts no more; answers in progress go on; idle connections close.
   virtual void StopAccepting() = 0;
   // Closes everything and joins the threads. Idempotent.

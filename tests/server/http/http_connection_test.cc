@@ -105,17 +105,6 @@ TEST_F(HttpServerTest, TellsHowMuchASlowReaderLeaves) {
   EXPECT_EQ(responder->queued_bytes(), 0);
 }
 
-TEST_F(HttpServerTest, DropsWhoFloodsBehindAnOpenRequest) {
-  StartServer({.max_body_bytes = 1000, .max_header_bytes = 1000});
-  RawClient client(port());
-  client.Send(kHold);
-  auto responder = TakeHeld();
-  std::atomic<bool> gone{false};
-  responder->OnDisconnect([&] { gone.store(true); });
-  client.Send(std::string(10000, 'x'));
-  EXPECT_TRUE(Eventually([&] { return gone.load(); }));
-}
-
 TEST_F(HttpServerTest, LimitsConnections) {
   StartServer({.num_threads = 1, .max_connections = 2});
   RawClient first(port());
