@@ -31,12 +31,13 @@ constexpr size_t kMaxIds = 1025;
 constexpr size_t kMaxIds = 1000000;
 #endif
 
-// What W4A8 by round to nearest costs on the whole text (its first 1025 ids): 3.45 % (4.56 %)
-// measured, of which int8 activations are 0.2 %: with float activations it is 3.26 %.
+// W4A8 by round to nearest, groups of 128, must cost less than 3 % on the whole text: 2.93 %
+// measured, of which int8 activations are 0.2 %. Single choices of equal squared error differ by
+// some 0.3 %. The first 1025 ids alone are too few to hold to that.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr double kMaxW4A8Cost = 0.048;
 #else
-constexpr double kMaxW4A8Cost = 0.036;
+constexpr double kMaxW4A8Cost = 0.03;
 #endif
 
 class PerplexityReferenceTest : public ::testing::Test {
