@@ -33,9 +33,10 @@ constexpr size_t kMaxIds = 1000000;
 
 // W4A8 by round to nearest, groups of 128, must cost less than 3 % on the whole text: 2.93 %
 // measured, of which int8 activations are 0.2 %. Single choices of equal squared error differ by
-// some 0.3 %. The first 1025 ids alone are too few to hold to that.
+// some 0.3 %. The first 1025 ids alone are too few to hold to that (3.0 %
+// with float activations).
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr double kMaxW4A8Cost = 0.048;
+constexpr double kMaxW4A8Cost = 0.04;
 #else
 constexpr double kMaxW4A8Cost = 0.03;
 #endif
