@@ -6,9 +6,8 @@
 #include <algorithm>
 #include <array>
 #include <ctime>
+#include <limits>
 #include <utility>
-
-#include "absl/strings/cord.h"
 
 #include "base/utf8.h"
 
@@ -19,11 +18,6 @@ namespace {
 // fields, so they may not come in by this way either.
 constexpr std::array<std::string_view, 4> kReservedVariables = {"messages", "add_generation_prompt",
                                                                 "tools", "documents"};
-
-absl::Status WithParam(absl::Status status, std::string_view param) {
-  status.SetPayload(kParamPayload, absl::Cord(absl::string_view(param.data(), param.size())));
-  return status;
-}
 
 // One choice's sink: knows which choice it is.
 class ChoiceSink final : public engine::OutputSink {
@@ -39,7 +33,8 @@ class ChoiceSink final : public engine::OutputSink {
   int index_;
 };
 
-absl::Status CheckCounts(const ServiceLimits& limits, int64_t n, size_t num_prompts) {
+absl::Status CheckCounts(const ServiceLimits& limits, const engine::EngineConfig& engine, int64_t n,
+                         size_t num_prompts) {
   if (num_prompts == 0) return WithParam(InvalidArgument("there is no prompt"), "prompt");
   if (n < 1 || n > limits.max_choices) {
     return WithParam(InvalidArgument("n is {}, want 1..{}", n, limits.max_choices), "n");
@@ -53,6 +48,13 @@ absl::Status CheckCounts(const ServiceLimits& limits, int64_t n, size_t num_prom
   if (num_choices > limits.max_choices) {
     return WithParam(InvalidArgument("{} prompts times n = {} make {} choices, the limit is {}",
                                      num_prompts, n, num_choices, limits.max_choices),
+                     "n");
+  }
+  // Not RESOURCE_EXHAUSTED, which invites to try again: an empty queue is too small as well.
+  if (num_choices > engine.max_queued_requests) {
+    return WithParam(InvalidArgument("{} prompts times n = {} make {} sequences, the queue "
+                                     "(max_queued_requests) holds {}",
+                                     num_prompts, n, num_choices, engine.max_queued_requests),
                      "n");
   }
   return absl::OkStatus();
@@ -91,9 +93,30 @@ void Generation::Cancel() {
   for (const engine::RequestId id : ids_) engine_->Cancel(id);
 }
 
-GenerationService::GenerationService(Parts parts) : parts_(std::move(parts)) {}
+GenerationService::GenerationService(Parts parts) : parts_(std::move(parts)) {
+  const engine::Tokenizer& tokenizer = *parts_.tokenizer;
+  token_bytes_.reserve(static_cast<size_t>(tokenizer.vocab_size()));
+  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+    // A special token has no text of its own, but its name is written and read as text.
+    const size_t size = std::max(tokenizer.TokenBytes(id).size(),
+                                 tokenizer.IsSpecial(id) ? tokenizer.IdToToken(id).size() : 0);
+    token_bytes_.push_back(static_cast<uint32_t>(size));
+    longest_token_bytes_ = std::max(longest_token_bytes_, static_cast<int64_t>(size));
+  }
+}
 
 absl::Status GenerationService::Ready() const {
+  NIBBLE_RETURN_IF_ERROR(Accepting());
+  const engine::EngineStats stats = parts_.engine->Stats();
+  const int64_t seconds = (parts_.clock->NowNs() - stats.last_step_ns) / 1'000'000'000;
+  if (stats.num_running > 0 && seconds > parts_.limits.max_step_seconds) {
+    return Unavailable("the engine has ended no step for {} s, the limit is {}; {} sequences run",
+                       seconds, parts_.limits.max_step_seconds, stats.num_running);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GenerationService::Accepting() const {
   if (draining_.load()) return Unavailable("the server is shutting down");
   if (const absl::Status health = parts_.engine->Health(); !health.ok()) {
     return Unavailable("the engine has failed: {}", std::string(health.message()));
@@ -121,7 +144,30 @@ absl::StatusOr<std::vector<int32_t>> GenerationService::Tokenize(std::string_vie
   return parts_.tokenizer->Encode(text, add_special_tokens);
 }
 
+absl::Status GenerationService::CheckTextFits(std::string_view text, std::string_view param) const {
+  if (longest_token_bytes_ == 0) return absl::OkStatus();
+  const int64_t limit = parts_.model.max_model_len * longest_token_bytes_;
+  if (static_cast<int64_t>(text.size()) <= limit) return absl::OkStatus();
+  return WithParam(
+      InvalidArgument("the prompt has {} bytes; the context of {} tokens holds {} at most, for the "
+                      "longest token has {}",
+                      text.size(), parts_.model.max_model_len, limit, longest_token_bytes_),
+      param);
+}
+
 absl::StatusOr<std::string> GenerationService::Detokenize(const std::vector<int32_t>& ids) const {
+  int64_t num_bytes = 0;
+  for (const int32_t id : ids) {
+    // An id outside is the tokenizer's to refuse.
+    if (id >= 0 && static_cast<size_t>(id) < token_bytes_.size()) {
+      num_bytes += token_bytes_[static_cast<size_t>(id)];
+    }
+  }
+  if (num_bytes > parts_.limits.max_detokenized_bytes) {
+    return WithParam(InvalidArgument("the tokens make {} bytes of text, the limit is {}", num_bytes,
+                                     parts_.limits.max_detokenized_bytes),
+                     "tokens");
+  }
   return parts_.tokenizer->Decode(ids, /*skip_special_tokens=*/false);
 }
 
@@ -146,8 +192,8 @@ absl::StatusOr<std::string> GenerationService::RenderChat(const GenerateRequest:
     }
     num_bytes += static_cast<int64_t>(message.content.size());
     if (num_bytes > parts_.limits.max_prompt_bytes) {
-      return WithParam(InvalidArgument("the messages have more than {} bytes, the limit",
-                                       parts_.limits.max_prompt_bytes),
+      return WithParam(InvalidArgument("messages[0..{}] have {} bytes, the limit is {}", i,
+                                       num_bytes, parts_.limits.max_prompt_bytes),
                        "messages");
     }
     nlohmann::ordered_json entry = {{"role", message.role}, {"content", message.content}};
@@ -178,11 +224,12 @@ absl::StatusOr<std::string> GenerationService::RenderChat(const GenerateRequest:
 absl::StatusOr<std::vector<int32_t>> GenerationService::TokenizeChat(
     const GenerateRequest::Chat& chat) const {
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, RenderChat(chat));
+  NIBBLE_RETURN_IF_ERROR(CheckTextFits(text, "messages"));
   return Tokenize(text, /*add_special_tokens=*/false);
 }
 
 absl::StatusOr<engine::SamplingParams> GenerationService::ResolveSampling(
-    const SamplingRequest& request, int64_t num_prompt_tokens) const {
+    const SamplingRequest& request, int64_t num_prompt_tokens, int64_t max_tokens_kept) const {
   const engine::GenerationConfig& defaults = parts_.defaults;
   const int64_t room = parts_.model.max_model_len - num_prompt_tokens;
   engine::SamplingParams params;
@@ -194,12 +241,26 @@ absl::StatusOr<engine::SamplingParams> GenerationService::ResolveSampling(
                           num_prompt_tokens, *request.max_tokens, parts_.model.max_model_len),
           "max_tokens");
     }
+    if (*request.max_tokens > max_tokens_kept) {
+      return WithParam(
+          InvalidArgument("max_tokens is {}, the limit is {} for an answer that is not streamed: "
+                          "choices * max_tokens * (1 + top log probabilities) is at most {}",
+                          *request.max_tokens, max_tokens_kept,
+                          parts_.limits.max_whole_answer_entries),
+          "max_tokens");
+    }
     params.max_tokens = *request.max_tokens;
   } else {
     params.max_tokens = std::clamp<int64_t>(
-        request.default_max_tokens.value_or(defaults.max_new_tokens.value_or(room)), 1, room);
+        request.default_max_tokens.value_or(defaults.max_new_tokens.value_or(room)), 1,
+        std::min(room, max_tokens_kept));
   }
   params.min_tokens = request.min_tokens.value_or(0);
+  if (params.min_tokens < 0 || params.min_tokens > params.max_tokens) {
+    return WithParam(InvalidArgument("min_tokens is {}, want 0..{}, which is max_tokens",
+                                     params.min_tokens, params.max_tokens),
+                     "min_tokens");
+  }
   // The client's word, else the model's recommendation, else nibble's default.
   const auto choose = [](const auto& asked, const auto& recommended, auto* value) {
     if (asked.has_value()) {
@@ -230,18 +291,20 @@ absl::StatusOr<engine::SamplingParams> GenerationService::ResolveSampling(
 absl::StatusOr<std::vector<std::vector<int32_t>>> GenerationService::PromptTokens(
     GenerateRequest* request) const {
   if (const auto* chat = std::get_if<GenerateRequest::Chat>(&request->prompt)) {
-    NIBBLE_RETURN_IF_ERROR(CheckCounts(parts_.limits, request->n, 1));
+    NIBBLE_RETURN_IF_ERROR(CheckCounts(parts_.limits, parts_.engine->config(), request->n, 1));
     NIBBLE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, TokenizeChat(*chat));
     std::vector<std::vector<int32_t>> prompts;
     prompts.push_back(std::move(ids));
     return prompts;
   }
   if (auto* tokens = std::get_if<GenerateRequest::TokenIds>(&request->prompt)) {
-    NIBBLE_RETURN_IF_ERROR(CheckCounts(parts_.limits, request->n, tokens->prompts.size()));
+    NIBBLE_RETURN_IF_ERROR(
+        CheckCounts(parts_.limits, parts_.engine->config(), request->n, tokens->prompts.size()));
     return std::move(tokens->prompts);
   }
   const auto& texts = std::get<GenerateRequest::Text>(request->prompt).prompts;
-  NIBBLE_RETURN_IF_ERROR(CheckCounts(parts_.limits, request->n, texts.size()));
+  NIBBLE_RETURN_IF_ERROR(
+      CheckCounts(parts_.limits, parts_.engine->config(), request->n, texts.size()));
   int64_t num_bytes = 0;
   for (const std::string& text : texts) num_bytes += static_cast<int64_t>(text.size());
   if (num_bytes > parts_.limits.max_prompt_bytes) {
@@ -250,6 +313,7 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> GenerationService::PromptToken
                      "prompt");
   }
   std::vector<std::vector<int32_t>> prompts;
+  for (const std::string& text : texts) NIBBLE_RETURN_IF_ERROR(CheckTextFits(text, "prompt"));
   for (const std::string& text : texts) {
     NIBBLE_ASSIGN_OR_RETURN(std::vector<int32_t> ids, Tokenize(text, request->add_special_tokens));
     prompts.push_back(std::move(ids));
@@ -259,18 +323,25 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> GenerationService::PromptToken
 
 absl::StatusOr<std::shared_ptr<Generation>> GenerationService::Generate(
     GenerateRequest request, std::shared_ptr<GenerationSink> sink) {
-  NIBBLE_RETURN_IF_ERROR(Ready());
+  NIBBLE_RETURN_IF_ERROR(Accepting());
   NIBBLE_RETURN_IF_ERROR(CheckModelName(request.model));
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<std::vector<int32_t>> prompts, PromptTokens(&request));
 
   std::vector<engine::EngineRequest> choices;
   int64_t num_prompt_tokens = 0;
+  const int64_t num_choices = request.n * static_cast<int64_t>(prompts.size());
+  const int64_t entries_per_token = 1 + std::max(request.sampling.logprobs.value_or(0), 0);
+  const int64_t max_tokens_kept =
+      request.whole_answer
+          ? std::max<int64_t>(
+                parts_.limits.max_whole_answer_entries / (num_choices * entries_per_token), 1)
+          : std::numeric_limits<int64_t>::max();
   for (const std::vector<int32_t>& prompt : prompts) {
     NIBBLE_RETURN_IF_ERROR(CheckPrompt(parts_.model, prompt));
     const auto num_tokens = static_cast<int64_t>(prompt.size());
     num_prompt_tokens += num_tokens;
     NIBBLE_ASSIGN_OR_RETURN(engine::SamplingParams sampling,
-                            ResolveSampling(request.sampling, num_tokens));
+                            ResolveSampling(request.sampling, num_tokens, max_tokens_kept));
     for (int64_t c = 0; c < request.n; ++c) {
       engine::EngineRequest choice{
           .prompt_token_ids = prompt,

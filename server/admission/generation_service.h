@@ -19,22 +19,27 @@
 
 #include "nlohmann/json.hpp"
 
+#include "base/clock.h"
 #include "base/status.h"
 #include "engine/engine.h"
 #include "engine/model/model_config.h"
 #include "engine/tokenizer/tokenizer.h"
+#include "server/admission/request_error.h"
 #include "server/chat/chat_template.h"
 
 namespace nibble::server {
-
-// Status payload that names the request field at fault ("max_tokens"), where one is known.
-inline constexpr char kParamPayload[] = "nibble.param";
 
 struct ServiceLimits {
   int max_choices = 128;  // n
   int max_prompts =
       256;  // prompts of one completion request; choices in all are bounded by max_choices
   int64_t max_prompt_bytes = int64_t{8} << 20;
+  int64_t max_detokenized_bytes = int64_t{16} << 20;  // of the tokens, before invalid UTF-8 is told
+  // Choices * max_tokens * (1 + most likely tokens told for each) of an answer that is kept until
+  // it is whole. An entry is 5 to 120 bytes of it.
+  int64_t max_whole_answer_entries = int64_t{1} << 20;
+  // Sequences run, but no step ended for so long: not ready.
+  int64_t max_step_seconds = 60;
 };
 
 struct ServedModel {
@@ -99,6 +104,7 @@ struct GenerateRequest {
   bool add_special_tokens = true;  // for Text; a chat template brings its own
   int64_t n = 1;                   // choices per prompt
   int32_t priority = 0;
+  bool whole_answer = false;  // not streamed: ServiceLimits::max_whole_answer_entries holds
   SamplingRequest sampling;
 };
 
@@ -142,12 +148,14 @@ class GenerationService {
     engine::GenerationConfig defaults;
     // Called with n for every request that was admitted; may be null.
     std::function<void(int64_t)> on_admitted;
+    const Clock* clock = &Clock::Monotonic();  // the engine's; not owned
   };
   explicit GenerationService(Parts parts);
 
   // Errors before admission: INVALID_ARGUMENT (field, value, limit), NOT_FOUND (model name),
   // RESOURCE_EXHAUSTED (queue), UNAVAILABLE (draining, failed). After OK the sink gets everything;
-  // it may get deltas before Generate returns.
+  // it may get deltas before Generate returns. An engine whose step takes too long still takes
+  // requests: the step may end, and the balancer that asks Ready() sends none.
   absl::StatusOr<std::shared_ptr<Generation>> Generate(GenerateRequest request,
                                                        std::shared_ptr<GenerationSink> sink);
 
@@ -164,16 +172,25 @@ class GenerationService {
   const engine::Tokenizer& tokenizer() const { return *parts_.tokenizer; }
   engine::Engine& engine() { return *parts_.engine; }
 
-  // OK when requests are served; UNAVAILABLE while draining or after an engine failure.
+  // OK when requests are served; UNAVAILABLE while draining, after an engine failure, and while
+  // sequences run but no step has ended for max_step_seconds. A step that hangs right after an idle
+  // time is not seen: the engine publishes what runs when a step ends.
   absl::Status Ready() const;
   void StartDraining() { draining_.store(true); }
 
  private:
+  absl::Status Accepting() const;  // not draining, not failed
+  // Refuses a text that cannot be max_model_len tokens, before it is tokenized.
+  absl::Status CheckTextFits(std::string_view text, std::string_view param) const;
   absl::StatusOr<std::vector<std::vector<int32_t>>> PromptTokens(GenerateRequest* request) const;
+  // `max_tokens_kept`: what max_whole_answer_entries leaves for each choice.
   absl::StatusOr<engine::SamplingParams> ResolveSampling(const SamplingRequest& request,
-                                                         int64_t num_prompt_tokens) const;
+                                                         int64_t num_prompt_tokens,
+                                                         int64_t max_tokens_kept) const;
 
   Parts parts_;
+  std::vector<uint32_t> token_bytes_;  // [vocab_size], bytes of text of each token at most
+  int64_t longest_token_bytes_ = 0;
   std::atomic<bool> draining_{false};
 };
 

@@ -5,9 +5,6 @@
 
 #include <utility>
 
-#include "absl/strings/cord.h"
-
-#include "server/admission/generation_service.h"
 #include "server/openai/sse_writer.h"
 #include "server/status_map.h"
 
@@ -36,18 +33,6 @@ std::string Body(std::string_view message, std::string_view type, std::string_vi
 }
 
 }  // namespace
-
-absl::Status WithParam(absl::Status status, std::string_view param) {
-  if (!status.ok() && !status.GetPayload(kParamPayload).has_value()) {
-    status.SetPayload(kParamPayload, absl::Cord(absl::string_view(param.data(), param.size())));
-  }
-  return status;
-}
-
-std::string ParamOf(const absl::Status& status) {
-  const auto param = status.GetPayload(kParamPayload);
-  return param.has_value() ? std::string(*param) : std::string();
-}
 
 std::string ErrorJson(const absl::Status& status) {
   const StatusMapping& mapping = MapStatus(status.code());

@@ -8,13 +8,10 @@
 #include <string_view>
 
 #include "base/status.h"
+#include "server/admission/request_error.h"
 #include "server/http/http_server.h"
 
 namespace nibble::server {
-
-// The same status, naming the request field at fault. What names one already keeps it.
-absl::Status WithParam(absl::Status status, std::string_view param);
-std::string ParamOf(const absl::Status& status);  // "" when unknown
 
 // Error body of a status that is not OK; type and code come from status_map.cc.
 std::string ErrorJson(const absl::Status& status);

@@ -82,7 +82,10 @@ class FakeEngine final : public engine::Engine {
     const std::lock_guard<std::mutex> lock(mutex_);
     cancelled_.insert(id);
   }
-  engine::EngineStats Stats() const override { return {}; }
+  engine::EngineStats Stats() const override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return stats_;
+  }
   const engine::EngineConfig& config() const override { return config_; }
   absl::Status Health() const override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -104,6 +107,17 @@ class FakeEngine final : public engine::Engine {
     const std::lock_guard<std::mutex> lock(mutex_);
     return cancelled_.size();
   }
+  // While a server is asking for it.
+  void SetHealth(absl::Status status) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    health = std::move(status);
+  }
+  void SetStats(const engine::EngineStats& stats) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stats_ = stats;
+  }
+  // Before requests arrive.
+  engine::EngineConfig* mutable_config() { return &config_; }
   void Emit(engine::RequestId id, engine::RequestOutput output) {
     std::shared_ptr<engine::OutputSink> sink;
     {
@@ -120,6 +134,7 @@ class FakeEngine final : public engine::Engine {
  private:
   mutable std::mutex mutex_;
   engine::EngineConfig config_;
+  engine::EngineStats stats_;
   std::map<engine::RequestId, engine::EngineRequest> requests_;
   std::set<engine::RequestId> cancelled_;
   engine::RequestId next_id_ = 0;

@@ -22,15 +22,28 @@ class RecordingSink final : public GenerationSink {
   std::vector<std::pair<int, std::string>> deltas;
 };
 
+class FakeClock final : public Clock {
+ public:
+  int64_t NowNs() const override { return now_ns; }
+  int64_t now_ns = 0;
+};
+
 class GenerationServiceTest : public ::testing::Test {
  protected:
   GenerationServiceTest() { Build(); }
 
-  void Build(engine::GenerationConfig defaults = {}, bool with_template = true) {
+  void Build(engine::GenerationConfig defaults = {}, bool with_template = true,
+             int64_t max_prompt_bytes = 200) {
     GenerationService::Parts parts;
     parts.model = {.name = "fake", .max_model_len = 64, .vocab_size = 258};
-    parts.limits = {.max_choices = 8, .max_prompts = 4, .max_prompt_bytes = 200};
+    parts.limits = {.max_choices = 8,
+                    .max_prompts = 4,
+                    .max_prompt_bytes = max_prompt_bytes,
+                    .max_detokenized_bytes = 100,
+                    .max_whole_answer_entries = 60,
+                    .max_step_seconds = 60};
     parts.engine = &engine_;
+    parts.clock = &clock_;
     parts.tokenizer = &tokenizer_;
     parts.defaults = defaults;
     parts.template_variables = {{"bos_token", "<s>"}};
@@ -74,6 +87,7 @@ class GenerationServiceTest : public ::testing::Test {
   }
 
   testing::FakeEngine engine_;
+  FakeClock clock_;
   testing::FakeTokenizer tokenizer_;
   std::unique_ptr<GenerationService> service_;
   std::shared_ptr<RecordingSink> sink_ = std::make_shared<RecordingSink>();
@@ -146,7 +160,7 @@ TEST_F(GenerationServiceTest, RefusesWhatDoesNotFit) {
   Refused(request, {"max_tokens"});
   Refused(TextRequest({std::string(63, 'a')}), {"64 tokens", "63"});
   Refused(TextRequest({std::string(150, 'a'), std::string(51, 'a')}), {"201 bytes", "200"});
-  Refused(ChatRequest(std::string(201, 'a')), {"200"});
+  Refused(ChatRequest(std::string(201, 'a')), {"201 bytes", "200"});
   request = TextRequest({"a"});
   request.sampling.max_tokens = 62;
   EXPECT_TRUE(Generate(request).ok());
@@ -211,6 +225,76 @@ TEST_F(GenerationServiceTest, ReadyFollowsDrainingAndEngine) {
   engine_.health = absl::OkStatus();
   service_->StartDraining();
   EXPECT_EQ(Generate(TextRequest({"a"})).code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(GenerationServiceTest, IsNotReadyWhileAStepHangs) {
+  constexpr int64_t kSecond = 1'000'000'000;
+  clock_.now_ns = 1000 * kSecond;
+  engine_.SetStats({.num_running = 2, .last_step_ns = 940 * kSecond});
+  EXPECT_TRUE(service_->Ready().ok());
+  clock_.now_ns = 1001 * kSecond;
+  EXPECT_EQ(service_->Ready().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(service_->Ready().message()), HasSubstr("61 s, the limit is 60"));
+  EXPECT_TRUE(Generate(TextRequest({"a"})).ok());  // it may still be served
+  engine_.SetStats({.num_running = 2, .last_step_ns = 1000 * kSecond});
+  EXPECT_TRUE(service_->Ready().ok());
+  engine_.SetStats({.num_running = 0, .last_step_ns = 0});  // idle
+  EXPECT_TRUE(service_->Ready().ok());
+}
+
+TEST_F(GenerationServiceTest, RefusesWhatTheQueueCanNeverHold) {
+  engine_.mutable_config()->max_queued_requests = 2;
+  GenerateRequest request = TextRequest({"a"});
+  request.n = 3;
+  Refused(request, {"n = 3", "max_queued_requests", "holds 2"});
+  EXPECT_EQ(ParamOf(Generate(request)), "n");
+  request.n = 2;
+  EXPECT_TRUE(Generate(request).ok());
+}
+
+TEST_F(GenerationServiceTest, BoundsWholeAnswers) {
+  GenerateRequest request = TextRequest({"a", "b"});
+  request.whole_answer = true;
+  request.n = 2;
+  request.sampling.logprobs = 2;
+  request.sampling.max_tokens = 6;  // 4 choices * 6 tokens * 3 entries
+  Refused(request, {"max_tokens is 6", "limit is 5", "at most 60"});
+  EXPECT_EQ(ParamOf(Generate(request)), "max_tokens");
+  request.sampling.max_tokens = 5;
+  ASSERT_TRUE(Generate(request).ok());
+  request.sampling.max_tokens.reset();  // a default is cut
+  ASSERT_TRUE(Generate(request).ok());
+  EXPECT_EQ(engine_.request(4).sampling.max_tokens, 5);
+  request.whole_answer = false;
+  request.sampling.max_tokens = 20;
+  EXPECT_TRUE(Generate(request).ok());
+}
+
+TEST_F(GenerationServiceTest, RefusesLongTextBeforeTokenizing) {
+  Build({}, true, /*max_prompt_bytes=*/1000);
+  // 64 tokens of "</s>" at most: the fake's longest token.
+  Refused(TextRequest({std::string(257, 'a')}), {"257 bytes", "64 tokens", "256"});
+  Refused(ChatRequest(std::string(257, 'a')), {"64 tokens", "256"});
+  EXPECT_EQ(ParamOf(Generate(ChatRequest(std::string(257, 'a')))), "messages");
+  Refused(TextRequest({std::string(256, 'a')}), {"257 tokens"});  // fits the bound, then counted
+}
+
+TEST_F(GenerationServiceTest, BoundsDetokenizedText) {
+  EXPECT_TRUE(service_->Detokenize(std::vector<int32_t>(100, 'a')).ok());
+  EXPECT_TRUE(service_->Detokenize(std::vector<int32_t>(25, 257)).ok());  // "</s>"
+  const auto refused = service_->Detokenize(std::vector<int32_t>(26, 257));
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("104 bytes of text"));
+  EXPECT_EQ(ParamOf(refused.status()), "tokens");
+  EXPECT_FALSE(service_->Detokenize({258}).ok());
+}
+
+TEST_F(GenerationServiceTest, NamesTheFieldOfMinTokens) {
+  GenerateRequest request = TextRequest({"a"});
+  request.sampling.max_tokens = 3;
+  request.sampling.min_tokens = 9;
+  Refused(request, {"min_tokens is 9", "0..3"});
+  EXPECT_EQ(ParamOf(Generate(request)), "min_tokens");
 }
 
 TEST_F(GenerationServiceTest, PassesTheEnginesRefusalOn) {
