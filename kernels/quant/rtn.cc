@@ -247,8 +247,8 @@ absl::StatusOr<Int4Weight> QuantizeRtn(const float* weights, int64_t n, int64_t 
     std::vector<Group> groups(static_cast<size_t>(result.num_groups()));
     for (int64_t row = begin; row < end; ++row) {
       const float* source = weights + row * k;
-      const float* bad =
-          std::find_if_not(source, source + k, [](float w) { return std::isfinite(w); });
+      const float* bad = std::find_if_not(source, source + k,
+                                          [](float w) { return std::abs(w) <= kLargestWeight; });
       if (bad != source + k) {
         const int64_t index = bad - weights;
         int64_t seen = first_bad.load();
@@ -260,8 +260,8 @@ absl::StatusOr<Int4Weight> QuantizeRtn(const float* weights, int64_t n, int64_t 
     }
   });
   if (const int64_t index = first_bad.load(); index < n * k) {
-    return InvalidArgument("cannot quantize: weight [{}, {}] is {}", index / k, index % k,
-                           weights[index]);
+    return InvalidArgument("cannot quantize: weight [{}, {}] is {}, the limit is {} either way",
+                           index / k, index % k, weights[index], kLargestWeight);
   }
   return result;
 }
