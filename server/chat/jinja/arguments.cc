@@ -47,9 +47,9 @@ absl::StatusOr<int64_t> Bound::Integer(size_t index, int64_t otherwise) const {
                          std::string(names_[index]), values_[index]->TypeName());
 }
 
-absl::StatusOr<std::string> Bound::Text(size_t index, std::string_view otherwise) const {
-  if (!Has(index)) return std::string(otherwise);
-  if (values_[index]->IsString()) return values_[index]->text();
+absl::StatusOr<std::string_view> Bound::Text(size_t index, std::string_view otherwise) const {
+  if (!Has(index)) return otherwise;
+  if (values_[index]->IsString()) return std::string_view(values_[index]->text());
   return InvalidArgument("{}(): '{}' must be a string, not {}", callee_, std::string(names_[index]),
                          values_[index]->TypeName());
 }

@@ -26,7 +26,8 @@ class Bound {
   }
   // An integer, or an error naming the parameter.
   absl::StatusOr<int64_t> Integer(size_t index, int64_t otherwise) const;
-  absl::StatusOr<std::string> Text(size_t index, std::string_view otherwise) const;
+  // A view: a copy of an argument would be work that nobody counts.
+  absl::StatusOr<std::string_view> Text(size_t index, std::string_view otherwise) const;
 
  private:
   std::string callee_;

@@ -38,7 +38,7 @@ Result Values(Interpreter& interpreter, const Value& self, const Args&) {
 
 Result Get(Interpreter& interpreter, const Value& self, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "get", 1, {"key", "default"}));
-  NIBBLE_RETURN_IF_ERROR(interpreter.Charge(bound[0]->weight()));
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeHash(*bound[0]));
   if (const Value* found = self.dict()->Find(*bound[0])) return *found;
   return bound.Has(1) ? *bound[1] : Value(None{});
 }

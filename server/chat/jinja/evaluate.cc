@@ -24,9 +24,11 @@ absl::StatusOr<bool> CompareOne(Interpreter& interpreter, std::string_view op, c
     NIBBLE_ASSIGN_OR_RETURN(const bool found, Contains(interpreter, b, a));
     return found == (op == "in");
   }
-  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeCompare(a, b));
-  if (op == "==") return Equal(a, b);
-  if (op == "!=") return !Equal(a, b);
+  if (op == "==" || op == "!=") {
+    NIBBLE_RETURN_IF_ERROR(interpreter.ChargeCompare(a, b));
+    return Equal(a, b) == (op == "==");
+  }
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeOrder(a, b));
   NIBBLE_ASSIGN_OR_RETURN(const int order, Compare(a, b, op));
   if (op == "<") return order < 0;
   if (op == "<=") return order <= 0;
@@ -129,7 +131,7 @@ absl::StatusOr<Value> Interpreter::EvaluateName(const Expr& expr, const Scope& s
       found = &value;
       break;
     }
-    looked_at += at->names.size();
+    looked_at += 1 + at->names.size();
   }
   NIBBLE_RETURN_IF_ERROR(Charge(static_cast<int64_t>(looked_at / 16)));
   if (found != nullptr) return *found;
@@ -185,7 +187,7 @@ absl::StatusOr<Value> Interpreter::EvaluateConcat(const Expr& expr, Scope& scope
   std::string text;
   for (const ExprPtr& child : expr.children) {
     NIBBLE_ASSIGN_OR_RETURN(const Value part, Evaluate(*child, scope));
-    NIBBLE_RETURN_IF_ERROR(AppendStr(part, max_text_bytes(), &text));
+    NIBBLE_RETURN_IF_ERROR(AppendText(part, &text));
   }
   return MakeString(std::move(text));
 }
@@ -237,8 +239,8 @@ absl::StatusOr<Args> Interpreter::EvaluateArguments(const Expr& expr, Scope& sco
         if (dict == nullptr) {
           return InvalidArgument("argument after ** must be a mapping, not {}", value.TypeName());
         }
-        NIBBLE_RETURN_IF_ERROR(Charge(static_cast<int64_t>(dict->entries.size())));
         for (const auto& [name, item] : dict->entries) {
+          NIBBLE_RETURN_IF_ERROR(Charge(name.weight()));
           if (!name.IsString()) return InvalidArgument("keywords must be strings");
           args.named.emplace_back(name.text(), item);
         }

@@ -87,6 +87,7 @@ absl::StatusOr<Value> MakeNamespaceFunction(Interpreter& interpreter, const Args
   NIBBLE_ASSIGN_OR_RETURN(auto entries, Entries(interpreter, args));
   Namespace names;
   for (auto& [name, value] : entries) {
+    NIBBLE_RETURN_IF_ERROR(interpreter.Charge(name.weight()));
     if (name.IsString()) names.attributes[name.text()] = std::move(value);
   }
   return interpreter.MakeNamespace(std::move(names));
@@ -98,6 +99,7 @@ class Joiner : public Object {
   explicit Joiner(Value separator) : separator_(std::move(separator)) {}
   std::string TypeName() const override { return "Joiner"; }
   bool IsCallable() const override { return true; }
+  int depth() const override { return 1 + separator_.depth(); }
   absl::StatusOr<Value> Call(Interpreter& interpreter, const Args&) const override {
     if (used_) return separator_;
     used_ = true;
@@ -109,17 +111,19 @@ class Joiner : public Object {
   mutable bool used_ = false;
 };
 
-absl::StatusOr<Value> MakeJoiner(Interpreter&, const Args& args) {
+absl::StatusOr<Value> MakeJoiner(Interpreter& interpreter, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "joiner", 0, {"sep"}));
   const Value separator = bound.Has(0) ? *bound[0] : Value(std::string(", "));
-  return Value(std::shared_ptr<const Object>(std::make_shared<const Joiner>(separator)));
+  return interpreter.MakeObject(std::make_shared<const Joiner>(separator));
 }
 
 class Cycler : public Object, public std::enable_shared_from_this<Cycler> {
  public:
-  explicit Cycler(std::vector<Value> items) : items_(std::move(items)) {}
+  explicit Cycler(std::vector<Value> items)
+      : items_(std::move(items)), depth_(1 + MaxDepth(items_)) {}
   std::string TypeName() const override { return "Cycler"; }
   bool IsCallable() const override { return false; }
+  int depth() const override { return depth_; }
   std::optional<Value> GetAttribute(Interpreter&, std::string_view name) const override;
   Value Next() const {
     const Value& current = items_[at_];
@@ -130,6 +134,7 @@ class Cycler : public Object, public std::enable_shared_from_this<Cycler> {
 
  private:
   const std::vector<Value> items_;
+  const int depth_;
   mutable size_t at_ = 0;
 };
 
@@ -139,6 +144,7 @@ class CyclerMethod : public Object {
       : cycler_(std::move(cycler)), next_(next) {}
   std::string TypeName() const override { return "method"; }
   bool IsCallable() const override { return true; }
+  int depth() const override { return 1 + cycler_->depth(); }
   absl::StatusOr<Value> Call(Interpreter&, const Args&) const override {
     if (next_) return cycler_->Next();
     cycler_->Reset();
@@ -160,13 +166,13 @@ std::optional<Value> Cycler::GetAttribute(Interpreter&, std::string_view name) c
 absl::StatusOr<Value> MakeCycler(Interpreter& interpreter, const Args& args) {
   if (args.positional.empty()) return InvalidArgument("at least one item has to be provided");
   NIBBLE_RETURN_IF_ERROR(interpreter.Charge(static_cast<int64_t>(args.positional.size())));
-  return Value(std::shared_ptr<const Object>(std::make_shared<const Cycler>(args.positional)));
+  return interpreter.MakeObject(std::make_shared<const Cycler>(args.positional));
 }
 
 // The time of the rendering in UTC, so that every rank and every replay tells the same.
 absl::StatusOr<Value> StrftimeNow(Interpreter& interpreter, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "strftime_now", 1, {"format"}));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string format, bound.Text(0, ""));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view format, bound.Text(0, ""));
   constexpr size_t kMaxFormat = 256;
   if (format.size() > kMaxFormat) {
     return InvalidArgument("strftime_now: a format of {} bytes, the limit is {}", format.size(),
@@ -183,6 +189,7 @@ absl::StatusOr<Value> StrftimeNow(Interpreter& interpreter, const Args& args) {
       out.push_back(format[at]);
       continue;
     }
+    NIBBLE_RETURN_IF_ERROR(interpreter.Charge(1));
     // One directive at a time: no width or flag can make strftime write without bound.
     std::string directive = "%";
     if (at + 1 < format.size() && format[at + 1] == '-') directive += format[++at];

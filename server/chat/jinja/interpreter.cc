@@ -5,31 +5,34 @@
 
 #include <algorithm>
 
+#include "fmt/format.h"
 #include "nlohmann/json.hpp"
 
+#include "server/chat/jinja/filters.h"
 #include "server/chat/jinja/format.h"
 #include "server/chat/jinja/objects.h"
 #include "server/chat/jinja/operators.h"
 #include "server/chat/jinja/text.h"
 
 namespace nibble::server::jinja {
-namespace {
 
-// What an unknown attribute or item of `value` yields.
 Value MissingFrom(const Value& value, const Value& key) {
+  // The message is made whether or not anybody reads it, so it must stay cheap.
+  constexpr int64_t kMaxWeight = 8;
   const std::string type = value.IsNone() ? "None" : value.TypeName() + " object";
   std::string message;
   if (key.IsString()) {
-    message = "'" + type + "' has no attribute " + StringRepr(key.text());
+    message =
+        "'" + type + "' has no attribute " +
+        (key.weight() > kMaxWeight ? fmt::format("with such a name of {} bytes", key.text().size())
+                                   : StringRepr(key.text()));
   } else {
     std::string written;
-    if (!AppendRepr(key, 100, &written).ok()) written = key.TypeName();
+    if (key.weight() > kMaxWeight || !AppendRepr(key, 100, &written).ok()) written = key.TypeName();
     message = type + " has no element " + written;
   }
   return Value(std::make_shared<const Undefined>(Undefined{std::move(message)}));
 }
-
-}  // namespace
 
 Interpreter::~Interpreter() {
   // Namespaces can hold themselves or long chains of each other: empty them one by one.
@@ -44,7 +47,25 @@ absl::Status Interpreter::Charge(int64_t steps) {
     steps_ = limits_.max_steps;
     return InvalidArgument("the template takes more than the limit of {} steps", limits_.max_steps);
   }
-  return absl::OkStatus();
+  return steps_ < next_clock_check_ ? absl::OkStatus() : CheckClock();
+}
+
+absl::Status Interpreter::CheckClock() {
+  constexpr int64_t kStepsBetween = 1024;
+  next_clock_check_ = steps_ + kStepsBetween;
+  const auto spent = std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::steady_clock::now() - start_);
+  if (spent.count() < limits_.max_milliseconds) return absl::OkStatus();
+  return InvalidArgument("the template takes longer than the limit of {} milliseconds",
+                         limits_.max_milliseconds);
+}
+
+absl::Status Interpreter::ChargeHash(const Value& key) {
+  const int64_t weight = key.weight();
+  // A nested tuple's hashed text is copied once a level.
+  NIBBLE_RETURN_IF_ERROR(Charge(weight * (1 + key.depth())));
+  if (weight <= limits_.max_output_bytes / kBytesPerStep + 1) return absl::OkStatus();
+  return InvalidArgument("a key of more than {} parts", limits_.max_output_bytes / kBytesPerStep);
 }
 
 absl::Status Interpreter::ChargeText(uint64_t bytes) {
@@ -102,9 +123,8 @@ absl::StatusOr<Value> Interpreter::MakeSequence(SequenceKind kind, std::vector<V
 }
 
 absl::StatusOr<Value> Interpreter::MakeDictionary(std::vector<std::pair<Value, Value>> entries) {
-  int64_t steps = 1;
-  for (const auto& entry : entries) steps += entry.first.weight();
-  NIBBLE_RETURN_IF_ERROR(Charge(steps));
+  NIBBLE_RETURN_IF_ERROR(Charge(1));
+  for (const auto& entry : entries) NIBBLE_RETURN_IF_ERROR(ChargeHash(entry.first));
   NIBBLE_ASSIGN_OR_RETURN(std::shared_ptr<const Dict> dict, MakeDict(std::move(entries)));
   if (dict->depth > limits_.max_depth || dict->weight > limits_.max_steps) {
     return InvalidArgument("a dict nested deeper than {} or with more than {} parts",
@@ -119,10 +139,24 @@ absl::StatusOr<Value> Interpreter::MakeNamespace(Namespace names) {
   return Value(namespaces_.back());
 }
 
+absl::StatusOr<Value> Interpreter::MakeObject(std::shared_ptr<const Object> object) {
+  if (object->depth() > limits_.max_depth) {
+    return InvalidArgument("objects that hold each other nested deeper than {}", limits_.max_depth);
+  }
+  return Value(std::move(object));
+}
+
+absl::Status Interpreter::AppendText(const Value& value, std::string* out) {
+  const size_t before = out->size();
+  NIBBLE_RETURN_IF_ERROR(Charge(value.weight()));
+  NIBBLE_RETURN_IF_ERROR(AppendStr(value, max_text_bytes(), out));
+  if (value.IsString()) return absl::OkStatus();
+  return ChargeText(out->size() - before);
+}
+
 absl::StatusOr<std::string> Interpreter::ToString(const Value& value) {
   std::string out;
-  NIBBLE_RETURN_IF_ERROR(AppendStr(value, max_text_bytes(), &out));
-  NIBBLE_RETURN_IF_ERROR(ChargeText(out.size()));
+  NIBBLE_RETURN_IF_ERROR(AppendText(value, &out));
   return out;
 }
 
@@ -150,6 +184,7 @@ absl::StatusOr<std::vector<Value>> Interpreter::Iterate(const Value& value) {
 
 absl::StatusOr<Value> Interpreter::GetAttribute(const Value& value, std::string_view name) {
   NIBBLE_RETURN_IF_ERROR(RequireDefined(value));
+  NIBBLE_RETURN_IF_ERROR(Charge(static_cast<int64_t>(name.size()) / kBytesPerStep));
   if (const Namespace* names = value.names()) {
     const auto found = names->attributes.find(std::string(name));
     if (found != names->attributes.end()) return found->second;
@@ -159,8 +194,7 @@ absl::StatusOr<Value> Interpreter::GetAttribute(const Value& value, std::string_
     const Method method =
         value.IsString() ? FindStringMethod(name) : FindContainerMethod(value, name);
     if (method != nullptr) {
-      return Value(
-          std::shared_ptr<const Object>(std::make_shared<const BoundMethod>(value, method)));
+      return MakeObject(std::make_shared<const BoundMethod>(value, method));
     }
     if (IsMutator(value, name)) {
       return Value(std::make_shared<const Undefined>(
@@ -176,7 +210,7 @@ absl::StatusOr<Value> Interpreter::GetAttribute(const Value& value, std::string_
 absl::StatusOr<Value> Interpreter::GetItem(const Value& value, const Value& key) {
   NIBBLE_RETURN_IF_ERROR(RequireDefined(value));
   if (const Dict* dict = value.dict()) {
-    NIBBLE_RETURN_IF_ERROR(Charge(key.weight()));
+    NIBBLE_RETURN_IF_ERROR(ChargeHash(key));
     if (const Value* found = dict->Find(key)) return *found;
   } else if (key.IsInteger()) {
     const Sequence* list = value.sequence();
@@ -203,6 +237,14 @@ absl::StatusOr<Value> Interpreter::Call(const Value& callee, const Args& args) {
     return InvalidArgument("'{}' object is not callable", callee.TypeName());
   }
   return callee.object()->Call(*this, args);
+}
+
+absl::StatusOr<Value> Interpreter::ApplyFilter(const Filter& filter, const Value& input,
+                                               const Args& args) {
+  NIBBLE_RETURN_IF_ERROR(Enter());
+  absl::StatusOr<Value> result = filter.apply(*this, input, args);
+  Leave();
+  return result;
 }
 
 absl::StatusOr<Value> Interpreter::FromJson(const nlohmann::ordered_json& json, int depth) {

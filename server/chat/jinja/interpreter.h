@@ -1,12 +1,15 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Walks a parsed template. One Interpreter renders once, on one thread. Whatever makes values goes
-// through it, so that work and memory are counted: a step for each evaluated node, loop turn and
-// list item, and one for each kBytesPerStep bytes of text made.
+// Walks a parsed template. One Interpreter renders once, on one thread. Whatever makes values or
+// walks them goes through it, so that work and memory are counted: a step for each evaluated node,
+// loop turn and list item, one for each kBytesPerStep bytes of text copied or compared, and one for
+// each kWalkedBytesPerStep bytes of text looked at character by character. Every operation charges
+// before it works, and no operation copies or walks without charging.
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -24,6 +27,7 @@
 namespace nibble::server::jinja {
 
 inline constexpr int64_t kBytesPerStep = 64;
+inline constexpr int64_t kWalkedBytesPerStep = 16;
 
 // The names of one block. Found through the chain of parents.
 struct Scope {
@@ -46,13 +50,23 @@ class Interpreter {
   absl::Status Charge(int64_t steps);
   // Fails unless `bytes` more text may be made; counts them.
   absl::Status ChargeText(uint64_t bytes);
-  // What comparing two values, or looking for one text in another, costs.
+  // Of text that is looked at character by character.
+  absl::Status ChargeWalk(std::string_view text) {
+    return Charge(static_cast<int64_t>(text.size()) / kWalkedBytesPerStep);
+  }
+  // What comparing two values costs. Ordering nested lists compares the inner ones once a level.
   absl::Status ChargeCompare(const Value& a, const Value& b) {
     return Charge(std::min(a.weight(), b.weight()));
   }
-  absl::Status ChargeSearch(std::string_view text, std::string_view part) {
-    return Charge(static_cast<int64_t>((text.size() / kBytesPerStep) * (1 + part.size() / 16)));
+  absl::Status ChargeOrder(const Value& a, const Value& b) {
+    return Charge(std::min(a.weight(), b.weight()) * (1 + std::min(a.depth(), b.depth())));
   }
+  // What looking for one text in another costs: each place may match nearly all of `part`.
+  absl::Status ChargeSearch(std::string_view text, std::string_view part) {
+    return Charge(static_cast<int64_t>((1 + text.size() / kBytesPerStep) * (1 + part.size() / 16)));
+  }
+  // What hashing `key` costs; refuses a key whose hashed text would be over the limit.
+  absl::Status ChargeHash(const Value& key);
   size_t max_text_bytes() const { return static_cast<size_t>(limits_.max_output_bytes); }
   absl::StatusOr<Value> MakeString(std::string text);
   absl::StatusOr<Value> MakeSequence(SequenceKind kind, std::vector<Value> items);
@@ -61,14 +75,20 @@ class Interpreter {
   }
   absl::StatusOr<Value> MakeDictionary(std::vector<std::pair<Value, Value>> entries);
   absl::StatusOr<Value> MakeNamespace(Namespace names);
+  // A callable or stateful thing. Its depth is limited as that of containers.
+  absl::StatusOr<Value> MakeObject(std::shared_ptr<const Object> object);
   // Python's str(value).
   absl::StatusOr<std::string> ToString(const Value& value);
+  // Appends str(value); fails when `out` grows over the limit of a text.
+  absl::Status AppendText(const Value& value, std::string* out);
   // The items a for loop sees.
   absl::StatusOr<std::vector<Value>> Iterate(const Value& value);
   // value.name, value[key], as Jinja looks them up.
   absl::StatusOr<Value> GetAttribute(const Value& value, std::string_view name);
   absl::StatusOr<Value> GetItem(const Value& value, const Value& key);
   absl::StatusOr<Value> Call(const Value& callee, const Args& args);
+  // A filter that a template names at run time (map): such filters may nest without expressions.
+  absl::StatusOr<Value> ApplyFilter(const Filter& filter, const Value& input, const Args& args);
   // Runs a macro's body (also a caller's, and a recursive loop's) and returns its text.
   absl::StatusOr<Value> CallMacro(const Stmt& macro, std::shared_ptr<Scope> scope,
                                   const Args& args);
@@ -86,6 +106,9 @@ class Interpreter {
   absl::Status Enter();
   void Leave() { --depth_; }
   absl::Status At(int line, absl::Status status);
+  absl::Status CheckClock();
+  // Sets a name of `scope`, which costs a look at all of them.
+  absl::Status Bind(std::string_view name, Value value, Scope& scope);
   absl::Status Emit(std::string_view text);
 
   // Statements (statements.cc).
@@ -120,7 +143,9 @@ class Interpreter {
 
   const TemplateLimits limits_;
   const int64_t now_unix_seconds_;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   int64_t steps_ = 0;
+  int64_t next_clock_check_ = 0;  // in steps
   int depth_ = 0;
   int error_line_ = 0;  // of the innermost node that failed
   bool raised_ = false;

@@ -208,6 +208,12 @@ absl::Status Lexer::OneToken() {
   if (!IsNameStart(c)) return OperatorToken();
   size_t end = at_ + 1;
   while (end < source_.size() && IsNameChar(source_[end])) ++end;
+  // The interpreter compares names without counting their bytes.
+  constexpr size_t kMaxNameBytes = 255;
+  if (end - at_ > kMaxNameBytes) {
+    return InvalidArgument("line {}: a name of {} bytes is longer than the limit of {}", line_,
+                           end - at_, kMaxNameBytes);
+  }
   Push(TokenKind::kName, std::string(source_.substr(at_, end - at_)));
   at_ = end;
   return absl::OkStatus();

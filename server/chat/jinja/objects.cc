@@ -3,6 +3,8 @@
 
 #include "server/chat/jinja/objects.h"
 
+#include <algorithm>
+
 #include "server/chat/jinja/arguments.h"
 
 namespace nibble::server::jinja {
@@ -16,6 +18,7 @@ class LoopMethod : public Object {
       : kind_(kind), index_(index), loop_(std::move(loop)) {}
   std::string TypeName() const override { return "method"; }
   bool IsCallable() const override { return true; }
+  int depth() const override { return 1 + loop_->depth(); }
   absl::StatusOr<Value> Call(Interpreter& interpreter, const Args& args) const override {
     if (kind_ == Kind::kChanged) {
       NIBBLE_ASSIGN_OR_RETURN(const bool changed, loop_->Changed(interpreter, args));
@@ -37,6 +40,12 @@ Value MissingNeighbor(std::string_view which) {
 }
 
 }  // namespace
+
+int MaxDepth(const std::vector<Value>& items) {
+  int depth = 0;
+  for (const Value& item : items) depth = std::max(depth, item.depth());
+  return depth;
+}
 
 std::optional<Value> Macro::GetAttribute(Interpreter&, std::string_view name) const {
   if (name == "name") return Value(definition_.text);

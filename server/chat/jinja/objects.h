@@ -26,6 +26,9 @@ Method FindContainerMethod(const Value& self, std::string_view name);  // contai
 // True for the methods that change a list or dict, which the sandbox refuses.
 bool IsMutator(const Value& self, std::string_view name);
 
+// Of the deepest item, 0 without items.
+int MaxDepth(const std::vector<Value>& items);
+
 class GlobalFunction : public Object {
  public:
   explicit GlobalFunction(Function function) : function_(function) {}
@@ -44,6 +47,7 @@ class BoundMethod : public Object {
   BoundMethod(Value self, Method method) : self_(std::move(self)), method_(method) {}
   std::string TypeName() const override { return "builtin_function_or_method"; }
   bool IsCallable() const override { return true; }
+  int depth() const override { return 1 + self_.depth(); }
   absl::StatusOr<Value> Call(Interpreter& interpreter, const Args& args) const override {
     return method_(interpreter, self_, args);
   }
@@ -73,9 +77,14 @@ class Macro : public Object {
 class Loop : public Object, public std::enable_shared_from_this<Loop> {
  public:
   Loop(const Stmt& stmt, std::vector<Value> items, std::weak_ptr<Scope> scope, int depth)
-      : stmt_(stmt), items_(std::move(items)), scope_(std::move(scope)), depth_(depth) {}
+      : stmt_(stmt),
+        items_(std::move(items)),
+        scope_(std::move(scope)),
+        depth_(depth),
+        value_depth_(1 + MaxDepth(items_)) {}
   std::string TypeName() const override { return "LoopContext"; }
   bool IsCallable() const override { return stmt_.recursive; }
+  int depth() const override { return value_depth_; }
   std::optional<Value> GetAttribute(Interpreter& interpreter, std::string_view name) const override;
   absl::StatusOr<Value> Call(Interpreter& interpreter, const Args& args) const override;
 
@@ -94,7 +103,8 @@ class Loop : public Object, public std::enable_shared_from_this<Loop> {
   const Stmt& stmt_;
   const std::vector<Value> items_;
   const std::weak_ptr<Scope> scope_;
-  const int depth_;
+  const int depth_;  // of recursive loops
+  const int value_depth_;
   size_t index_ = 0;
   bool finished_ = false;
   mutable std::optional<std::vector<Value>> last_changed_;

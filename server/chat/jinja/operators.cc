@@ -199,7 +199,7 @@ absl::StatusOr<bool> Contains(Interpreter& interpreter, const Value& container, 
     return container.text().find(item.text()) != std::string::npos;
   }
   if (const Dict* dict = container.dict()) {
-    NIBBLE_RETURN_IF_ERROR(interpreter.Charge(item.weight()));
+    NIBBLE_RETURN_IF_ERROR(interpreter.ChargeHash(item));
     return dict->Find(item) != nullptr;
   }
   const Sequence* list = container.sequence();

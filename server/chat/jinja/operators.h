@@ -28,6 +28,9 @@ absl::StatusOr<Value> Slice(Interpreter& interpreter, const Value& value,
                             std::optional<int64_t> start, std::optional<int64_t> stop,
                             std::optional<int64_t> step);
 
+// What an unknown attribute or item of `value` yields.
+Value MissingFrom(const Value& value, const Value& key);
+
 // len(value)
 absl::StatusOr<int64_t> Length(const Value& value);
 

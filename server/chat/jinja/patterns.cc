@@ -109,15 +109,18 @@ absl::StatusOr<std::string> ConvertNumber(const Conversion& conversion, const Va
   return sign + digits;
 }
 
-absl::StatusOr<std::string> Convert(const Conversion& conversion, const Value& value,
-                                    size_t max_bytes) {
+absl::StatusOr<std::string> Convert(Interpreter& interpreter, const Conversion& conversion,
+                                    const Value& value) {
   std::string text;
   switch (conversion.type) {
     case 's':
-      NIBBLE_RETURN_IF_ERROR(AppendStr(value, max_bytes, &text));
+      NIBBLE_RETURN_IF_ERROR(interpreter.AppendText(value, &text));
       break;
     case 'r':
-      NIBBLE_RETURN_IF_ERROR(AppendRepr(value, max_bytes, &text));
+      NIBBLE_RETURN_IF_ERROR(interpreter.Charge(value.weight()));
+      if (value.IsString()) NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(value.text()));
+      NIBBLE_RETURN_IF_ERROR(AppendRepr(value, interpreter.max_text_bytes(), &text));
+      NIBBLE_RETURN_IF_ERROR(interpreter.ChargeText(text.size()));
       break;
     case 'c':
       if (!value.IsString() || value.string().num_chars != 1) {
@@ -150,7 +153,8 @@ absl::StatusOr<std::string> Convert(const Conversion& conversion, const Value& v
 
 absl::StatusOr<Value> FormatPercent(Interpreter& interpreter, std::string_view pattern,
                                     const Value& args) {
-  const size_t max_bytes = interpreter.max_text_bytes();
+  // Flags, %% and the like take up pattern without giving text.
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(pattern));
   const Sequence* tuple = args.sequence();
   if (tuple != nullptr && tuple->kind != SequenceKind::kTuple) tuple = nullptr;
   const size_t num_args = tuple != nullptr ? tuple->items.size() : 1;
@@ -186,13 +190,16 @@ absl::StatusOr<Value> FormatPercent(Interpreter& interpreter, std::string_view p
       named = tuple != nullptr ? tuple->items[used] : args;
       ++used;
     }
-    NIBBLE_ASSIGN_OR_RETURN(std::string text, Convert(conversion, named, max_bytes));
+    // Digits are worked out one by one.
+    NIBBLE_RETURN_IF_ERROR(
+        interpreter.Charge((conversion.width + std::max(conversion.precision, 0)) / 16));
+    NIBBLE_ASSIGN_OR_RETURN(const std::string text, Convert(interpreter, conversion, named));
     const auto missing =
         static_cast<size_t>(std::max<int64_t>(conversion.width - NumChars(text), 0));
     if (!conversion.left) out.append(missing, ' ');
     out += text;
     if (conversion.left) out.append(missing, ' ');
-    if (out.size() > max_bytes) break;  // MakeString refuses it
+    if (out.size() > interpreter.max_text_bytes()) break;  // MakeString refuses it
   }
   if (used < num_args && args.dict() == nullptr && (tuple != nullptr || used == 0)) {
     return InvalidArgument("not all arguments converted during string formatting");
@@ -202,6 +209,7 @@ absl::StatusOr<Value> FormatPercent(Interpreter& interpreter, std::string_view p
 
 absl::StatusOr<Value> FormatBraces(Interpreter& interpreter, std::string_view pattern,
                                    const Args& args) {
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(pattern));
   std::string out;
   size_t next = 0;
   for (size_t at = 0; at < pattern.size();) {
@@ -220,8 +228,9 @@ absl::StatusOr<Value> FormatBraces(Interpreter& interpreter, std::string_view pa
     if (c == '}' || close == std::string_view::npos) {
       return InvalidArgument("Single '{}' encountered in format string", c);
     }
-    NIBBLE_RETURN_IF_ERROR(interpreter.Charge(1));
     const std::string field(pattern.substr(at + 1, close - at - 1));
+    NIBBLE_RETURN_IF_ERROR(interpreter.Charge(
+        static_cast<int64_t>((1 + field.size() / 64) * (1 + args.named.size() / 16))));
     at = close + 1;
     const Value* value = nullptr;
     const bool number = !field.empty() && field.size() < 6 &&
@@ -241,7 +250,7 @@ absl::StatusOr<Value> FormatBraces(Interpreter& interpreter, std::string_view pa
         return InvalidArgument("format field '{{{}}}' is neither an argument nor supported", field);
       }
     }
-    NIBBLE_RETURN_IF_ERROR(AppendStr(*value, interpreter.max_text_bytes(), &out));
+    NIBBLE_RETURN_IF_ERROR(interpreter.AppendText(*value, &out));
   }
   return interpreter.MakeString(std::move(out));
 }

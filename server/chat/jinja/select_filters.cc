@@ -24,10 +24,12 @@ using Result = absl::StatusOr<Value>;
 // undefined.
 Result Lookup(Interpreter& interpreter, Value item, const Value& attribute,
               const Value* otherwise = nullptr) {
+  NIBBLE_RETURN_IF_ERROR(interpreter.Charge(attribute.weight()));
   std::vector<Value> path;
   if (attribute.IsString()) {
     std::string_view rest = attribute.text();
     while (true) {
+      NIBBLE_RETURN_IF_ERROR(interpreter.Charge(1));
       const size_t dot = rest.find('.');
       const std::string_view part = rest.substr(0, dot);
       int64_t index = 0;
@@ -41,7 +43,6 @@ Result Lookup(Interpreter& interpreter, Value item, const Value& attribute,
   } else {
     path.push_back(attribute);
   }
-  NIBBLE_RETURN_IF_ERROR(interpreter.Charge(static_cast<int64_t>(path.size())));
   for (const Value& key : path) {
     NIBBLE_ASSIGN_OR_RETURN(item, interpreter.GetItem(item, key));
     if (item.IsUndefined() && otherwise != nullptr) item = *otherwise;
@@ -82,10 +83,11 @@ Result Map(Interpreter& interpreter, const Value& input, const Args& args) {
   if (filter == nullptr) {
     return InvalidArgument("unknown filter '{}'", args.positional[0].text());
   }
+  NIBBLE_RETURN_IF_ERROR(
+      interpreter.Charge(static_cast<int64_t>(args.positional.size() + args.named.size())));
   const Args rest = Rest(args, 1);
   for (const Value& item : items) {
-    NIBBLE_RETURN_IF_ERROR(interpreter.Charge(1));
-    NIBBLE_ASSIGN_OR_RETURN(Value value, filter->apply(interpreter, item, rest));
+    NIBBLE_ASSIGN_OR_RETURN(Value value, interpreter.ApplyFilter(*filter, item, rest));
     mapped.push_back(std::move(value));
   }
   return interpreter.MakeSequence(SequenceKind::kGenerator, std::move(mapped));
@@ -147,13 +149,17 @@ absl::StatusOr<std::vector<Keyed>> WithKeys(Interpreter& interpreter, const Valu
                                             const Value* attribute, bool case_sensitive,
                                             const Value* otherwise = nullptr) {
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<Value> items, interpreter.Iterate(input));
-  const auto fold = [case_sensitive](Value value) {
-    return value.IsString() && !case_sensitive ? Value(ToLower(value.text())) : value;
+  const auto fold = [&interpreter, case_sensitive](Value value) -> Result {
+    if (!value.IsString() || case_sensitive) return value;
+    NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(value.text()));
+    return Value(ToLower(value.text()));
   };
   std::vector<Value> attributes;
   if (attribute != nullptr && attribute->IsString()) {
+    NIBBLE_RETURN_IF_ERROR(interpreter.Charge(attribute->weight()));
     std::string_view rest = attribute->text();
     for (size_t comma = rest.find(','); comma != std::string_view::npos; comma = rest.find(',')) {
+      NIBBLE_RETURN_IF_ERROR(interpreter.Charge(1));
       attributes.emplace_back(std::string(rest.substr(0, comma)));
       rest.remove_prefix(comma + 1);
     }
@@ -166,9 +172,10 @@ absl::StatusOr<std::vector<Keyed>> WithKeys(Interpreter& interpreter, const Valu
     std::vector<Value> keys;
     for (const Value& name : attributes) {
       NIBBLE_ASSIGN_OR_RETURN(Value key, Lookup(interpreter, item, name, otherwise));
-      keys.push_back(fold(std::move(key)));
+      NIBBLE_ASSIGN_OR_RETURN(key, fold(std::move(key)));
+      keys.push_back(std::move(key));
     }
-    Value key = attributes.empty() ? fold(item) : keys[0];
+    NIBBLE_ASSIGN_OR_RETURN(Value key, attributes.empty() ? fold(item) : Result(keys[0]));
     if (keys.size() > 1) {
       NIBBLE_ASSIGN_OR_RETURN(key, interpreter.MakeList(std::move(keys)));
     }
@@ -182,7 +189,7 @@ absl::Status SortByKey(Interpreter& interpreter, std::vector<Keyed>* keyed, bool
   absl::Status failed;
   std::stable_sort(keyed->begin(), keyed->end(), [&](const Keyed& a, const Keyed& b) {
     if (!failed.ok()) return false;  // a sort cannot be stopped
-    failed = interpreter.ChargeCompare(a.key, b.key);
+    failed = interpreter.ChargeOrder(a.key, b.key);
     if (!failed.ok()) return false;
     const absl::StatusOr<int> order = Compare(a.key, b.key, "<");
     if (!order.ok()) failed = order.status();
@@ -210,7 +217,7 @@ Result Sort(Interpreter& interpreter, const Value& input, const Args& args) {
 Result DictSort(Interpreter& interpreter, const Value& input, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound,
                           Bound::Bind(args, "dictsort", 0, {"case_sensitive", "by", "reverse"}));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string by, bound.Text(1, "key"));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view by, bound.Text(1, "key"));
   NIBBLE_RETURN_IF_ERROR(RequireDefined(input));
   if (input.dict() == nullptr) return InvalidArgument("dictsort needs a mapping");
   if (by != "key" && by != "value") {
@@ -223,6 +230,7 @@ Result DictSort(Interpreter& interpreter, const Value& input, const Args& args) 
                             interpreter.MakeSequence(SequenceKind::kTuple, {name, value}));
     const Value& key = by == "key" ? name : value;
     const bool fold = key.IsString() && !bound.Truth(0, false);
+    if (fold) NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(key.text()));
     keyed.push_back({fold ? Value(ToLower(key.text())) : key, std::move(pair)});
   }
   NIBBLE_RETURN_IF_ERROR(SortByKey(interpreter, &keyed, bound.Truth(2, false)));
@@ -237,6 +245,7 @@ Result Unique(Interpreter& interpreter, const Value& input, const Args& args) {
   absl::flat_hash_set<std::string> seen;
   std::vector<Value> items;
   for (Keyed& entry : keyed) {
+    NIBBLE_RETURN_IF_ERROR(interpreter.ChargeHash(entry.key));
     std::optional<std::string> hash = HashKey(entry.key);
     if (!hash.has_value()) return InvalidArgument("unhashable type: '{}'", entry.key.TypeName());
     if (seen.insert(*std::move(hash)).second) items.push_back(std::move(entry.item));
@@ -255,7 +264,7 @@ Result Extreme(Interpreter& interpreter, const Value& input, const Args& args, i
   }
   const Keyed* best = &keyed.front();
   for (const Keyed& entry : keyed) {
-    NIBBLE_RETURN_IF_ERROR(interpreter.ChargeCompare(entry.key, best->key));
+    NIBBLE_RETURN_IF_ERROR(interpreter.ChargeOrder(entry.key, best->key));
     NIBBLE_ASSIGN_OR_RETURN(const int order, Compare(entry.key, best->key, sign > 0 ? ">" : "<"));
     if (order * sign > 0) best = &entry;
   }
@@ -278,14 +287,13 @@ Result Sum(Interpreter& interpreter, const Value& input, const Args& args) {
 Result Join(Interpreter& interpreter, const Value& input, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "join", 0, {"d", "attribute"}));
   NIBBLE_ASSIGN_OR_RETURN(std::vector<Keyed> keyed, WithKeys(interpreter, input, bound[1], true));
-  std::string separator;
-  if (bound.Has(0)) {
-    NIBBLE_ASSIGN_OR_RETURN(separator, interpreter.ToString(*bound[0]));
-  }
+  NIBBLE_ASSIGN_OR_RETURN(std::string between,
+                          bound.Has(0) ? interpreter.ToString(*bound[0]) : std::string());
+  const Value separator(std::move(between));
   std::string out;
   for (size_t index = 0; index < keyed.size(); ++index) {
-    if (index > 0) out += separator;
-    NIBBLE_RETURN_IF_ERROR(AppendStr(keyed[index].key, interpreter.max_text_bytes(), &out));
+    if (index > 0) NIBBLE_RETURN_IF_ERROR(interpreter.AppendText(separator, &out));
+    NIBBLE_RETURN_IF_ERROR(interpreter.AppendText(keyed[index].key, &out));
   }
   return interpreter.MakeString(std::move(out));
 }
@@ -301,7 +309,9 @@ Result GroupBy(Interpreter& interpreter, const Value& input, const Args& args) {
   for (size_t at = 0; at < keyed.size();) {
     std::vector<Value> members;
     const size_t first = at;
-    for (; at < keyed.size() && Equal(keyed[at].key, keyed[first].key); ++at) {
+    for (; at < keyed.size(); ++at) {
+      NIBBLE_RETURN_IF_ERROR(interpreter.ChargeCompare(keyed[at].key, keyed[first].key));
+      if (!Equal(keyed[at].key, keyed[first].key)) break;
       members.push_back(keyed[at].item);
     }
     // The name is the first member's own, before letters were folded.

@@ -16,17 +16,18 @@ std::shared_ptr<Scope> NewScope(const std::shared_ptr<Scope>& parent) {
   return scope;
 }
 
-void Bind(std::string_view name, Value value, Scope& scope) {
+}  // namespace
+
+absl::Status Interpreter::Bind(std::string_view name, Value value, Scope& scope) {
+  NIBBLE_RETURN_IF_ERROR(Charge(static_cast<int64_t>(scope.names.size() / 16)));
   for (auto& [bound, old] : scope.names) {
-    if (bound == name) {
-      old = std::move(value);
-      return;
-    }
+    if (bound != name) continue;
+    old = std::move(value);
+    return absl::OkStatus();
   }
   scope.names.emplace_back(name, std::move(value));
+  return absl::OkStatus();
 }
-
-}  // namespace
 
 Interpreter::FlowResult Interpreter::RunBody(const Stmts& body,
                                              const std::shared_ptr<Scope>& scope) {
@@ -75,9 +76,10 @@ Interpreter::FlowResult Interpreter::RunStatement(const Stmt& stmt,
       return Flow::kNext;
     }
     case StmtKind::kMacro:
-      Bind(stmt.text,
-           Value(std::shared_ptr<const Object>(std::make_shared<const Macro>(stmt, scope))),
-           *scope);
+      NIBBLE_RETURN_IF_ERROR(
+          Bind(stmt.text,
+               Value(std::shared_ptr<const Object>(std::make_shared<const Macro>(stmt, scope))),
+               *scope));
       return Flow::kNext;
     case StmtKind::kCallBlock:
       NIBBLE_RETURN_IF_ERROR(RunCallBlock(stmt, scope));
@@ -123,13 +125,13 @@ absl::Status Interpreter::RunFor(const Stmt& stmt, const Value& iterable,
   }
   if (items.empty()) return RunBody(stmt.orelse, NewScope(scope)).status();
   const auto loop = std::make_shared<Loop>(stmt, std::move(items), scope, depth);
-  const Value loop_value{std::shared_ptr<const Object>(loop)};
+  NIBBLE_ASSIGN_OR_RETURN(const Value loop_value, MakeObject(loop));
   absl::Status status;
   for (size_t index = 0; status.ok() && index < loop->items().size(); ++index) {
     loop->set_index(index);
     const std::shared_ptr<Scope> inner = NewScope(scope);
-    Bind("loop", loop_value, *inner);
     status = Charge(1);
+    if (status.ok()) status = Bind("loop", loop_value, *inner);
     if (status.ok()) status = Assign(stmt.target, loop->items()[index], *inner);
     if (!status.ok()) break;
     const FlowResult flow = RunBody(stmt.body, inner);
@@ -194,12 +196,11 @@ absl::Status Interpreter::RunCallBlock(const Stmt& stmt, const std::shared_ptr<S
 
 absl::Status Interpreter::Assign(const Target& target, Value value, Scope& scope) {
   if (target.kind == Target::Kind::kName) {
-    NIBBLE_RETURN_IF_ERROR(Charge(static_cast<int64_t>(scope.names.size() / 16)));
-    Bind(target.name, std::move(value), scope);
-    return absl::OkStatus();
+    return Bind(target.name, std::move(value), scope);
   }
   if (target.kind == Target::Kind::kAttribute) {
     for (const Scope* at = &scope; at != nullptr; at = at->parent.get()) {
+      NIBBLE_RETURN_IF_ERROR(Charge(static_cast<int64_t>(at->names.size() / 16)));
       for (const auto& [name, bound] : at->names) {
         if (name != target.name) continue;
         if (bound.names() == nullptr) {
@@ -235,6 +236,7 @@ absl::Status Interpreter::BindParameters(const Stmt& macro, const Args& args,
     const Parameter& parameter = macro.parameters[index];
     Value value(std::make_shared<const Undefined>(
         Undefined{"parameter '" + parameter.name + "' was not provided"}));
+    NIBBLE_RETURN_IF_ERROR(Charge(1 + static_cast<int64_t>(args.named.size() / 16)));
     bool given = index < num_positional;
     if (given) value = args.positional[index];
     for (size_t named = 0; !given && named < args.named.size(); ++named) {
@@ -246,13 +248,13 @@ absl::Status Interpreter::BindParameters(const Stmt& macro, const Args& args,
     if (!given && parameter.value != nullptr) {
       NIBBLE_ASSIGN_OR_RETURN(value, Evaluate(*parameter.value, *scope));
     }
-    Bind(parameter.name, std::move(value), *scope);
+    NIBBLE_RETURN_IF_ERROR(Bind(parameter.name, std::move(value), *scope));
   }
   std::vector<std::pair<Value, Value>> rest;
   for (size_t named = 0; named < args.named.size(); ++named) {
     if (used[named]) continue;
     if (args.named[named].first == "caller") {
-      Bind("caller", args.named[named].second, *scope);
+      NIBBLE_RETURN_IF_ERROR(Bind("caller", args.named[named].second, *scope));
     } else {
       rest.emplace_back(Value(args.named[named].first), args.named[named].second);
     }
@@ -268,13 +270,13 @@ absl::Status Interpreter::BindParameters(const Stmt& macro, const Args& args,
   }
   if (macro.catches_named) {
     NIBBLE_ASSIGN_OR_RETURN(Value named, MakeDictionary(std::move(rest)));
-    Bind("kwargs", std::move(named), *scope);
+    NIBBLE_RETURN_IF_ERROR(Bind("kwargs", std::move(named), *scope));
   }
   if (macro.catches_positional) {
     std::vector<Value> extra(args.positional.end() - static_cast<std::ptrdiff_t>(num_extra),
                              args.positional.end());
     NIBBLE_ASSIGN_OR_RETURN(Value more, MakeSequence(SequenceKind::kTuple, std::move(extra)));
-    Bind("varargs", std::move(more), *scope);
+    NIBBLE_RETURN_IF_ERROR(Bind("varargs", std::move(more), *scope));
   }
   return absl::OkStatus();
 }

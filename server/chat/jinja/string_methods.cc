@@ -4,6 +4,7 @@
 // The methods of Python's str. Positions are code points.
 #include <algorithm>
 #include <limits>
+#include <span>
 
 #include "server/chat/jinja/arguments.h"
 #include "server/chat/jinja/format.h"
@@ -20,6 +21,7 @@ constexpr size_t kNpos = std::string::npos;
 template <auto Map>
 Result MapText(Interpreter& interpreter, const Value& self, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "str method", 0, {}));
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(self.text()));
   return interpreter.MakeString(Map(self.text()));
 }
 
@@ -27,9 +29,12 @@ template <bool kLeft, bool kRight>
 Result StripMethod(Interpreter& interpreter, const Value& self, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "strip", 0, {"chars"}));
   if (!bound.Has(0) || bound[0]->IsNone()) {
-    return interpreter.MakeString(std::string(Strip(self.text(), kLeft, kRight)));
+    const std::string_view kept = Strip(self.text(), kLeft, kRight);
+    NIBBLE_RETURN_IF_ERROR(interpreter.Charge(
+        static_cast<int64_t>(self.text().size() - kept.size()) / kWalkedBytesPerStep));
+    return interpreter.MakeString(std::string(kept));
   }
-  NIBBLE_ASSIGN_OR_RETURN(const std::string chars, bound.Text(0, ""));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view chars, bound.Text(0, ""));
   NIBBLE_RETURN_IF_ERROR(interpreter.ChargeSearch(self.text(), chars));
   return interpreter.MakeString(std::string(StripChars(self.text(), chars, kLeft, kRight)));
 }
@@ -69,10 +74,10 @@ Result SplitMethod(Interpreter& interpreter, const Value& self, const Args& args
   std::string_view rest = self.text();
   std::vector<std::string_view> parts;
   if (!bound.Has(0) || bound[0]->IsNone()) {
-    NIBBLE_RETURN_IF_ERROR(interpreter.Charge(static_cast<int64_t>(rest.size() / 8)));
+    NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(rest));
     parts = SplitSpace(rest, limit, from_right);
   } else {
-    NIBBLE_ASSIGN_OR_RETURN(const std::string separator, bound.Text(0, ""));
+    NIBBLE_ASSIGN_OR_RETURN(const std::string_view separator, bound.Text(0, ""));
     if (separator.empty()) return InvalidArgument("empty separator");
     NIBBLE_RETURN_IF_ERROR(interpreter.ChargeSearch(rest, separator));
     for (; limit > 0; --limit) {
@@ -90,6 +95,7 @@ Result SplitMethod(Interpreter& interpreter, const Value& self, const Args& args
     parts.push_back(rest);
   }
   if (from_right) std::reverse(parts.begin(), parts.end());
+  NIBBLE_RETURN_IF_ERROR(interpreter.Charge(static_cast<int64_t>(parts.size())));
   std::vector<Value> items;
   items.reserve(parts.size());
   for (const std::string_view part : parts) items.emplace_back(std::string(part));
@@ -104,7 +110,7 @@ Result SplitLines(Interpreter& interpreter, const Value& self, const Args& args)
   const bool keep = bound.Truth(0, false);
   std::vector<Value> lines;
   std::string_view text = self.text();
-  NIBBLE_RETURN_IF_ERROR(interpreter.Charge(static_cast<int64_t>(text.size() / 8)));
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(text));
   size_t start = 0;
   for (size_t at = 0; at < text.size();) {
     size_t length = 0;
@@ -115,6 +121,7 @@ Result SplitLines(Interpreter& interpreter, const Value& self, const Args& args)
       at += length;
       continue;
     }
+    NIBBLE_RETURN_IF_ERROR(interpreter.Charge(1));
     size_t next = at + length;
     if (point == '\r' && next < text.size() && text[next] == '\n') ++next;
     lines.emplace_back(std::string(text.substr(start, (keep ? next : at) - start)));
@@ -134,7 +141,7 @@ Result AffixMethod(Interpreter& interpreter, const Value& self, const Args& args
                             bound.Integer(2, std::numeric_limits<int64_t>::max()));
     NIBBLE_ASSIGN_OR_RETURN(subject, Slice(interpreter, self, start, end, std::nullopt));
   }
-  std::vector<Value> affixes{*bound[0]};
+  std::span<const Value> affixes(bound[0], 1);
   if (const Sequence* tuple = bound[0]->sequence();
       tuple != nullptr && tuple->kind == SequenceKind::kTuple) {
     affixes = tuple->items;
@@ -162,7 +169,8 @@ Result EndsWith(Interpreter& i, const Value& s, const Args& a) {
 Result RemoveAffix(Interpreter& interpreter, const Value& self, const Args& args, bool at_start) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound,
                           Bound::Bind(args, "removeprefix/suffix", 1, {"affix"}));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string affix, bound.Text(0, ""));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view affix, bound.Text(0, ""));
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeCompare(self, *bound[0]));
   std::string_view text = self.text();
   if (at_start && text.starts_with(affix)) text.remove_prefix(affix.size());
   if (!at_start && text.ends_with(affix)) text.remove_suffix(affix.size());
@@ -178,8 +186,8 @@ Result RemoveSuffix(Interpreter& i, const Value& s, const Args& a) {
 Result Replace(Interpreter& interpreter, const Value& self, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound,
                           Bound::Bind(args, "replace", 2, {"old", "new", "count"}));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string from, bound.Text(0, ""));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string to, bound.Text(1, ""));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view from, bound.Text(0, ""));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view to, bound.Text(1, ""));
   NIBBLE_ASSIGN_OR_RETURN(int64_t left, bound.Integer(2, -1));
   if (left < 0) left = std::numeric_limits<int64_t>::max();
   const std::string& text = self.text();
@@ -213,7 +221,7 @@ Result Replace(Interpreter& interpreter, const Value& self, const Args& args) {
 Result FindMethod(Interpreter& interpreter, const Value& self, const Args& args, bool last,
                   bool required) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "find", 1, {"sub", "start", "end"}));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string part, bound.Text(0, ""));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view part, bound.Text(0, ""));
   NIBBLE_ASSIGN_OR_RETURN(int64_t start, bound.Integer(1, 0));
   NIBBLE_ASSIGN_OR_RETURN(const int64_t end, bound.Integer(2, std::numeric_limits<int64_t>::max()));
   const int64_t length = self.string().num_chars;
@@ -242,7 +250,7 @@ Result RIndex(Interpreter& i, const Value& s, const Args& a) {
 
 Result Count(Interpreter& interpreter, const Value& self, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "count", 1, {"sub"}));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string part, bound.Text(0, ""));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view part, bound.Text(0, ""));
   if (part.empty()) return Value(self.string().num_chars + 1);
   NIBBLE_RETURN_IF_ERROR(interpreter.ChargeSearch(self.text(), part));
   int64_t count = 0;
@@ -271,7 +279,7 @@ Result Join(Interpreter& interpreter, const Value& self, const Args& args) {
 
 Result Partition(Interpreter& interpreter, const Value& self, const Args& args, bool last) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "partition", 1, {"sep"}));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string separator, bound.Text(0, ""));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view separator, bound.Text(0, ""));
   if (separator.empty()) return InvalidArgument("empty separator");
   const std::string& text = self.text();
   NIBBLE_RETURN_IF_ERROR(interpreter.ChargeSearch(text, separator));
@@ -281,7 +289,7 @@ Result Partition(Interpreter& interpreter, const Value& self, const Args& args, 
     parts = {Value(std::string()), Value(std::string()), Value(std::string())};
     parts[last ? 2 : 0] = self;
   } else {
-    parts = {Value(text.substr(0, at)), Value(separator),
+    parts = {Value(text.substr(0, at)), Value(std::string(separator)),
              Value(text.substr(at + separator.size()))};
   }
   NIBBLE_RETURN_IF_ERROR(interpreter.ChargeText(text.size()));
@@ -300,9 +308,12 @@ Result Pad(Interpreter& interpreter, const Value& self, const Args& args, Side s
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound,
                           Bound::Bind(args, "justify", 1, {"width", "fillchar"}));
   NIBBLE_ASSIGN_OR_RETURN(const int64_t width, bound.Integer(0, 0));
-  NIBBLE_ASSIGN_OR_RETURN(std::string fill, bound.Text(1, side == Side::kZeros ? "0" : " "));
-  if (NumChars(fill) != 1)
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view fill,
+                          bound.Text(1, side == Side::kZeros ? "0" : " "));
+  constexpr size_t kMaxCharBytes = 4;
+  if (fill.size() > kMaxCharBytes || NumChars(fill) != 1) {
     return InvalidArgument("The fill character must be exactly one character long");
+  }
   const int64_t missing = width - self.string().num_chars;
   if (missing <= 0) return self;
   NIBBLE_RETURN_IF_ERROR(interpreter.ChargeText(static_cast<uint64_t>(missing) * 4));
@@ -327,7 +338,8 @@ Result ZFill(Interpreter& i, const Value& s, const Args& a) { return Pad(i, s, a
 
 // True when the text is not empty and all its characters pass.
 template <auto Predicate>
-Result All(Interpreter&, const Value& self, const Args&) {
+Result All(Interpreter& interpreter, const Value& self, const Args&) {
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(self.text()));
   std::string_view rest = self.text();
   if (rest.empty()) return Value(false);
   while (!rest.empty()) {
@@ -340,7 +352,8 @@ Result All(Interpreter&, const Value& self, const Args&) {
 
 // At least one cased character, and none of the other case.
 template <auto Wanted, auto Other>
-Result Cased(Interpreter&, const Value& self, const Args&) {
+Result Cased(Interpreter& interpreter, const Value& self, const Args&) {
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(self.text()));
   bool found = false;
   for (std::string_view rest = self.text(); !rest.empty();) {
     size_t length = 0;

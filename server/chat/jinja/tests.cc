@@ -23,9 +23,11 @@ absl::StatusOr<Value> Operand(const Args& args) {
 Result CompareWith(Interpreter& interpreter, const Value& input, const Args& args,
                    std::string_view op) {
   NIBBLE_ASSIGN_OR_RETURN(const Value other, Operand(args));
-  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeCompare(input, other));
-  if (op == "==") return Equal(input, other);
-  if (op == "!=") return !Equal(input, other);
+  if (op == "==" || op == "!=") {
+    NIBBLE_RETURN_IF_ERROR(interpreter.ChargeCompare(input, other));
+    return Equal(input, other) == (op == "==");
+  }
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeOrder(input, other));
   NIBBLE_ASSIGN_OR_RETURN(const int order, Compare(input, other, op));
   if (op == "<") return order < 0;
   if (op == "<=") return order <= 0;
@@ -81,6 +83,7 @@ Result IsIterable(Interpreter&, const Value& value, const Args&) {
 // Python's islower and isupper: at least one cased letter, and none of the other case.
 Result HasCase(Interpreter& interpreter, const Value& value, bool upper) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, interpreter.ToString(value));
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(text));
   bool cased = false;
   for (std::string_view rest = text; !rest.empty();) {
     size_t length = 0;

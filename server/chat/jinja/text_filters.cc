@@ -4,8 +4,6 @@
 // Filters from text to text. As in Jinja, whatever they get is made into a string first.
 #include <algorithm>
 
-#include "fmt/format.h"
-
 #include "server/chat/jinja/arguments.h"
 #include "server/chat/jinja/filters.h"
 #include "server/chat/jinja/format.h"
@@ -22,6 +20,7 @@ template <auto Map>
 Result MapText(Interpreter& interpreter, const Value& input, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "filter", 0, {}));
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, interpreter.ToString(input));
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(text));
   return interpreter.MakeString(Map(text));
 }
 
@@ -29,9 +28,12 @@ Result Trim(Interpreter& interpreter, const Value& input, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "trim", 0, {"chars"}));
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, interpreter.ToString(input));
   if (!bound.Has(0) || bound[0]->IsNone()) {
-    return interpreter.MakeString(std::string(Strip(text, true, true)));
+    const std::string_view kept = Strip(text, true, true);
+    NIBBLE_RETURN_IF_ERROR(
+        interpreter.Charge(static_cast<int64_t>(text.size() - kept.size()) / kWalkedBytesPerStep));
+    return interpreter.MakeString(std::string(kept));
   }
-  NIBBLE_ASSIGN_OR_RETURN(const std::string chars, bound.Text(0, ""));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view chars, bound.Text(0, ""));
   NIBBLE_RETURN_IF_ERROR(interpreter.ChargeSearch(text, chars));
   return interpreter.MakeString(std::string(StripChars(text, chars, true, true)));
 }
@@ -78,7 +80,7 @@ Result Indent(Interpreter& interpreter, const Value& input, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string source, interpreter.ToString(input));
   std::string margin;
   if (bound.Has(0) && bound[0]->IsString()) {
-    margin = bound[0]->text();
+    NIBBLE_ASSIGN_OR_RETURN(margin, interpreter.ToString(*bound[0]));
   } else {
     NIBBLE_ASSIGN_OR_RETURN(const int64_t width, bound.Integer(0, 4));
     constexpr int64_t kMaxWidth = 10'000;
@@ -132,7 +134,8 @@ Result Truncate(Interpreter& interpreter, const Value& input, const Args& args) 
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "truncate", 0,
                                                          {"length", "killwords", "end", "leeway"}));
   NIBBLE_ASSIGN_OR_RETURN(const int64_t length, bound.Integer(0, 255));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string end, bound.Text(2, "..."));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view end, bound.Text(2, "..."));
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeText(end.size()));
   NIBBLE_ASSIGN_OR_RETURN(const int64_t leeway, bound.Integer(3, 5));
   NIBBLE_ASSIGN_OR_RETURN(std::string text, interpreter.ToString(input));
   const int64_t num_end = NumChars(end);
@@ -145,11 +148,13 @@ Result Truncate(Interpreter& interpreter, const Value& input, const Args& args) 
     const size_t space = text.rfind(' ');
     if (space != std::string::npos) text.resize(space);
   }
-  return interpreter.MakeString(text + end);
+  text += end;
+  return interpreter.MakeString(std::move(text));
 }
 
 Result WordCount(Interpreter& interpreter, const Value& input, const Args&) {
   NIBBLE_ASSIGN_OR_RETURN(const std::string text, interpreter.ToString(input));
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(text));
   int64_t words = 0;
   bool inside = false;
   for (std::string_view rest = text; !rest.empty();) {
@@ -173,7 +178,10 @@ std::string UrlEncodeText(std::string_view text) {
     if (plain) {
       out.push_back(c);
     } else {
-      out += fmt::format("%{:02X}", byte);
+      constexpr std::string_view kHex = "0123456789ABCDEF";
+      out.push_back('%');
+      out.push_back(kHex[byte >> 4]);
+      out.push_back(kHex[byte & 15]);
     }
   }
   return out;

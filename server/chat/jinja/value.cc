@@ -45,6 +45,7 @@ std::string_view Value::undefined_message() const {
 int Value::depth() const {
   if (const Sequence* list = sequence()) return list->depth;
   if (const Dict* entries = dict()) return entries->depth;
+  if (const Object* held = object()) return held->depth();
   return 0;
 }
 

@@ -75,6 +75,8 @@ class Object {
   virtual ~Object() = default;
   virtual std::string TypeName() const = 0;
   virtual bool IsCallable() const = 0;
+  // 1 + the deepest value that it holds, 0 when it holds none: freeing it recurses that deep.
+  virtual int depth() const { return 0; }
   // nullopt: there is no such attribute.
   virtual std::optional<Value> GetAttribute(Interpreter& interpreter, std::string_view name) const;
   virtual absl::StatusOr<Value> Call(Interpreter& interpreter, const Args& args) const;
@@ -125,7 +127,7 @@ class Value {
   const Object* object() const { return Get<const Object>(); }
 
   int depth() const;
-  // Steps that comparing or hashing costs: grows with items and text.
+  // Steps that a walk over all of it costs: grows with items and text.
   int64_t weight() const;
   bool Truth() const;
   // The same object (for containers) or the same value of the same type.

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Filters on single values: numbers, defaults, JSON.
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -62,7 +63,7 @@ absl::StatusOr<std::optional<int64_t>> Truncated(double number) {
   return std::optional<int64_t>(static_cast<int64_t>(number));
 }
 
-Result Int(Interpreter&, const Value& input, const Args& args) {
+Result Int(Interpreter& interpreter, const Value& input, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "int", 0, {"default", "base"}));
   NIBBLE_RETURN_IF_ERROR(RequireDefined(input));
   NIBBLE_ASSIGN_OR_RETURN(const int64_t base, bound.Integer(1, 10));
@@ -73,6 +74,7 @@ Result Int(Interpreter&, const Value& input, const Args& args) {
     NIBBLE_ASSIGN_OR_RETURN(number, Truncated(input.number()));
   } else if (input.IsString()) {
     if (base < 2 || base > 36) return InvalidArgument("int: base {} is not in 2..36", base);
+    NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(input.text()));
     std::string text = NumberText(input.text());
     const bool negative = text.starts_with('-');
     const std::string prefix = base == 16 ? "0x" : (base == 8 ? "0o" : (base == 2 ? "0b" : ""));
@@ -89,10 +91,11 @@ Result Int(Interpreter&, const Value& input, const Args& args) {
   return number.has_value() ? Value(*number) : otherwise;
 }
 
-Result Float(Interpreter&, const Value& input, const Args& args) {
+Result Float(Interpreter& interpreter, const Value& input, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "float", 0, {"default"}));
   NIBBLE_RETURN_IF_ERROR(RequireDefined(input));
   if (input.IsNumber()) return Value(input.number());
+  if (input.IsString()) NIBBLE_RETURN_IF_ERROR(interpreter.ChargeWalk(input.text()));
   double number = 0;
   if (input.IsString() && ParseNumber(NumberText(input.text()), &number)) return Value(number);
   return bound.Has(0) ? *bound[0] : Value(0.0);
@@ -103,7 +106,9 @@ Result Round(Interpreter& interpreter, const Value& input, const Args& args) {
                           Bound::Bind(args, "round", 0, {"precision", "method"}));
   NIBBLE_RETURN_IF_ERROR(RequireDefined(input));
   NIBBLE_ASSIGN_OR_RETURN(const int64_t precision, bound.Integer(0, 0));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string method, bound.Text(1, "common"));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view method, bound.Text(1, "common"));
+  NIBBLE_RETURN_IF_ERROR(
+      interpreter.Charge(std::abs(std::clamp<int64_t>(precision, -300, 300)) / 16));
   if (!input.IsNumber()) {
     return InvalidArgument("type {} doesn't define __round__ method", input.TypeName());
   }
@@ -130,7 +135,6 @@ Result Round(Interpreter& interpreter, const Value& input, const Args& args) {
   }
   const double scale = std::pow(10.0, static_cast<double>(precision));
   const double scaled = input.number() * scale;
-  NIBBLE_RETURN_IF_ERROR(interpreter.Charge(1));
   return Value((method == "ceil" ? std::ceil(scaled) : std::floor(scaled)) / scale);
 }
 
@@ -145,7 +149,7 @@ Result ToJson(Interpreter& interpreter, const Value& input, const Args& args) {
     style.pretty = true;
     style.item_separator = ",";
     if (bound[1]->IsString()) {
-      style.indent = bound[1]->text();
+      NIBBLE_ASSIGN_OR_RETURN(style.indent, interpreter.ToString(*bound[1]));
     } else {
       NIBBLE_ASSIGN_OR_RETURN(const int64_t width, bound.Integer(1, 0));
       constexpr int64_t kMaxIndent = 1000;
@@ -161,8 +165,8 @@ Result ToJson(Interpreter& interpreter, const Value& input, const Args& args) {
         !pair->items[1].IsString()) {
       return InvalidArgument("tojson: separators must be two strings");
     }
-    style.item_separator = pair->items[0].text();
-    style.key_separator = pair->items[1].text();
+    NIBBLE_ASSIGN_OR_RETURN(style.item_separator, interpreter.ToString(pair->items[0]));
+    NIBBLE_ASSIGN_OR_RETURN(style.key_separator, interpreter.ToString(pair->items[1]));
   }
   NIBBLE_RETURN_IF_ERROR(interpreter.Charge(input.weight()));
   std::string out;
@@ -172,11 +176,11 @@ Result ToJson(Interpreter& interpreter, const Value& input, const Args& args) {
 
 Result Attr(Interpreter& interpreter, const Value& input, const Args& args) {
   NIBBLE_ASSIGN_OR_RETURN(const Bound bound, Bound::Bind(args, "attr", 1, {"name"}));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string name, bound.Text(0, ""));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string_view name, bound.Text(0, ""));
+  NIBBLE_RETURN_IF_ERROR(interpreter.ChargeHash(*bound[0]));
   // Only attributes, never items: a dict's own keys are not found.
   if (input.dict() != nullptr && input.dict()->Find(name) != nullptr) {
-    return Value(std::make_shared<const Undefined>(
-        Undefined{"'dict object' has no attribute '" + name + "'"}));
+    return MissingFrom(input, *bound[0]);
   }
   return interpreter.GetAttribute(input, name);
 }

@@ -3,6 +3,7 @@
 
 #include "server/chat/chat_template.h"
 
+#include <limits>
 #include <string>
 #include <thread>
 #include <vector>
@@ -17,15 +18,22 @@ using testing::HasSubstr;
 
 std::string Message(const absl::Status& status) { return std::string(status.message()); }
 
+// What a test takes must not depend on how fast the machine is.
+TemplateLimits Untimed() {
+  TemplateLimits limits;
+  limits.max_milliseconds = std::numeric_limits<int64_t>::max();
+  return limits;
+}
+
 absl::StatusOr<std::string> Render(
-    std::string source, const TemplateLimits& limits = {},
+    std::string source, const TemplateLimits& limits = Untimed(),
     const nlohmann::ordered_json& variables = nlohmann::ordered_json::object()) {
   auto parsed = ChatTemplate::Parse(std::move(source), limits);
   if (!parsed.ok()) return parsed.status();
   return (*parsed)->Render(variables, 0);
 }
 
-std::string RenderError(std::string source, const TemplateLimits& limits = {}) {
+std::string RenderError(std::string source, const TemplateLimits& limits = Untimed()) {
   const absl::StatusOr<std::string> text = Render(std::move(source), limits);
   if (text.ok()) return "rendered " + std::to_string(text->size()) + " bytes";
   EXPECT_EQ(text.status().code(), absl::StatusCode::kInvalidArgument);
@@ -58,7 +66,7 @@ TEST(ChatTemplateTest, TagsThatReachOtherTemplatesAreRefusedByName) {
 }
 
 TEST(ChatTemplateTest, TemplateSizeIsLimited) {
-  TemplateLimits limits;
+  TemplateLimits limits = Untimed();
   limits.max_template_bytes = 100;
   EXPECT_TRUE(Render(std::string(100, 'x'), limits).ok());
   const std::string message = RenderError(std::string(101, 'x'), limits);
@@ -71,7 +79,7 @@ TEST(ChatTemplateTest, InvalidUtf8IsRefused) {
 }
 
 TEST(ChatTemplateTest, OutputIsLimited) {
-  TemplateLimits limits;
+  TemplateLimits limits = Untimed();
   limits.max_output_bytes = 1000;
   EXPECT_THAT(RenderError("{% for x in range(300) %}12345{% endfor %}", limits),
               HasSubstr("1000 bytes"));
@@ -81,7 +89,7 @@ TEST(ChatTemplateTest, OutputIsLimited) {
 }
 
 TEST(ChatTemplateTest, StepsAreLimited) {
-  TemplateLimits limits;
+  TemplateLimits limits = Untimed();
   limits.max_steps = 10'000;
   EXPECT_THAT(
       RenderError("{% for x in range(200) %}{% for y in range(200) %}{% endfor %}{% endfor %}",
@@ -89,6 +97,156 @@ TEST(ChatTemplateTest, StepsAreLimited) {
       HasSubstr("10000 steps"));
   EXPECT_THAT(RenderError("{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}"),
               HasSubstr("limit"));
+}
+
+// Each of these walks or copies 64 KiB, or does as much in small pieces, in a few nodes: the limit
+// stops them only when that work is charged.
+TEST(ChatTemplateTest, WorkInsideOneNodeIsCharged) {
+  TemplateLimits limits = Untimed();
+  limits.max_steps = 40'000;
+  const std::string names =
+      "{% set b = 'a' * 65536 %}{% set blank = ' ' * 65536 %}{% set d = {b: 1} %}"
+      "{% set flags = '%' ~ '-' * 65536 ~ '.0s' %}{% set zeros = [0] * 2000 %}"
+      "{% set n = namespace() %}";
+  for (const std::string expression : {"b.isalpha()",
+                                       "b.isalnum()",
+                                       "b.islower()",
+                                       "b.islower() and b.isupper()",
+                                       "blank.isspace()",
+                                       "blank.strip()",
+                                       "blank.rstrip()",
+                                       "blank|trim",
+                                       "b.strip('a')",
+                                       "'a'.strip(b)",
+                                       "b.title()",
+                                       "b|title",
+                                       "b|urlencode",
+                                       "b|wordcount",
+                                       "b is lower",
+                                       "blank|int",
+                                       "blank|float",
+                                       "b.split()",
+                                       "b.splitlines()",
+                                       "b.find('b')",
+                                       "b.count('b')",
+                                       "b.replace('b', '')",
+                                       "b.partition('b')",
+                                       "'b' in b",
+                                       "b.startswith(b ~ '')",
+                                       "b.removeprefix('a')",
+                                       "'%.0s' % b",
+                                       "'%.0s' % (b,)",
+                                       "'%.0r' % (b,)",
+                                       "'%.0s' % (zeros,)",
+                                       "flags % 1",
+                                       "'%.5000f' % 1.5",
+                                       "'{}'.format(zeros)",
+                                       "b.format()",
+                                       "b[:1]",
+                                       "b[0]",
+                                       "b|first",
+                                       "b|last",
+                                       "none[b]",
+                                       "n[b]",
+                                       "''|attr(b)",
+                                       "d|attr(b)",
+                                       "d[b]",
+                                       "d.get(b)",
+                                       "b in d",
+                                       "{b: 1}",
+                                       "namespace(d)",
+                                       "dict(d)",
+                                       "1|tojson(separators=(b, b))",
+                                       "1|tojson(indent=b)",
+                                       "b|tojson",
+                                       "zeros|tojson",
+                                       "zeros ~ ''",
+                                       "zeros|string",
+                                       "zeros|join",
+                                       "''|indent(b)",
+                                       "''|truncate(99999, false, b)",
+                                       "[1]|map(attribute=b)|list",
+
+                                       "[b]|sort",
+                                       "[b]|unique|list",
+                                       "[b, b]|max",
+                                       "[b]|groupby(0)|list",
+                                       "zeros[::2]",
+                                       "zeros + zeros",
+                                       "zeros|reverse|list",
+                                       "zeros == zeros ~ '' or zeros == zeros + []",
+                                       "1 in zeros",
+                                       "zeros.count(1)",
+                                       "range(2000)",
+                                       "b ~ ''",
+                                       "b + 'a'",
+                                       "b * 1",
+                                       "b|e"}) {
+    const std::string source =
+        names + "{% for i in range(200) %}{% set x = " + expression + " %}{% endfor %}";
+    const std::string message = RenderError(source, limits);
+    EXPECT_THAT(message, HasSubstr("40000 steps")) << expression;
+  }
+}
+
+TEST(ChatTemplateTest, BindingManyParametersIsCharged) {
+  TemplateLimits limits = Untimed();
+  limits.max_steps = 40'000;
+  std::string parameters;
+  std::string entries;
+  for (int index = 0; index < 500; ++index) {
+    parameters += "p" + std::to_string(index) + ",";
+    entries += "'p" + std::to_string(index) + "': 1,";
+  }
+  EXPECT_THAT(RenderError("{% macro f(" + parameters + ") %}{% endmacro %}{% set d = {" + entries +
+                              "} %}{% for i in range(5) %}{{ f(**d) }}{% endfor %}",
+                          limits),
+              HasSubstr("40000 steps"));
+}
+
+TEST(ChatTemplateTest, TimeIsLimited) {
+  TemplateLimits limits;
+  limits.max_milliseconds = 0;
+  EXPECT_THAT(RenderError("x", limits), HasSubstr("limit of 0 milliseconds"));
+  // Far more than a millisecond of work: without looking at the clock again it would not end.
+  limits.max_milliseconds = 1;
+  limits.max_steps = std::numeric_limits<int64_t>::max();
+  const std::string loop = "{% for i in range(100000) %}";
+  const std::string end = "{% endfor %}";
+  EXPECT_THAT(RenderError(loop + loop + loop + end + end + end, limits),
+              HasSubstr("limit of 1 milliseconds"));
+}
+
+TEST(ChatTemplateTest, NamesAreLimited) {
+  EXPECT_EQ(*Render("{{ " + std::string(255, 'x') + " }}", Untimed()), "");
+  const std::string message = RenderError("{{ " + std::string(256, 'x') + " }}");
+  EXPECT_THAT(message, HasSubstr("256 bytes"));
+  EXPECT_THAT(message, HasSubstr("255"));
+}
+
+TEST(ChatTemplateTest, JoiningWhatIsUndefinedDoesNotGrowUnseen) {
+  TemplateLimits limits = Untimed();
+  limits.max_output_bytes = 1000;
+  EXPECT_THAT(RenderError("{{ ([x] * 1000)|join('a' * 1000) }}", limits),
+              HasSubstr("text longer than the limit of 1000 bytes"));
+}
+
+TEST(ChatTemplateTest, FiltersMayNotNestWithoutEnd) {
+  EXPECT_THAT(RenderError("{{ 'a'|map(*(['map'] * 2000))|list }}"), HasSubstr("limit of 512"));
+}
+
+TEST(ChatTemplateTest, ChainsOfObjectsAreLimited) {
+  // Freeing a chain recurses as deep as it is long.
+  for (const std::string next :
+       {"cycler(n.x)", "joiner(n.x)", "[n.x].count", "cycler(n.x).next", "{1: n.x}.get"}) {
+    EXPECT_THAT(RenderError("{% set n = namespace(x=1) %}{% for i in range(200) %}{% set n.x = " +
+                            next + " %}{% endfor %}"),
+                HasSubstr("128"))
+        << next;
+  }
+  EXPECT_THAT(RenderError("{% set n = namespace(x=1) %}{% for i in range(200) %}"
+                          "{% for y in [n.x] %}{% set n.x = loop %}{% endfor %}{% endfor %}"),
+              HasSubstr("128"));
 }
 
 TEST(ChatTemplateTest, GrowthIsRefusedBeforeItIsAllocated) {
@@ -177,7 +335,7 @@ TEST(ChatTemplateTest, DeepVariablesAreRefused) {
   nlohmann::ordered_json deep = 1;
   for (int level = 0; level < 1000; ++level)
     deep = nlohmann::ordered_json::array({std::move(deep)});
-  const auto text = Render("x", {}, {{"deep", deep}});
+  const auto text = Render("x", Untimed(), {{"deep", deep}});
   ASSERT_FALSE(text.ok());
   EXPECT_THAT(Message(text.status()), HasSubstr("128"));
 }
