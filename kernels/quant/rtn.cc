@@ -12,6 +12,8 @@ namespace {
 
 // Below this a channel is stored as zeros: 1 / scale would leave the float range.
 constexpr float kTiny = 1e-30F;
+// Above this the squared error of a channel could leave the float range, and the search with it.
+constexpr float kLargestWeight = 1e15F;
 // S in 1..16 and in -15..-1 (see FoldedScales).
 constexpr int kMaxInteger[2] = {16, 15};
 constexpr float kSign[2] = {1.0F, -1.0F};

@@ -22,9 +22,9 @@ struct RtnOptions {
 
 // Quantizes weights [n, k] row-major, symmetric, codes 0..15 around 8. Scales have either sign: the
 // levels -8..7 reach further on one side, and each group turns that side to where its weights need
-// it. INVALID_ARGUMENT for NaN or
-// infinity (naming the coordinate) and a group size that does not fit. Deterministic: independent
-// of the number of threads.
+// it. INVALID_ARGUMENT for NaN, infinity
+// or an absolute value above 1e15 (naming the coordinate) and a group size that does not fit.
+// Deterministic: independent of the number of threads.
 absl::StatusOr<Int4Weight> QuantizeRtn(const float* weights, int64_t n, int64_t k,
                                        const RtnOptions& options, ThreadPool* pool);
 

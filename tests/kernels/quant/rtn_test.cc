@@ -162,7 +162,7 @@ TEST(QuantizeRtn, ZerosAndTinyChannels) {
 
 TEST(QuantizeRtn, RefusesWhatIsNotFiniteAndNamesTheFirst) {
   ThreadPool pool(3);
-  for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+  for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity(), -1e18F}) {
     std::vector<float> weights(40 * 16, 1.0F);
     weights[35 * 16 + 2] = bad;
     weights[9 * 16 + 15] = bad;
