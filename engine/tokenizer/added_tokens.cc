@@ -67,7 +67,8 @@ absl::Status AddedTokens::Add(AddedToken token, const Normalizer* normalizer) {
   } else if (normalizer == nullptr) {
     normalized_.Insert(token.content, index);
   } else {
-    NIBBLE_ASSIGN_OR_RETURN(const std::string form, normalizer->Apply(token.content));
+    NIBBLE_ASSIGN_OR_RETURN(const std::string form,
+                            normalizer->Apply(token.content, TextLimit(token.content.size())));
     normalized_.Insert(form, index);
   }
   tokens_.push_back(std::move(token));

@@ -13,14 +13,13 @@
 namespace nibble::engine {
 namespace {
 
-// A text that grows by a factor at every step of a sequence would fill the memory.
-constexpr size_t kMaxGrowth = 64;
 constexpr size_t kMaxSteps = 64;
 
 class UnicodeNormalizer : public Normalizer {
  public:
   explicit UnicodeNormalizer(NormalForm form) : form_(form) {}
-  absl::StatusOr<std::string> Apply(std::string_view text) const override {
+  absl::StatusOr<std::string> Rewrite(std::string_view text,
+                                      const TextLimit& /*limit*/) const override {
     return Normalize(text, form_);
   }
 
@@ -33,7 +32,8 @@ template <typename Map>
 class CharacterNormalizer : public Normalizer {
  public:
   explicit CharacterNormalizer(Map map) : map_(std::move(map)) {}
-  absl::StatusOr<std::string> Apply(std::string_view text) const override {
+  absl::StatusOr<std::string> Rewrite(std::string_view text,
+                                      const TextLimit& /*limit*/) const override {
     std::string result;
     result.reserve(text.size());
     for (size_t pos = 0; pos < text.size();) map_(NextCharacter(text, &pos), &result);
@@ -65,7 +65,8 @@ void AppendNmt(char32_t c, std::string* out) {
 class PrependNormalizer : public Normalizer {
  public:
   explicit PrependNormalizer(std::string prefix) : prefix_(std::move(prefix)) {}
-  absl::StatusOr<std::string> Apply(std::string_view text) const override {
+  absl::StatusOr<std::string> Rewrite(std::string_view text,
+                                      const TextLimit& /*limit*/) const override {
     return text.empty() ? std::string() : prefix_ + std::string(text);
   }
 
@@ -77,8 +78,9 @@ class ReplaceNormalizer : public Normalizer {
  public:
   ReplaceNormalizer(TextPattern pattern, std::string content)
       : pattern_(std::move(pattern)), content_(std::move(content)) {}
-  absl::StatusOr<std::string> Apply(std::string_view text) const override {
-    return pattern_.Replace(text, content_);
+  absl::StatusOr<std::string> Rewrite(std::string_view text,
+                                      const TextLimit& limit) const override {
+    return pattern_.Replace(text, content_, limit);
   }
 
  private:
@@ -89,7 +91,8 @@ class ReplaceNormalizer : public Normalizer {
 class StripNormalizer : public Normalizer {
  public:
   StripNormalizer(bool left, bool right) : left_(left), right_(right) {}
-  absl::StatusOr<std::string> Apply(std::string_view text) const override {
+  absl::StatusOr<std::string> Rewrite(std::string_view text,
+                                      const TextLimit& /*limit*/) const override {
     size_t begin = 0;
     while (left_ && begin < text.size()) {
       size_t next = begin;
@@ -115,7 +118,8 @@ class StripNormalizer : public Normalizer {
 class PrecompiledNormalizer : public Normalizer {
  public:
   explicit PrecompiledNormalizer(Charsmap map) : map_(std::move(map)) {}
-  absl::StatusOr<std::string> Apply(std::string_view text) const override {
+  absl::StatusOr<std::string> Rewrite(std::string_view text,
+                                      const TextLimit& limit) const override {
     std::string result;
     result.reserve(text.size());
     while (!text.empty()) {
@@ -125,6 +129,7 @@ class PrecompiledNormalizer : public Normalizer {
           cluster.size() < 6 ? map_.ShortestPrefix(cluster) : Charsmap::Match{};
       if (whole.length > 0) {
         result += whole.replacement;
+        NIBBLE_RETURN_IF_ERROR(limit.Check(result.size()));
         continue;
       }
       for (size_t pos = 0; pos < cluster.size();) {
@@ -132,6 +137,7 @@ class PrecompiledNormalizer : public Normalizer {
         const Charsmap::Match match = map_.ShortestPrefix(part);
         result += match.length > 0 ? match.replacement : part;
         pos += part.size();
+        NIBBLE_RETURN_IF_ERROR(limit.Check(result.size()));
       }
     }
     return result;
@@ -145,15 +151,11 @@ class SequenceNormalizer : public Normalizer {
  public:
   explicit SequenceNormalizer(std::vector<std::unique_ptr<Normalizer>> steps)
       : steps_(std::move(steps)) {}
-  absl::StatusOr<std::string> Apply(std::string_view text) const override {
-    const size_t limit = (text.size() + 1024) * kMaxGrowth;
+  absl::StatusOr<std::string> Rewrite(std::string_view text,
+                                      const TextLimit& limit) const override {
     std::string result(text);
     for (const auto& step : steps_) {
-      NIBBLE_ASSIGN_OR_RETURN(result, step->Apply(result));
-      if (result.size() > limit) {
-        return ResourceExhausted("normalizers made {} bytes out of {}, the limit is {}",
-                                 result.size(), text.size(), limit);
-      }
+      NIBBLE_ASSIGN_OR_RETURN(result, step->Apply(result, limit));
     }
     return result;
   }
@@ -188,6 +190,12 @@ absl::StatusOr<std::unique_ptr<Normalizer>> CreatePrecompiled(const JsonNode& no
 }
 
 }  // namespace
+
+absl::StatusOr<std::string> Normalizer::Apply(std::string_view text, const TextLimit& limit) const {
+  absl::StatusOr<std::string> result = Rewrite(text, limit);
+  if (result.ok()) NIBBLE_RETURN_IF_ERROR(limit.Check(result->size()));
+  return result;
+}
 
 absl::StatusOr<std::unique_ptr<Normalizer>> CreateNormalizer(const JsonNode& node) {
   if (!node.exists()) return nullptr;

@@ -10,6 +10,7 @@
 
 #include "base/status.h"
 #include "engine/tokenizer/json_node.h"
+#include "engine/tokenizer/text_limit.h"
 
 namespace nibble::engine {
 
@@ -17,8 +18,13 @@ namespace nibble::engine {
 class Normalizer {
  public:
   virtual ~Normalizer() = default;
-  // `text` is valid UTF-8, and so is the result.
-  virtual absl::StatusOr<std::string> Apply(std::string_view text) const = 0;
+  // `text` is valid UTF-8, and so is the result, which is within `limit`.
+  absl::StatusOr<std::string> Apply(std::string_view text, const TextLimit& limit) const;
+
+ private:
+  // Stops early where the result may be longer than a small multiple of `text`.
+  virtual absl::StatusOr<std::string> Rewrite(std::string_view text,
+                                              const TextLimit& limit) const = 0;
 };
 
 // Null for a null node. An unknown type is refused by name.

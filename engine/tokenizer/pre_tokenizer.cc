@@ -74,7 +74,7 @@ class PatternSplit : public PreTokenizer {
  public:
   PatternSplit(TextPattern pattern, Behavior behavior, bool invert)
       : pattern_(std::move(pattern)), behavior_(behavior), invert_(invert) {}
-  absl::StatusOr<Pieces> Apply(const Pieces& in) const override {
+  absl::StatusOr<Pieces> Cut(const Pieces& in, const TextLimit& /*limit*/) const override {
     return SplitAll(in, behavior_, [this](std::string_view piece, std::vector<Span>* spans) {
       absl::Status status = pattern_.FindAll(piece, spans);
       if (invert_) {
@@ -96,7 +96,7 @@ class CharacterSplit : public PreTokenizer {
  public:
   CharacterSplit(Predicate predicate, Behavior behavior)
       : predicate_(std::move(predicate)), behavior_(behavior) {}
-  absl::StatusOr<Pieces> Apply(const Pieces& in) const override {
+  absl::StatusOr<Pieces> Cut(const Pieces& in, const TextLimit& /*limit*/) const override {
     return SplitAll(in, behavior_, [this](std::string_view piece, std::vector<Span>* spans) {
       spans->clear();
       size_t begin = 0;  // of the stretch without a match
@@ -127,7 +127,7 @@ class ByteLevel : public PreTokenizer {
   ByteLevel(bool add_prefix_space, std::optional<TextPattern> pattern)
       : add_prefix_space_(add_prefix_space), pattern_(std::move(pattern)) {}
 
-  absl::StatusOr<Pieces> Apply(const Pieces& in) const override {
+  absl::StatusOr<Pieces> Cut(const Pieces& in, const TextLimit& /*limit*/) const override {
     Pieces out;
     out.first_is_at_start = in.first_is_at_start;
     out.text.reserve(in.text.size() * 2);
@@ -163,7 +163,7 @@ class Metaspace : public PreTokenizer {
   Metaspace(std::string blank, PrependScheme scheme, bool split)
       : blank_(std::move(blank)), scheme_(scheme), split_(split) {}
 
-  absl::StatusOr<Pieces> Apply(const Pieces& in) const override {
+  absl::StatusOr<Pieces> Cut(const Pieces& in, const TextLimit& /*limit*/) const override {
     Pieces out;
     out.first_is_at_start = in.first_is_at_start;
     out.text.reserve(in.text.size() * 2);
@@ -205,10 +205,10 @@ class Metaspace : public PreTokenizer {
 class Sequence : public PreTokenizer {
  public:
   explicit Sequence(std::vector<std::unique_ptr<PreTokenizer>> steps) : steps_(std::move(steps)) {}
-  absl::StatusOr<Pieces> Apply(const Pieces& in) const override {
+  absl::StatusOr<Pieces> Cut(const Pieces& in, const TextLimit& limit) const override {
     Pieces pieces = in;
     for (const auto& step : steps_) {
-      NIBBLE_ASSIGN_OR_RETURN(pieces, step->Apply(pieces));
+      NIBBLE_ASSIGN_OR_RETURN(pieces, step->Apply(pieces, limit));
     }
     return pieces;
   }
@@ -277,6 +277,12 @@ absl::StatusOr<std::unique_ptr<PreTokenizer>> CreateSplit(const JsonNode& node) 
 }
 
 }  // namespace
+
+absl::StatusOr<Pieces> PreTokenizer::Apply(const Pieces& in, const TextLimit& limit) const {
+  absl::StatusOr<Pieces> pieces = Cut(in, limit);
+  if (pieces.ok()) NIBBLE_RETURN_IF_ERROR(limit.Check(pieces->text.size()));
+  return pieces;
+}
 
 absl::StatusOr<std::unique_ptr<PreTokenizer>> CreatePreTokenizer(const JsonNode& node) {
   if (!node.exists()) return nullptr;

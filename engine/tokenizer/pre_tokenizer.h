@@ -12,6 +12,7 @@
 
 #include "base/status.h"
 #include "engine/tokenizer/json_node.h"
+#include "engine/tokenizer/text_limit.h"
 
 namespace nibble::engine {
 
@@ -41,7 +42,12 @@ struct Pieces {
 class PreTokenizer {
  public:
   virtual ~PreTokenizer() = default;
-  virtual absl::StatusOr<Pieces> Apply(const Pieces& in) const = 0;
+  // The result is within `limit`.
+  absl::StatusOr<Pieces> Apply(const Pieces& in, const TextLimit& limit) const;
+
+ private:
+  // At most a small multiple of what comes in, unless it is made of steps.
+  virtual absl::StatusOr<Pieces> Cut(const Pieces& in, const TextLimit& limit) const = 0;
 };
 
 // Null for a null node. An unknown type is refused by name.

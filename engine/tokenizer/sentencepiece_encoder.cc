@@ -71,7 +71,9 @@ Charsmap::Match SentencePieceEncoder::NormalizePrefix(std::string_view text) con
   return {length, text.substr(0, length)};
 }
 
-std::string SentencePieceEncoder::Normalize(std::string_view text, bool dummy_prefix) const {
+absl::StatusOr<std::string> SentencePieceEncoder::Normalize(std::string_view text,
+                                                            bool dummy_prefix,
+                                                            const TextLimit& limit) const {
   if (model_.remove_extra_whitespaces) {
     while (!text.empty()) {
       const Charsmap::Match match = NormalizePrefix(text);
@@ -97,6 +99,7 @@ std::string SentencePieceEncoder::Normalize(std::string_view text, bool dummy_pr
         result += byte;
       }
     }
+    NIBBLE_RETURN_IF_ERROR(limit.Check(result.size()));
     if (!part.empty()) after_space = part.ends_with(' ');
     if (!model_.remove_extra_whitespaces) after_space = false;
   }
@@ -154,9 +157,10 @@ std::vector<UnigramSpan> SentencePieceEncoder::SegmentBpe(std::string_view text)
   return spans;
 }
 
-void SentencePieceEncoder::Encode(std::string_view text, bool dummy_prefix,
-                                  std::vector<int32_t>* ids) const {
-  const std::string normalized = Normalize(text, dummy_prefix);
+absl::Status SentencePieceEncoder::Encode(std::string_view text, bool dummy_prefix,
+                                          TextLimit* limit, std::vector<int32_t>* ids) const {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string normalized, Normalize(text, dummy_prefix, *limit));
+  NIBBLE_RETURN_IF_ERROR(limit->Spend(normalized.size()));
   const bool is_bpe = model_.algorithm == SentencePieceModel::Algorithm::kBpe;
   const std::vector<UnigramSpan> spans =
       is_bpe ? SegmentBpe(normalized) : BestSegmentation(normalized, unigram_);
@@ -172,6 +176,7 @@ void SentencePieceEncoder::Encode(std::string_view text, bool dummy_prefix,
     }
     after_unknown = unknown;
   }
+  return absl::OkStatus();
 }
 
 }  // namespace nibble::engine

@@ -14,6 +14,7 @@
 #include "engine/tokenizer/byte_trie.h"
 #include "engine/tokenizer/charsmap.h"
 #include "engine/tokenizer/sentencepiece_model.h"
+#include "engine/tokenizer/text_limit.h"
 #include "engine/tokenizer/unigram_lattice.h"
 
 namespace nibble::engine {
@@ -25,15 +26,18 @@ class SentencePieceEncoder {
   static absl::StatusOr<SentencePieceEncoder> Create(SentencePieceModel model);
 
   // Appends the ids of valid UTF-8 `text`. `dummy_prefix` false leaves out the blank that the model
-  // puts in front of a text, for what follows a special token.
-  void Encode(std::string_view text, bool dummy_prefix, std::vector<int32_t>* ids) const;
+  // puts in front of a text, for what follows a special token. The normalized text is spent from
+  // `limit`.
+  absl::Status Encode(std::string_view text, bool dummy_prefix, TextLimit* limit,
+                      std::vector<int32_t>* ids) const;
 
   const SentencePieceModel& model() const { return model_; }
 
  private:
   SentencePieceEncoder() = default;
 
-  std::string Normalize(std::string_view text, bool dummy_prefix) const;
+  absl::StatusOr<std::string> Normalize(std::string_view text, bool dummy_prefix,
+                                        const TextLimit& limit) const;
   Charsmap::Match NormalizePrefix(std::string_view text) const;
   std::vector<UnigramSpan> SegmentBpe(std::string_view text) const;
 

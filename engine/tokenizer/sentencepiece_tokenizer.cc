@@ -135,13 +135,15 @@ absl::StatusOr<std::vector<int32_t>> SentencePieceTokenizer::Encode(std::string_
                                                                     bool add_special_tokens) const {
   if (!IsValidUtf8(text)) return InvalidArgument("the text is not valid UTF-8");
   std::vector<int32_t> ids;
+  TextLimit limit(text.size());
   if (add_special_tokens && bos_id_ >= 0) ids.push_back(bos_id_);
   for (const TextPart& part : added_.CutRaw(text)) {
     if (part.id >= 0) {
       ids.push_back(part.id);
     } else {
-      encoder_.Encode(text.substr(part.begin, part.end - part.begin),
-                      part.begin == 0 || blank_after_special_, &ids);
+      NIBBLE_RETURN_IF_ERROR(encoder_.Encode(text.substr(part.begin, part.end - part.begin),
+                                             part.begin == 0 || blank_after_special_, &limit,
+                                             &ids));
     }
   }
   if (add_special_tokens && eos_id_ >= 0) ids.push_back(eos_id_);

@@ -6,11 +6,6 @@
 #include <utility>
 
 namespace nibble::engine {
-namespace {
-
-constexpr size_t kMaxReplacedBytes = size_t{1} << 30;
-
-}  // namespace
 
 absl::StatusOr<TextPattern> TextPattern::Create(const JsonNode& node) {
   const JsonNode plain = node["String"];
@@ -41,18 +36,15 @@ absl::Status TextPattern::FindAll(std::string_view text, std::vector<Span>* span
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> TextPattern::Replace(std::string_view text,
-                                                 std::string_view content) const {
+absl::StatusOr<std::string> TextPattern::Replace(std::string_view text, std::string_view content,
+                                                 const TextLimit& limit) const {
   std::vector<Span> spans;
   NIBBLE_RETURN_IF_ERROR(FindAll(text, &spans));
   std::string result;
   result.reserve(text.size());
   for (const Span& span : spans) {
     result += span.is_match ? content : text.substr(span.begin, span.end - span.begin);
-    if (result.size() > kMaxReplacedBytes) {
-      return ResourceExhausted("replacing made more than {} bytes out of {}", kMaxReplacedBytes,
-                               text.size());
-    }
+    NIBBLE_RETURN_IF_ERROR(limit.Check(result.size()));
   }
   return result;
 }

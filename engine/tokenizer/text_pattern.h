@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "engine/tokenizer/json_node.h"
 #include "engine/tokenizer/regex.h"
+#include "engine/tokenizer/text_limit.h"
 
 namespace nibble::engine {
 
@@ -23,8 +24,9 @@ class TextPattern {
 
   // Cuts `text` into matches and what lies between.
   absl::Status FindAll(std::string_view text, std::vector<Span>* spans) const;
-  // `text` with every match replaced. RESOURCE_EXHAUSTED when the result is absurdly long.
-  absl::StatusOr<std::string> Replace(std::string_view text, std::string_view content) const;
+  // `text` with every match replaced; within `limit`.
+  absl::StatusOr<std::string> Replace(std::string_view text, std::string_view content,
+                                      const TextLimit& limit) const;
 
  private:
   std::string plain_;  // used when there is no regex

@@ -65,6 +65,7 @@ struct Text {
   bool is_first = false;
   bool is_added = false;
   bool is_raw = false;  // bytes made from a byte token: later steps leave them alone
+  TextLimit limit = TextLimit(bytes.size());  // of the token's own bytes, over all steps
 };
 
 using Step = std::function<absl::Status(Text*)>;
@@ -193,7 +194,7 @@ absl::Status DecoderBuilder::Add(const JsonNode& node, int depth) {
     const auto pattern = std::make_shared<const TextPattern>(std::move(created));
     steps_.push_back([pattern, content](Text* text) -> absl::Status {
       if (text->is_raw) return absl::OkStatus();
-      NIBBLE_ASSIGN_OR_RETURN(text->bytes, pattern->Replace(text->bytes, content));
+      NIBBLE_ASSIGN_OR_RETURN(text->bytes, pattern->Replace(text->bytes, content, text->limit));
       return absl::OkStatus();
     });
     return absl::OkStatus();

@@ -32,8 +32,10 @@ class JsonTokenizer : public TableTokenizer {
   absl::Status LoadAddedTokens(const JsonNode& root, const JsonNode& config);
   absl::Status AddToken(AddedToken token, const JsonNode& node);
   // Text between raw added tokens: normalize, cut at normalized added tokens, tokenize the rest.
-  absl::Status EncodeText(std::string_view text, bool at_start, std::vector<int32_t>* ids) const;
-  absl::Status EncodeWords(std::string_view text, bool at_start, std::vector<int32_t>* ids) const;
+  absl::Status EncodeText(std::string_view text, bool at_start, TextLimit* limit,
+                          std::vector<int32_t>* ids) const;
+  absl::Status EncodeWords(std::string_view text, bool at_start, TextLimit* limit,
+                           std::vector<int32_t>* ids) const;
 
   std::unique_ptr<LoadedModel> model_;
   std::unique_ptr<Normalizer> normalizer_;
@@ -102,25 +104,29 @@ absl::Status JsonTokenizer::Load(const JsonNode& root, const JsonNode& config) {
   return absl::OkStatus();
 }
 
-absl::Status JsonTokenizer::EncodeWords(std::string_view text, bool at_start,
+absl::Status JsonTokenizer::EncodeWords(std::string_view text, bool at_start, TextLimit* limit,
                                         std::vector<int32_t>* ids) const {
   if (text.empty()) return absl::OkStatus();
-  if (pre_tokenizer_ == nullptr) return model_->model->Tokenize(text, ids);
+  if (pre_tokenizer_ == nullptr) {
+    NIBBLE_RETURN_IF_ERROR(limit->Spend(text.size()));
+    return model_->model->Tokenize(text, ids);
+  }
   Pieces whole;
   whole.Add(text);
   whole.first_is_at_start = at_start;
-  NIBBLE_ASSIGN_OR_RETURN(const Pieces pieces, pre_tokenizer_->Apply(whole));
+  NIBBLE_ASSIGN_OR_RETURN(const Pieces pieces, pre_tokenizer_->Apply(whole, *limit));
+  NIBBLE_RETURN_IF_ERROR(limit->Spend(pieces.text.size()));
   for (size_t index = 0; index < pieces.size(); ++index) {
     NIBBLE_RETURN_IF_ERROR(model_->model->Tokenize(pieces[index], ids));
   }
   return absl::OkStatus();
 }
 
-absl::Status JsonTokenizer::EncodeText(std::string_view text, bool at_start,
+absl::Status JsonTokenizer::EncodeText(std::string_view text, bool at_start, TextLimit* limit,
                                        std::vector<int32_t>* ids) const {
   std::string normalized;
   if (normalizer_ != nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(normalized, normalizer_->Apply(text));
+    NIBBLE_ASSIGN_OR_RETURN(normalized, normalizer_->Apply(text, *limit));
     text = normalized;
   }
   for (const TextPart& part : added_.CutNormalized(text)) {
@@ -128,7 +134,7 @@ absl::Status JsonTokenizer::EncodeText(std::string_view text, bool at_start,
       ids->push_back(part.id);
     } else {
       NIBBLE_RETURN_IF_ERROR(EncodeWords(text.substr(part.begin, part.end - part.begin),
-                                         at_start && part.begin == 0, ids));
+                                         at_start && part.begin == 0, limit, ids));
     }
   }
   return absl::OkStatus();
@@ -139,12 +145,13 @@ absl::StatusOr<std::vector<int32_t>> JsonTokenizer::Encode(std::string_view text
   if (!IsValidUtf8(text)) return InvalidArgument("the text is not valid UTF-8");
   std::vector<int32_t> ids;
   if (add_special_tokens) ids = post_processor_.prefix;
+  TextLimit limit(text.size());
   for (const TextPart& part : added_.CutRaw(text)) {
     if (part.id >= 0) {
       ids.push_back(part.id);
     } else {
-      NIBBLE_RETURN_IF_ERROR(
-          EncodeText(text.substr(part.begin, part.end - part.begin), part.begin == 0, &ids));
+      NIBBLE_RETURN_IF_ERROR(EncodeText(text.substr(part.begin, part.end - part.begin),
+                                        part.begin == 0, &limit, &ids));
     }
   }
   if (add_special_tokens) {

@@ -120,6 +120,59 @@ TEST(MalformedTokenizerJsonTest, AHostilePatternIsAnErrorAndNotAHang) {
   EXPECT_EQ(ids.status().code(), absl::StatusCode::kResourceExhausted);
 }
 
+// What `Encode(text)` says when the tokenizer's `part` is `value`; "" when it works.
+std::string EncodeError(const char* part, const json& value, const std::string& text) {
+  json document = SmallTokenizer();
+  document[part] = value;
+  const auto tokenizer = LoadTokenizerJson(document.dump(), "");
+  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+  if (!tokenizer.ok()) return "not loaded";
+  const auto ids = (*tokenizer)->Encode(text, false);
+  if (ids.ok()) return "";
+  EXPECT_EQ(ids.status().code(), absl::StatusCode::kResourceExhausted);
+  return std::string(ids.status().message());
+}
+
+json Repeat(const json& element, int count, const char* key) {
+  json steps = json::array();
+  for (int i = 0; i < count; ++i) steps.push_back(element);
+  return {{"type", "Sequence"}, {key, steps}};
+}
+
+// Each step of these doubles or triples the text, so that they would fill any memory.
+TEST(MalformedTokenizerJsonTest, GrowthIsLimitedWhateverTheSteps) {
+  const json bytes = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
+  const json double_a = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", "aa"}};
+  const std::string text = "aé你";
+  const auto limited = AllOf(HasSubstr("text of 6"), HasSubstr("the limit is 65920"));
+  EXPECT_THAT(EncodeError("pre_tokenizer", Repeat(bytes, 40, "pretokenizers"), text), limited);
+  EXPECT_THAT(EncodeError("normalizer", Repeat({{"type", "ByteLevel"}}, 40, "normalizers"), text),
+              limited);
+  EXPECT_THAT(EncodeError("normalizer", Repeat(double_a, 40, "normalizers"), text), limited);
+  // A limit per level would multiply: 64 at each of four levels.
+  json nested = double_a;
+  for (int level = 0; level < 4; ++level) nested = Repeat(nested, 5, "normalizers");
+  EXPECT_THAT(EncodeError("normalizer", nested, text), limited);
+  json nested_bytes = bytes;
+  for (int level = 0; level < 4; ++level) nested_bytes = Repeat(nested_bytes, 5, "pretokenizers");
+  EXPECT_THAT(EncodeError("pre_tokenizer", nested_bytes, text), limited);
+  // Normalizers and pre-tokenizers share it, and a few steps of either are fine.
+  EXPECT_EQ(EncodeError("pre_tokenizer", Repeat(bytes, 5, "pretokenizers"), text), "");
+}
+
+TEST(MalformedTokenizerJsonTest, GrowthIsLimitedWithinAStepAndOverTheParts) {
+  const json swell = {
+      {"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", std::string(1000, 'b')}};
+  EXPECT_THAT(EncodeError("normalizer", swell, std::string(5000, 'a')),
+              HasSubstr("text of 5000, the limit is 385536"));
+  EXPECT_EQ(EncodeError("normalizer", swell, "a"), "");
+  // Each part between added tokens gets a prefix: little by itself, but of one request.
+  const json prefix = {{"type", "Prepend"}, {"prepend", std::string(1000, 'b')}};
+  std::string parts;
+  for (int i = 0; i < 500; ++i) parts += "a<s>";
+  EXPECT_THAT(EncodeError("normalizer", prefix, parts), HasSubstr("text of 2000"));
+}
+
 TEST(MalformedTokenizerJsonTest, AddedTokens) {
   const auto added = [](const json& id, const json& content) {
     return ErrorWith("/added_tokens/0", {{"id", id}, {"content", content}, {"special", true}});
