@@ -4,8 +4,8 @@
 // Walks a parsed template. One Interpreter renders once, on one thread. Whatever makes values or
 // walks them goes through it, so that work and memory are counted: a step for each evaluated node,
 // loop turn and list item, one for each kBytesPerStep bytes of text copied or compared, and one for
-// each kWalkedBytesPerStep bytes of text looked at character by character. Every operation charges
-// before it works, and no operation copies or walks without charging.
+// each kWalkedBytesPerStep bytes of text looked at character by character. No
+// operation copies or walks without charging.
 #pragma once
 
 #include <algorithm>
