@@ -12,8 +12,7 @@
 namespace nibble::kernels {
 namespace {
 
-// Elements a thread takes at a time: some microseconds of work, and the scratch rows still lie in
-// the L2 cache when they are quantized.
+// Elements a thread takes at a time: some microseconds of work.
 constexpr int64_t kPieceElements = 16384;
 
 SiluMulRowFunction ChooseRowFunction(Isa isa) {
@@ -31,23 +30,20 @@ SiluMulRowFunction ChooseRowFunction(Isa isa) {
 
 void SiluMulRows(const SiluMulArgs& args, int64_t begin, int64_t end, Isa isa,
                  SiluMulRowFunction silu_mul) {
-  const bool scratch_output = args.y == nullptr;
-  AlignedBuffer<float> scratch(
-      scratch_output ? static_cast<size_t>((end - begin) * args.intermediate) : 0);
-  float* const y = scratch_output ? scratch.data() : args.y + begin * args.y_stride;
-  const int64_t y_stride = scratch_output ? args.intermediate : args.y_stride;
+  // Where int8 alone is asked for, a row of floats is quantized while it lies in the cache.
+  AlignedBuffer<float> scratch(args.y == nullptr ? static_cast<size_t>(args.intermediate) : 0);
   for (int64_t row = begin; row < end; ++row) {
     const float* gate = args.gate_up + row * args.gate_up_stride;
-    silu_mul(gate, gate + args.intermediate, y + (row - begin) * y_stride, args.intermediate);
+    float* const y = args.y == nullptr ? scratch.data() : args.y + row * args.y_stride;
+    silu_mul(gate, gate + args.intermediate, y, args.intermediate);
+    if (args.y8.values == nullptr) continue;
+    QuantizeRowRange(y, args.intermediate, 1, args.intermediate,
+                     {.values = args.y8.values + row * args.y8.stride,
+                      .scales = args.y8.scales + row,
+                      .sums = args.y8.sums + row,
+                      .stride = args.y8.stride},
+                     isa);
   }
-  if (args.y8.values == nullptr) return;
-  ThreadPool caller_only(1);  // loops do not nest: these rows stay on this thread
-  QuantizeRows(y, y_stride, end - begin, args.intermediate,
-               {.values = args.y8.values + begin * args.y8.stride,
-                .scales = args.y8.scales + begin,
-                .sums = args.y8.sums + begin,
-                .stride = args.y8.stride},
-               isa, &caller_only);
 }
 
 // Few long rows (decode) are cut inside the row when only floats are asked for.

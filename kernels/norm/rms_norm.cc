@@ -12,8 +12,7 @@
 namespace nibble::kernels {
 namespace {
 
-// Elements a thread takes at a time: 64 KB of floats, some microseconds of work, and the scratch
-// rows still lie in the L2 cache when they are quantized.
+// Elements a thread takes at a time: 64 KB of floats, some microseconds of work.
 constexpr int64_t kPieceElements = 16384;
 
 using RowFunction = void (*)(const RmsNormRow&);
@@ -33,27 +32,24 @@ RowFunction ChooseRowFunction(Isa isa) {
 
 void NormalizeRows(const RmsNormArgs& args, int64_t begin, int64_t end, Isa isa,
                    RowFunction normalize) {
-  const bool scratch_output = args.y == nullptr;
-  AlignedBuffer<float> scratch(scratch_output ? static_cast<size_t>((end - begin) * args.hidden)
-                                              : 0);
-  float* const y = scratch_output ? scratch.data() : args.y + begin * args.y_stride;
-  const int64_t y_stride = scratch_output ? args.hidden : args.y_stride;
+  // Where int8 alone is asked for, a row of floats is quantized while it lies in the L1 cache.
+  AlignedBuffer<float> scratch(args.y == nullptr ? static_cast<size_t>(args.hidden) : 0);
   for (int64_t row = begin; row < end; ++row) {
+    float* const y = args.y == nullptr ? scratch.data() : args.y + row * args.y_stride;
     normalize({.hidden = args.hidden,
                .x = args.x + row * args.x_stride,
                .delta = args.delta != nullptr ? args.delta + row * args.delta_stride : nullptr,
                .weight = args.weight,
                .epsilon = args.epsilon,
-               .y = y + (row - begin) * y_stride});
+               .y = y});
+    if (args.y8.values == nullptr) continue;
+    QuantizeRowRange(y, args.hidden, 1, args.hidden,
+                     {.values = args.y8.values + row * args.y8.stride,
+                      .scales = args.y8.scales + row,
+                      .sums = args.y8.sums + row,
+                      .stride = args.y8.stride},
+                     isa);
   }
-  if (args.y8.values == nullptr) return;
-  ThreadPool caller_only(1);  // loops do not nest: these rows stay on this thread
-  QuantizeRows(y, y_stride, end - begin, args.hidden,
-               {.values = args.y8.values + begin * args.y8.stride,
-                .scales = args.y8.scales + begin,
-                .sums = args.y8.sums + begin,
-                .stride = args.y8.stride},
-               isa, &caller_only);
 }
 
 }  // namespace

@@ -25,18 +25,27 @@ RowFunction ChooseRowFunction(Isa isa) {
 
 }  // namespace
 
+void QuantizeRowRange(const float* x, int64_t x_stride, int64_t num_rows, int64_t k,
+                      const QuantizedRows& out, Isa isa) {
+  const RowFunction quantize_row = ChooseRowFunction(isa);
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const QuantizedRow result = quantize_row(x + row * x_stride, k, out.values + row * out.stride);
+    out.scales[row] = result.scale;
+    out.sums[row] = result.sum;
+  }
+}
+
 void QuantizeRows(const float* x, int64_t x_stride, int64_t num_rows, int64_t k,
                   const QuantizedRows& out, Isa isa, ThreadPool* pool) {
-  const RowFunction quantize_row = ChooseRowFunction(isa);
   // Some 16 KiB of input per piece: less does not pay for waking a thread.
   const int64_t grain = k < 4096 ? 4096 / (k + 1) + 1 : 1;
   pool->ParallelFor(num_rows, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const QuantizedRow result =
-          quantize_row(x + row * x_stride, k, out.values + row * out.stride);
-      out.scales[row] = result.scale;
-      out.sums[row] = result.sum;
-    }
+    QuantizeRowRange(x + begin * x_stride, x_stride, end - begin, k,
+                     {.values = out.values + begin * out.stride,
+                      .scales = out.scales + begin,
+                      .sums = out.sums + begin,
+                      .stride = out.stride},
+                     isa);
   });
 }
 

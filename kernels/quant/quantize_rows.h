@@ -26,5 +26,9 @@ struct QuantizedRows {
 // shows in the output instead of vanishing.
 void QuantizeRows(const float* x, int64_t x_stride, int64_t num_rows, int64_t k,
                   const QuantizedRows& out, Isa isa, ThreadPool* pool);
+// The same on the calling thread alone: for ops that quantize what they just wrote, within their
+// own loop.
+void QuantizeRowRange(const float* x, int64_t x_stride, int64_t num_rows, int64_t k,
+                      const QuantizedRows& out, Isa isa);
 
 }  // namespace nibble::kernels
