@@ -9,6 +9,8 @@
 #include <limits>
 #include <sstream>
 
+#include "base/cgroup.h"
+
 namespace nibble::engine {
 namespace {
 
@@ -18,20 +20,6 @@ constexpr int64_t kUnknown = std::numeric_limits<int64_t>::max();
 std::string ReadSmallFile(const char* path) {
   std::ifstream file(path);
   return std::string(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-}
-
-// The number a file holds; kUnknown for "max", anything else that is no number, and no file.
-int64_t ReadNumber(const char* path) {
-  std::istringstream text(ReadSmallFile(path));
-  int64_t value = 0;
-  return text >> value ? value : kUnknown;
-}
-
-int64_t Remaining(const char* limit_path, const char* used_path) {
-  const int64_t limit = ReadNumber(limit_path);
-  const int64_t used = ReadNumber(used_path);
-  if (limit == kUnknown || used == kUnknown) return kUnknown;
-  return std::max<int64_t>(0, limit - used);
 }
 
 }  // namespace
@@ -51,11 +39,8 @@ int64_t ParseMemAvailable(const std::string& meminfo) {
 }  // namespace internal
 
 int64_t AvailableMemoryBytes() {
-  // Inside a container its own group is mounted at the root of the hierarchy.
-  return std::min({internal::ParseMemAvailable(ReadSmallFile("/proc/meminfo")),
-                   Remaining("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-                   Remaining("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-                             "/sys/fs/cgroup/memory/memory.usage_in_bytes")});
+  return std::min(internal::ParseMemAvailable(ReadSmallFile("/proc/meminfo")),
+                  ReadCgroupLimits().memory_available_bytes);
 }
 
 absl::Status CheckMemory(int64_t bytes, std::string_view what) {

@@ -13,8 +13,8 @@
 
 namespace nibble::engine {
 
-// The least of what the machine has available (MemAvailable) and what the process's control group
-// leaves (cgroup v2: memory.max - memory.current, or v1's files). INT64_MAX when neither can be
+// The least of what the machine has available (MemAvailable) and what the process's control groups
+// leave (base/cgroup.h); page cache counts as available in both. INT64_MAX when neither can be
 // read.
 int64_t AvailableMemoryBytes();
 
