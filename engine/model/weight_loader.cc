@@ -65,6 +65,7 @@ class DecoderLoader {
   absl::StatusOr<DecoderWeights> Load();
 
  private:
+  absl::Status CheckActivations() const;
   absl::Status CheckFits() const;
   absl::StatusOr<EmbeddingTable> LoadEmbedding();
   absl::StatusOr<DecoderLayer> LoadLayer(int64_t layer_idx);
@@ -96,6 +97,7 @@ absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
     return Unimplemented("weights stored as {}: supported are float32, bfloat16 and float16",
                          ToString(dtype_));
   }
+  NIBBLE_RETURN_IF_ERROR(CheckActivations());
   NIBBLE_RETURN_IF_ERROR(CheckFits());
   DecoderWeights weights;
   weights.kv_dtype = dtype_;
@@ -110,6 +112,19 @@ absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
   weights.quantization_name = QuantizationName();
   if (options_.progress) options_.progress(checkpoint_.total_bytes(), checkpoint_.total_bytes());
   return weights;
+}
+
+// There is no fast path for 4-bit weights with 16-bit activations, and int8 activations give other
+// logits than the checkpoint's author measured: not without being asked.
+absl::Status DecoderLoader::CheckActivations() const {
+  if (options_.quantization != Quantization::kNone || !config_.quantization.has_value() ||
+      config_.quantization->activation_bits == 8) {
+    return absl::OkStatus();
+  }
+  return Unimplemented(
+      "{}: 4-bit weights with {}-bit activations: pass --quantization w4a8 to run them with int8 "
+      "activations, or w4a16 to hold the weights as float32 (large and slow)",
+      checkpoint_.dir(), config_.quantization->activation_bits);
 }
 
 // A lower bound, so that a model far too large is refused in words and not by the kernel's killing
@@ -301,10 +316,14 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> DecoderLoader::PackInt4(const Int4
     return kernels::PackDense(values.data(), DType::kF32, weight.n, weight.k, DType::kF32,
                               options_.isa, pool_);
   }
-  const bool folds = kernels::FindFoldedScales(weight).ok();
-  ++(folds ? num_folded_ : num_integer_);
-  return kernels::PackInt4(weight, folds ? ScaleForm::kFolded : ScaleForm::kInteger, options_.isa,
-                           pool_);
+  // Folded is the faster form. What keeps the integer form from working too, that form reports.
+  auto folded = kernels::PackInt4(weight, ScaleForm::kFolded, options_.isa, pool_);
+  if (folded.ok()) {
+    ++num_folded_;
+    return folded;
+  }
+  ++num_integer_;
+  return kernels::PackInt4(weight, ScaleForm::kInteger, options_.isa, pool_);
 }
 
 std::string DecoderLoader::QuantizationName() const {

@@ -74,7 +74,7 @@ void PackAll(TinyCheckpoint* checkpoint, const std::vector<std::string>& plain,
     checkpoint->Pack(module, quantize(module));
   }
   checkpoint->config["quantization_config"] =
-      QuantizationConfigJson({.group_size = 128, .ignore = ignore});
+      QuantizationConfigJson({.group_size = 128, .activation_bits = 8, .ignore = ignore});
 }
 
 TEST_F(ModelLoadingTest, MissingTensorsAreNamed) {
@@ -169,6 +169,25 @@ TEST_F(ModelLoadingTest, PackedCheckpointEqualsQuantizingAtLoad) {
   EXPECT_TRUE(SameBits(Logits(packed, {}, "w4a8 (folded), head float32"), want));
   EXPECT_TRUE(SameBits(
       Logits(packed, {.quantization = Quantization::kW4A8}, "w4a8 (folded), head float32"), want));
+}
+
+// Activations that the checkpoint wants in 16 bits do not become int8 unless somebody says so.
+TEST_F(ModelLoadingTest, FourBitWeightsWithFloatActivationsNeedAWord) {
+  const TinyCheckpoint plain;
+  TinyCheckpoint packed;
+  PackAll(&packed, {}, [&](const std::string& module) { return Quantize(plain, module, true); });
+  packed.config["quantization_config"] =
+      QuantizationConfigJson({.group_size = 128, .activation_bits = 16, .ignore = {"lm_head"}});
+  const absl::Status status = LoadStatus(packed);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented) << status;
+  EXPECT_THAT(
+      std::string(status.message()),
+      AllOf(HasSubstr("16-bit activations"), HasSubstr("--quantization w4a8"), HasSubstr("w4a16")));
+  EXPECT_FALSE(
+      Logits(packed, {.quantization = Quantization::kW4A8}, "w4a8 (folded), head float32").empty());
+  EXPECT_FALSE(Logits(packed, {.quantization = Quantization::kW4A16},
+                      "w4a16 (measuring aid: 4-bit weights held as float32), head float32")
+                   .empty());
 }
 
 // Free float scales have no folded form; the integer form is near the exact weights.

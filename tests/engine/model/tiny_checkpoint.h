@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// A random one-layer Llama in memory, to be damaged and written to a temporary directory.
+// A random Llama of one layer (or more) in memory, to be damaged and written to a temporary
+// directory.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "fmt/core.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
@@ -56,7 +58,8 @@ struct TinyCheckpoint {
   std::map<std::string, kernels::Int4Weight> packed;  // by module
   int64_t packed_group_size = 128;
 
-  TinyCheckpoint() {
+  explicit TinyCheckpoint(int64_t num_layers = 1) {
+    config["num_hidden_layers"] = num_layers;
     Random random(11);
     const auto add = [&](const std::string& name, std::vector<int64_t> shape, float deviation,
                          float mean = 0.0F) {
@@ -69,16 +72,18 @@ struct TinyCheckpoint {
     add("model.embed_tokens.weight", {kVocab, kHidden}, 1.0F);
     add("lm_head.weight", {kVocab, kHidden}, 0.2F);
     add("model.norm.weight", {kHidden}, 0.1F, 1.0F);
-    const std::string layer = "model.layers.0.";
-    add(layer + "input_layernorm.weight", {kHidden}, 0.1F, 1.0F);
-    add(layer + "post_attention_layernorm.weight", {kHidden}, 0.1F, 1.0F);
-    add(layer + "self_attn.q_proj.weight", {kQSize, kHidden}, 0.1F);
-    add(layer + "self_attn.k_proj.weight", {kKvSize, kHidden}, 0.1F);
-    add(layer + "self_attn.v_proj.weight", {kKvSize, kHidden}, 0.1F);
-    add(layer + "self_attn.o_proj.weight", {kHidden, kQSize}, 0.1F);
-    add(layer + "mlp.gate_proj.weight", {kIntermediate, kHidden}, 0.1F);
-    add(layer + "mlp.up_proj.weight", {kIntermediate, kHidden}, 0.1F);
-    add(layer + "mlp.down_proj.weight", {kHidden, kIntermediate}, 0.1F);
+    for (int64_t l = 0; l < num_layers; ++l) {
+      const std::string layer = fmt::format("model.layers.{}.", l);
+      add(layer + "input_layernorm.weight", {kHidden}, 0.1F, 1.0F);
+      add(layer + "post_attention_layernorm.weight", {kHidden}, 0.1F, 1.0F);
+      add(layer + "self_attn.q_proj.weight", {kQSize, kHidden}, 0.1F);
+      add(layer + "self_attn.k_proj.weight", {kKvSize, kHidden}, 0.1F);
+      add(layer + "self_attn.v_proj.weight", {kKvSize, kHidden}, 0.1F);
+      add(layer + "self_attn.o_proj.weight", {kHidden, kQSize}, 0.1F);
+      add(layer + "mlp.gate_proj.weight", {kIntermediate, kHidden}, 0.1F);
+      add(layer + "mlp.up_proj.weight", {kIntermediate, kHidden}, 0.1F);
+      add(layer + "mlp.down_proj.weight", {kHidden, kIntermediate}, 0.1F);
+    }
   }
 
   static std::vector<std::string> LinearModules() {
