@@ -27,13 +27,17 @@ struct ArchitectureInfo {
   Architecture architecture;
   std::string_view class_name;  // as in `architectures`
   std::string_view model_type;
-  int64_t default_max_positions;  // as transformers' config classes
+  // What transformers' config classes take for an absent key. null is not absent: it says that
+  // there is no window, and as many key-value heads as heads.
+  int64_t default_max_positions;
+  int64_t default_kv_heads;  // 0: as many as heads
+  int64_t default_window;    // 0: none
 };
 constexpr ArchitectureInfo kArchitectures[] = {
-    {Architecture::kLlama, "LlamaForCausalLM", "llama", 2048},
-    {Architecture::kMistral, "MistralForCausalLM", "mistral", 131072},
-    {Architecture::kQwen2, "Qwen2ForCausalLM", "qwen2", 32768},
-    {Architecture::kQwen3, "Qwen3ForCausalLM", "qwen3", 32768},
+    {Architecture::kLlama, "LlamaForCausalLM", "llama", 2048, 0, 0},
+    {Architecture::kMistral, "MistralForCausalLM", "mistral", 131072, 8, 4096},
+    {Architecture::kQwen2, "Qwen2ForCausalLM", "qwen2", 32768, 32, 4096},
+    {Architecture::kQwen3, "Qwen3ForCausalLM", "qwen3", 32768, 32, 4096},
 };
 
 std::string SupportedNames() {
@@ -69,18 +73,21 @@ const ArchitectureInfo& ParseArchitecture(ConfigReader* reader) {
   return fallback;
 }
 
-void ParseShape(ConfigReader* reader, ModelConfig* config) {
+void ParseShape(const ArchitectureInfo& info, ConfigReader* reader, ModelConfig* config) {
   config->hidden_size = reader->Int("hidden_size", 1, kMaxHidden);
   config->intermediate_size = reader->Int("intermediate_size", 1, kMaxIntermediate);
   config->num_layers = reader->Int("num_hidden_layers", 1, kMaxLayers);
   config->num_heads = reader->Int("num_attention_heads", 1, kMaxHeads);
-  config->num_kv_heads = reader->Int("num_key_value_heads", 1, kMaxHeads, config->num_heads);
+  const bool is_default = info.default_kv_heads > 0 && !reader->Contains("num_key_value_heads");
+  config->num_kv_heads = reader->Int("num_key_value_heads", 1, kMaxHeads,
+                                     is_default ? info.default_kv_heads : config->num_heads);
   config->vocab_size = reader->Int("vocab_size", 1, kMaxVocab);
   if (!reader->ok()) return;
   if (config->num_heads % config->num_kv_heads != 0) {
     reader->Fail(
-        InvalidArgument("{}: num_attention_heads {} is not a multiple of num_key_value_heads {}",
-                        reader->where(), config->num_heads, config->num_kv_heads));
+        InvalidArgument("{}: num_attention_heads {} is not a multiple of num_key_value_heads {}{}",
+                        reader->where(), config->num_heads, config->num_kv_heads,
+                        is_default ? " (the default of an absent key)" : ""));
     return;
   }
   if (reader->Has("head_dim")) {
@@ -131,7 +138,7 @@ void ParseBiases(ConfigReader* reader, ModelConfig* config) {
 }
 
 // Which layers the window holds for, as transformers' configs decide it.
-void ParseSlidingWindow(ConfigReader* reader, ModelConfig* config) {
+void ParseSlidingWindow(const ArchitectureInfo& info, ConfigReader* reader, ModelConfig* config) {
   config->sliding_window.assign(static_cast<size_t>(config->num_layers), 0);
   if (config->architecture == Architecture::kLlama) {
     RefuseFor(reader, "sliding_window", "llama");
@@ -139,8 +146,7 @@ void ParseSlidingWindow(ConfigReader* reader, ModelConfig* config) {
   }
   const bool is_mistral = config->architecture == Architecture::kMistral;
   int64_t window = reader->Int("sliding_window", 1, INT32_MAX, 0);
-  // Mistral's class default holds when the key is absent; null says that there is no window.
-  if (is_mistral && !reader->Contains("sliding_window")) window = 4096;
+  if (!reader->Contains("sliding_window")) window = info.default_window;
   if (!is_mistral && !reader->Bool("use_sliding_window", false)) window = 0;
 
   const std::vector<std::string> types =
@@ -226,7 +232,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json_text, std::st
   config.architecture = info.architecture;
   config.model_type = info.model_type;
 
-  ParseShape(&reader, &config);
+  ParseShape(info, &reader, &config);
   ParseActivation(&reader);
   config.max_position_embeddings =
       reader.Int("max_position_embeddings", 1, kMaxPositions, info.default_max_positions);
@@ -234,7 +240,7 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json_text, std::st
   config.tie_word_embeddings = reader.Bool("tie_word_embeddings", false);
   ParseBiases(&reader, &config);
   if (!reader.ok()) return reader.status();  // what follows sizes by the number of layers
-  ParseSlidingWindow(&reader, &config);
+  ParseSlidingWindow(info, &reader, &config);
   config.rope = ParseRope(&reader, config.head_dim);
   RefuseFor(&reader, "use_mrope", info.model_type);
   RefuseFor(&reader, "dual_chunk_attention_config", info.model_type);

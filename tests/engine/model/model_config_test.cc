@@ -129,10 +129,33 @@ TEST(ModelConfigTest, SlidingWindows) {
   EXPECT_THAT(Parse(With(off, "qwen2")).sliding_window, ElementsAre(0, 0, 0, 0));
   const json on = {{"use_sliding_window", true}, {"sliding_window", 32}, {"max_window_layers", 3}};
   EXPECT_THAT(Parse(With(on, "qwen2")).sliding_window, ElementsAre(0, 0, 0, 32));
+  // The class default of an absent key, as Mistral's; null beats it here too.
+  const json on_absent = {{"use_sliding_window", true}, {"max_window_layers", 2}};
+  for (const char* qwen : {"qwen2", "qwen3"}) {
+    EXPECT_THAT(Parse(With(on_absent, qwen)).sliding_window, ElementsAre(0, 0, 4096, 4096));
+    text = With({{"use_sliding_window", true}, {"sliding_window", -7}}, qwen);
+    text.replace(text.find("-7"), 2, "null");
+    EXPECT_THAT(Parse(text).sliding_window, ElementsAre(0, 0, 0, 0));
+  }
   json types = on;
   types["layer_types"] = {"sliding_attention", "full_attention", "full_attention",
                           "full_attention"};
   EXPECT_THAT(Parse(With(types, "qwen3")).sliding_window, ElementsAre(32, 0, 0, 0));
+}
+
+TEST(ModelConfigTest, KeyValueHeadsOfAnAbsentKey) {
+  const json absent = {
+      {"num_attention_heads", 32}, {"hidden_size", 1024}, {"num_key_value_heads", nullptr}};
+  json null = absent;
+  null["num_key_value_heads"] = -7;
+  const std::pair<const char*, int64_t> defaults[] = {
+      {"llama", 32}, {"mistral", 8}, {"qwen2", 32}, {"qwen3", 32}};
+  for (const auto& [type, num_kv_heads] : defaults) {
+    EXPECT_EQ(Parse(With(absent, type)).num_kv_heads, num_kv_heads) << type;
+    std::string text = With(null, type);
+    text.replace(text.find("-7"), 2, "null");
+    EXPECT_EQ(Parse(text).num_kv_heads, 32) << type;
+  }
 }
 
 TEST(ModelConfigTest, RopeScalingForms) {
@@ -209,6 +232,7 @@ TEST(ModelConfigTest, AbsurdValuesAreRefusedWithValueAndLimit) {
       {{{"num_attention_heads", 6}}, {"head_dim is missing", "64", "6"}},
       {{{"num_key_value_heads", 3}}, {"4 is not a multiple of num_key_value_heads 3"}},
       {{{"num_key_value_heads", 0}}, {"num_key_value_heads is 0"}},
+      {{{"num_key_value_heads", nullptr}}, {"num_key_value_heads 32", "absent key"}, "qwen2"},
       {{{"head_dim", 15}}, {"head_dim is 15", "even"}},
       {{{"head_dim", 4096}}, {"head_dim is 4096", "1024"}},
       {{{"hidden_size", 60}, {"num_attention_heads", 4}}, {"head_dim is 15"}},
@@ -335,6 +359,26 @@ TEST(GenerationConfigTest, BadValuesAreRefused) {
     EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument) << text;
     EXPECT_THAT(std::string(config.status().message()), HasSubstr("generation_config.json"));
   }
+}
+
+// The values are every request's defaults: what a request may not say must not load.
+TEST(GenerationConfigTest, LimitsAreThoseOfARequest) {
+  const std::pair<const char*, const char*> refused[] = {
+      {R"({"temperature":2.5})",
+       "dir/generation_config.json: temperature is 2.5, must be in [0, 2]"},
+      {R"({"top_p":0.0})", "dir/generation_config.json: top_p is 0, must be in (0, 1]"},
+      {R"({"repetition_penalty":2.5})",
+       "dir/generation_config.json: repetition_penalty is 2.5, must be in (0, 2]"},
+      {R"({"min_p":1.5})", "dir/generation_config.json: min_p is 1.5, must be in [0, 1]"},
+  };
+  for (const auto& [text, message] : refused) {
+    const auto config = ParseGenerationConfig(text, "dir/generation_config.json");
+    EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument) << text;
+    EXPECT_EQ(std::string(config.status().message()), message);
+  }
+  EXPECT_TRUE(ParseGenerationConfig(
+                  R"({"temperature":2,"top_p":1,"min_p":1,"top_k":0,"repetition_penalty":2})", "g")
+                  .ok());
 }
 
 }  // namespace
