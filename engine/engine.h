@@ -50,8 +50,12 @@ struct EngineStats {
 
 struct StepStats {
   EngineStats engine;
-  int64_t num_prompt_tokens = 0;  // prompt tokens computed in this step
+  int64_t num_prompt_tokens = 0;  // prompt tokens computed in this step, recomputed ones too
   int64_t num_generated_tokens = 0;
+  // Of the sequences that got their first token in this step: their whole prompts, and what of them
+  // was found in the prefix cache. Each prompt counts once, however often it is recomputed.
+  int64_t num_prefilled_tokens = 0;
+  int64_t num_prefilled_cached_tokens = 0;
   int64_t num_preemptions = 0;
   int64_t prefix_cache_queries = 0;  // tokens
   int64_t prefix_cache_hits = 0;     // tokens
@@ -101,8 +105,9 @@ class Engine {
   // error the sinks get nothing. Thread-safe, never blocks on a step.
   virtual absl::StatusOr<std::vector<RequestId>> Submit(std::vector<EngineRequest> requests) = 0;
 
-  // Ends a request: its sink gets a last delta with kAbort, its KV blocks are free before the next
-  // step. Unknown or finished ids are ignored. Thread-safe; may be called from a sink.
+  // Ends a request: its sink gets the tokens computed so far, then a last delta with kAbort (unless
+  // one of those tokens ended it), its KV blocks are free before the next step. Unknown or finished
+  // ids are ignored. Thread-safe; may be called from a sink.
   virtual void Cancel(RequestId id) = 0;
 
   virtual EngineStats Stats() const = 0;

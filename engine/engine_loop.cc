@@ -37,6 +37,8 @@ void EngineLoop::Run() {
   for (;;) {
     Mailbox mail = TakeMailbox();
     AcceptArrivals(std::move(mail.arrivals));
+    // What a request has computed belongs to it; the last step's tokens may even end it.
+    if (!mail.cancellations.empty()) DeliverTokens();
     for (const RequestId id : mail.cancellations) {
       EndWithoutToken(id, FinishReason::kAbort, absl::OkStatus());
     }
@@ -124,15 +126,18 @@ absl::Status EngineLoop::CheckOutput(const StepPlan& plan, const StepOutput& out
 void EngineLoop::NoteTokens(const ScheduledStep& step, const std::vector<TokenUpdate>& updates,
                             int64_t start_ns, int64_t end_ns) {
   StepStats step_stats{.num_prompt_tokens = step.num_prompt_tokens,
-                       .num_generated_tokens = static_cast<int64_t>(updates.size()),
                        .num_preemptions = step.num_preemptions,
                        .prefix_cache_queries = step.prefix_cache_queries,
                        .prefix_cache_hits = step.prefix_cache_hits,
                        .step_seconds = Seconds(end_ns - start_ns)};
   for (const TokenUpdate& update : updates) {
+    if (!update.has_token) continue;
+    ++step_stats.num_generated_tokens;
     ActiveRequest& request = active_.at(update.id);
     if (request.first_token_ns < 0) {
       request.first_token_ns = end_ns;
+      step_stats.num_prefilled_tokens += request.num_prompt_tokens;
+      step_stats.num_prefilled_cached_tokens += request.num_cached_tokens;
       step_stats.time_to_first_token_seconds.push_back(Seconds(end_ns - request.queued_ns));
     } else {
       step_stats.inter_token_seconds.push_back(Seconds(end_ns - request.last_token_ns));
@@ -150,6 +155,10 @@ void EngineLoop::DeliverTokens() {
   for (TokenUpdate& update : std::exchange(undelivered_, {})) {
     const auto request = active_.find(update.id);
     if (request == active_.end()) continue;  // cancelled since
+    if (!update.has_token) {
+      EndWithoutFiniteLogit(update.id);
+      continue;
+    }
     RequestOutput output = request->second.output.Append(std::move(update));
     if (output.finish_reason) {
       scheduler_.Finish(request->first);  // still there if a stop string ended it
@@ -158,6 +167,19 @@ void EngineLoop::DeliverTokens() {
       request->second.sink->OnOutput(std::move(output));
     }
   }
+}
+
+void EngineLoop::EndWithoutFiniteLogit(RequestId id) {
+  const absl::Status error = Internal(
+      "the model gave no finite logit for token {} of the answer: its weights or activations "
+      "overflow",
+      active_.at(id).output.num_generated_tokens() + 1);
+  // Once: such a model fails many requests alike, and the count of those is a metric.
+  if (!std::exchange(logged_no_finite_logit_, true)) {
+    log::Error("request {} ended: {}; further requests like it are not logged", id,
+               std::string(error.message()));
+  }
+  EndWithoutToken(id, FinishReason::kError, error);
 }
 
 void EngineLoop::EndWithoutToken(RequestId id, FinishReason reason, const absl::Status& error) {

@@ -12,7 +12,7 @@
 //      mutex_ guards the mailbox. No sink or observer is called under mutex_.
 //   2. Every accepted request is in exactly one of mailbox_.arrivals and active_ until its sink got
 //      its last delta; num_unfinished_ counts them.
-//   3. A request in active_ is in the scheduler, or its last token is in undelivered_.
+//   3. A request in active_ is in the scheduler, or its last update is in undelivered_.
 //   4. After a failed step health_ is not OK, and neither the scheduler nor active_ holds anything.
 #pragma once
 
@@ -85,6 +85,7 @@ class EngineLoop final : public Engine {
   absl::Status CheckOutput(const StepPlan& plan, const StepOutput& output) const;
   void DeliverTokens();
   void EndAll(FinishReason reason, const absl::Status& error);
+  void EndWithoutFiniteLogit(RequestId id);
   void EndWithoutToken(RequestId id, FinishReason reason, const absl::Status& error);
   void EndRequest(std::map<RequestId, ActiveRequest>::iterator request, RequestOutput last);
   void FailEngine(const absl::Status& error);
@@ -100,6 +101,7 @@ class EngineLoop final : public Engine {
   StepThread step_thread_;
   std::map<RequestId, ActiveRequest> active_;
   std::vector<TokenUpdate> undelivered_;  // of the last step
+  bool logged_no_finite_logit_ = false;
   EngineStats stats_;
 
   mutable std::mutex mutex_;

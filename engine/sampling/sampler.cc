@@ -3,6 +3,8 @@
 
 #include "engine/sampling/sampler.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -36,7 +38,9 @@ int32_t ChooseToken(std::span<float> logits, const SamplingRow& row) {
 
 SampledToken SampleRow(std::span<float> logits, const SamplingRow& row) {
   SampledToken token;
-  if (logits.empty()) return token;
+  // As good as free: the first logit of a sound row is finite.
+  token.no_finite_logit = std::ranges::none_of(logits, [](float x) { return std::isfinite(x); });
+  if (token.no_finite_logit) return token;
   const bool adjusted = HasAdjustments(row);
   if (row.logprobs < 0) {
     if (adjusted) AdjustLogits(logits, row);

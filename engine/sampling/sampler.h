@@ -20,7 +20,8 @@ float UniformFromCounter(uint64_t seed, uint64_t index);
 // Order of operations, as vLLM: log probabilities of the raw logits; bias and bans; repetition,
 // frequency and presence penalties; greedy choice if temperature is 0 (ties: lowest id);
 // temperature; min_p; top_k; top_p; draw. `logits` [vocab_size] is overwritten. NaN logits never
-// win; a row of only NaN or -inf gives token 0.
+// win. A row without a finite logit is reported as such (SampledToken::no_finite_logit); one that
+// only the request's own bans empty gives token 0.
 SampledToken SampleRow(std::span<float> logits, const SamplingRow& row);
 
 // All rows of a step, spread over the pool. `logits` [rows.size(), vocab_size] is overwritten.

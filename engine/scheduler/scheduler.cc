@@ -173,6 +173,13 @@ std::vector<TokenUpdate> Scheduler::Update(const ScheduledStep& step, const Step
     const auto found = sequences_.find(entry.id);
     if (found == sequences_.end()) continue;  // finished while the step ran
     Sequence* sequence = found->second.get();
+    if (sampled != nullptr && sampled->no_finite_logit) {
+      // Nothing of this step is published: keys and values may be at fault too.
+      updates.push_back(
+          {.id = entry.id, .has_token = false, .finish_reason = FinishReason::kError});
+      Remove(sequence);
+      continue;
+    }
     sequence->num_computed_tokens += entry.num_tokens;
     sequence->block_table.Publish(&pool_, sequence->token_ids, sequence->num_computed_tokens);
     if (sampled == nullptr) continue;

@@ -96,9 +96,9 @@ class Scheduler {
   // The next step. Empty only when no sequence is left.
   ScheduledStep Plan();
 
-  // Takes the tokens of an executed step: one update for each sampled token whose sequence is still
-  // there, in the plan's order. REQUIRES output.tokens as many as plan.num_samples(), and no
-  // Plan() between.
+  // Takes the tokens of an executed step: one update for each sampling row whose sequence is still
+  // there, in the plan's order. A row without a finite logit ends its sequence with kError.
+  // REQUIRES output.tokens as many as plan.num_samples(), and no Plan() between.
   std::vector<TokenUpdate> Update(const ScheduledStep& step, const StepOutput& output);
 
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }

@@ -59,6 +59,9 @@ struct StepPlan {
 
 struct SampledToken {
   int32_t token_id = 0;
+  // The model's fault (weights or activations overflowed): every logit of the row was NaN or
+  // infinite, before anything the request asks for. Then the other members mean nothing.
+  bool no_finite_logit = false;
   TokenLogprobs logprobs;  // filled when the row asked for them
 };
 

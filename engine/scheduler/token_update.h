@@ -15,6 +15,8 @@ namespace nibble::engine {
 
 struct TokenUpdate {
   RequestId id = 0;
+  // Without: the model gave no finite logit, and there is no token. finish_reason is kError.
+  bool has_token = true;
   int32_t token_id = 0;
   TokenLogprobs logprobs;
   // Set when the sequence ended; the scheduler has forgotten it.

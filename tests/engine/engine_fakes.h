@@ -63,6 +63,7 @@ struct FakeDevice {
   int64_t fail_at_step = -1;      // Execute returns an error
   int64_t wrong_id_at_step = -1;  // a token id outside the vocabulary
   int64_t too_few_at_step = -1;   // a token is missing
+  int64_t nan_at_step = -1;       // the first row has no finite logit
 };
 
 class FakeExecutor final : public engine::Executor {
@@ -89,6 +90,7 @@ class FakeExecutor final : public engine::Executor {
       output.tokens.at(0).token_id = static_cast<int32_t>(limits_.vocab_size);
     }
     if (step == device_->too_few_at_step) output.tokens.pop_back();
+    if (step == device_->nan_at_step) output.tokens.at(0) = {.no_finite_logit = true};
     return output;
   }
 

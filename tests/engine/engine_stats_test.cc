@@ -42,6 +42,9 @@ TEST(EngineStatsTest, TimesOfARequestComeFromTheClock) {
   EXPECT_EQ(steps[0].num_prompt_tokens, 5);
   EXPECT_EQ(steps[1].num_prompt_tokens, 0);
   EXPECT_EQ(steps[3].num_prompt_tokens, 9);
+  EXPECT_EQ(steps[0].num_prefilled_tokens, 5);
+  EXPECT_EQ(steps[1].num_prefilled_tokens, 0);
+  EXPECT_EQ(steps[3].num_prefilled_tokens, 9);
   EXPECT_EQ(steps[0].engine.num_running, 1);
   EXPECT_EQ(steps[0].engine.kv_blocks_used, 2);
   EXPECT_EQ(steps[5].engine.num_running, 0);
@@ -85,7 +88,13 @@ TEST(EngineStatsTest, PrefixHitsAndPreemptionsAreCounted) {
   int64_t num_preemptions = 0;
   int64_t queries = 0;
   int64_t hits = 0;
+  int64_t computed = 0;
+  int64_t prefilled = 0;
+  int64_t prefilled_cached = 0;
   for (const StepStats& step : rig.observer().steps()) {
+    computed += step.num_prompt_tokens;
+    prefilled += step.num_prefilled_tokens;
+    prefilled_cached += step.num_prefilled_cached_tokens;
     num_preemptions += step.num_preemptions;
     queries += step.prefix_cache_queries;
     hits += step.prefix_cache_hits;
@@ -93,7 +102,47 @@ TEST(EngineStatsTest, PrefixHitsAndPreemptionsAreCounted) {
   EXPECT_GE(num_preemptions, 1);
   EXPECT_EQ(queries, 4 * 13);
   EXPECT_EQ(hits, 12);
+  // Every prompt once, cached part included.
+  EXPECT_EQ(prefilled, 4 * 13);
+  EXPECT_EQ(prefilled_cached, 12);
+  EXPECT_GE(computed, prefilled - prefilled_cached);
   EXPECT_EQ(rig.observer().finished()[1].num_cached_tokens, 12);
+}
+
+TEST(EngineStatsTest, ARecomputedPromptCountsOnce) {
+  EngineRig rig([](EngineConfig* config, ExecutorLimits* limits) {
+    limits->num_blocks = 16;
+    config->max_num_seqs = 2;
+    config->enable_prefix_caching = false;
+  });
+  const SamplingParams sampling{.max_tokens = 30, .ignore_eos = true};
+  const auto one = rig.Submit(Count(13, 50), sampling);
+  const auto two = rig.Submit(Count(13, 90), sampling);  // 22 blocks for both
+  one->WaitForEnd();
+  two->WaitForEnd();
+  ASSERT_TRUE(rig.engine().Drain(1'000'000'000).ok());
+  int64_t computed = 0;
+  int64_t prefilled = 0;
+  for (const StepStats& step : rig.observer().steps()) {
+    computed += step.num_prompt_tokens;
+    prefilled += step.num_prefilled_tokens;
+  }
+  EXPECT_EQ(prefilled, 2 * 13);
+  EXPECT_GT(computed, prefilled);
+}
+
+TEST(EngineStatsTest, APromptCountsWhenItsLastChunkIsComputed) {
+  EngineRig rig([](EngineConfig* config, ExecutorLimits*) { config->max_num_batched_tokens = 16; });
+  rig.Submit(Count(40), {.max_tokens = 1})->WaitForEnd();
+  ASSERT_TRUE(rig.engine().Drain(1'000'000'000).ok());
+  std::vector<int64_t> computed;
+  std::vector<int64_t> prefilled;
+  for (const StepStats& step : rig.observer().steps()) {
+    computed.push_back(step.num_prompt_tokens);
+    prefilled.push_back(step.num_prefilled_tokens);
+  }
+  EXPECT_THAT(computed, ElementsAre(16, 16, 8));
+  EXPECT_THAT(prefilled, ElementsAre(0, 0, 40));
 }
 
 TEST(EngineStatsTest, ARequestThatNeverRanOnlyQueued) {

@@ -154,10 +154,26 @@ TEST(EngineTest, CancelFreesARunningRequestBeforeTheNextStep) {
   rig.engine().Cancel(id + 1000);
   rig.device().OpenGate();
   EXPECT_EQ(sink->WaitForEnd().finish_reason, FinishReason::kAbort);
-  EXPECT_THAT(sink->token_ids(), IsEmpty());
+  EXPECT_EQ(sink->token_ids().size(), 1U);  // of the step that was under way
   EXPECT_EQ(rig.engine().Stats().kv_blocks_used, 0);
   EXPECT_EQ(rig.engine().Stats().num_steps, 1);
   rig.ExpectIdle();
+}
+
+TEST(EngineTest, CancelComesAfterTheTokensOfTheStepUnderWay) {
+  EngineRig rig;
+  rig.device().CloseGate();
+  RequestId id = 0;
+  const auto sink = rig.Submit(Count(3), {.max_tokens = 1, .ignore_eos = true}, 0, &id);
+  rig.device().WaitForSteps(1);
+  rig.engine().Cancel(id);
+  rig.device().OpenGate();
+  const RequestOutput last = sink->WaitForEnd();
+  EXPECT_EQ(last.finish_reason, FinishReason::kLength);  // it was complete already
+  EXPECT_EQ(last.num_generated_tokens, 1);
+  ASSERT_TRUE(rig.engine().Drain(1'000'000'000).ok());
+  EXPECT_EQ(rig.observer().steps()[0].num_generated_tokens, 1);
+  EXPECT_EQ(rig.observer().finished()[0].num_generated_tokens, 1);
 }
 
 TEST(EngineTest, CancelTakesAWaitingRequestOutOfTheQueue) {
@@ -209,6 +225,44 @@ TEST(EngineTest, AStopStringEndsTheSequenceThoughAStepIsUnderWay) {
   EXPECT_EQ(last.num_generated_tokens, 5);
   EXPECT_EQ(sink->text(), whole->text().substr(0, whole->text().find(stopped.stop[0])));
   rig.ExpectIdle();
+}
+
+TEST(EngineTest, ARowWithoutAFiniteLogitEndsItsRequestOnly) {
+  EngineRig rig;
+  rig.device().nan_at_step = 2;
+  rig.device().CloseGate();
+  std::vector<EngineRequest> requests;
+  const auto faulty = std::make_shared<FakeSink>();
+  const auto sound = std::make_shared<FakeSink>();
+  const SamplingParams sampling{.max_tokens = 9, .ignore_eos = true};
+  requests.push_back(rig.Request(Count(5), sampling, faulty));
+  requests.push_back(rig.Request(Count(5, 50), sampling, sound));
+  ASSERT_TRUE(rig.engine().Submit(std::move(requests)).ok());
+  rig.device().OpenGate();
+  const RequestOutput last = faulty->WaitForEnd();
+  EXPECT_EQ(last.finish_reason, FinishReason::kError);
+  EXPECT_EQ(last.error.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(last.error.message()),
+              HasSubstr("no finite logit for token 3 of the answer"));
+  EXPECT_EQ(faulty->token_ids().size(), 2U);
+  EXPECT_EQ(sound->WaitForEnd().finish_reason, FinishReason::kLength);
+  EXPECT_EQ(sound->token_ids().size(), 9U);
+  EXPECT_TRUE(rig.engine().Health().ok());
+  ASSERT_TRUE(rig.engine().Drain(1'000'000'000).ok());
+  EXPECT_EQ(rig.observer().steps()[2].num_generated_tokens, 1);
+  rig.ExpectIdle();
+}
+
+TEST(EngineTest, APromptWithoutAFiniteLogitIsNotCached) {
+  EngineRig rig;
+  rig.device().nan_at_step = 0;
+  const auto faulty = rig.Submit(Count(13), {.max_tokens = 3});
+  EXPECT_EQ(faulty->WaitForEnd().finish_reason, FinishReason::kError);
+  const RequestOutput again = rig.Submit(Count(13), {.max_tokens = 3})->WaitForEnd();
+  EXPECT_EQ(again.num_cached_tokens, 0);
+  EXPECT_NE(again.finish_reason, FinishReason::kError);
+  ASSERT_TRUE(rig.engine().Drain(1'000'000'000).ok());
+  EXPECT_EQ(rig.observer().finished()[0].reason, FinishReason::kError);
 }
 
 TEST(EngineTest, AFailedStepEndsEveryRequestAndTheService) {

@@ -134,6 +134,29 @@ TEST(GreedyTest, NaNNeverWins) {
   EXPECT_EQ(Choose({kNaN, kInfinity, 1.0F}, {.temperature = 0.0F}), 1);
 }
 
+TEST(SampleRowTest, ARowWithoutAFiniteLogitIsReported) {
+  const SamplingRow rows[] = {{.temperature = 0.0F},
+                              {.temperature = 1.0F},
+                              {.top_p = 0.5F, .logprobs = 3},
+                              {.temperature = 0.0F, .logit_bias = {{1, 5.0F}}}};
+  for (const SamplingRow& row : rows) {
+    std::vector<float> wide(3000, kNaN);
+    EXPECT_TRUE(SampleRow(wide, row).no_finite_logit);
+    std::vector<float> infinite = {-kInfinity, kNaN, kInfinity};
+    EXPECT_TRUE(SampleRow(infinite, row).no_finite_logit);
+    std::vector<float> last(3000, kNaN);
+    last.back() = -5.0F;
+    const SampledToken token = SampleRow(last, row);
+    EXPECT_FALSE(token.no_finite_logit);
+    EXPECT_EQ(token.token_id, 2999);
+  }
+  // What the request bans itself is no fault of the model's.
+  std::vector<float> banned = {1.0F, 2.0F};
+  const SampledToken token = SampleRow(banned, {.temperature = 0.0F, .banned_token_ids = {0, 1}});
+  EXPECT_FALSE(token.no_finite_logit);
+  EXPECT_EQ(token.token_id, 0);
+}
+
 TEST(RandomTest, StrangeLogitsNeverLeaveTheRow) {
   for (const SamplingRow& row : {SamplingRow{}, SamplingRow{.top_p = 0.5F}, SamplingRow{.top_k = 2},
                                  SamplingRow{.top_p = 1e-9F, .min_p = 1.0F}}) {
@@ -221,6 +244,52 @@ TEST(TruncationTest, TopPReachesFarIntoAFlatTail) {
     ASSERT_EQ(histogram[i], 0) << i;
   }
   EXPECT_NEAR(histogram[5000] / 600.0, 1.0 / (0.75 * total), 0.08);
+}
+
+// Against sorting everything: many ties, so that the cut often falls among equals.
+TEST(TruncationTest, TopPKeepsWhatSortingWouldKeep) {
+  Random random(31);
+  for (int round = 0; round < 40; ++round) {
+    std::vector<float> logits;
+    const bool is_flat = round % 4 == 0;
+    const int64_t size = random.Int(1, is_flat ? 12 : 150);
+    const int64_t spread = is_flat ? 0 : random.Int(1, 30);
+    for (int64_t i = 0; i < size; ++i) {
+      logits.push_back(static_cast<float>(random.Int(-spread, 0)) * 0.25F);
+    }
+    const std::vector<double> p = Softmax(logits);
+    std::vector<size_t> order(p.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+    const float top_p = 0.02F + 0.024F * static_cast<float>(round);
+    std::set<int32_t> kept;
+    double mass = 0.0;
+    for (const size_t id : order) {
+      if (mass >= static_cast<double>(top_p)) break;
+      mass += p[id];
+      kept.insert(static_cast<int32_t>(id));
+    }
+    const std::set<int32_t> support = Support(logits, {.top_p = top_p, .seed = 5}, 300);
+    for (const int32_t id : support) EXPECT_TRUE(kept.contains(id)) << id << ", round " << round;
+    // 300 draws miss one of 12 equals once in 10^11 experiments.
+    if (is_flat) {
+      EXPECT_EQ(support, kept) << "round " << round;
+    }
+  }
+}
+
+TEST(TruncationTest, TopPOfAFlatRowKeepsItsShareOfTheLowestIds) {
+  const std::vector<float> logits(6'000, 1.5F);
+  const auto histogram = Histogram(logits, {.top_p = 0.5F, .seed = 2}, 300);
+  int low = 0;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (histogram[i] > 0) {
+      EXPECT_LE(i, 3'000U);
+    }
+    if (i < 1'500) low += histogram[i];
+  }
+  EXPECT_NEAR(low, 150, 45);  // half of the draws; 8.7 is one deviation
 }
 
 TEST(TruncationTest, MinPIsRelativeToTheBest) {
