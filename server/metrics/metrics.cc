@@ -57,6 +57,15 @@ Buckets PowersOfTwo(int64_t first, int64_t last) {
   return buckets;
 }
 
+// Methods are a client's word: any other than these would be a time series of its own, for ever.
+std::string_view KnownMethod(std::string_view method) {
+  for (const std::string_view known :
+       {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}) {
+    if (method == known) return known;
+  }
+  return "other";
+}
+
 std::string_view FinishedReason(engine::FinishReason reason) {
   switch (reason) {
     case engine::FinishReason::kStop:
@@ -78,6 +87,11 @@ struct Metrics::Families {
       : labels{{"model_name", config.model_name}, {"engine", "0"}},
         token_buckets(OneTwoFive(config.max_model_len)) {}
 
+  Labels With(const char* key, std::string_view value) const {
+    Labels result = labels;
+    result[key] = value;
+    return result;
+  }
   prometheus::Gauge& AddGauge(const char* name, const char* help) {
     return prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add(labels);
   }
@@ -98,15 +112,34 @@ struct Metrics::Families {
       AddGauge("vllm:num_requests_running", "Sequences in the running batch.");
   prometheus::Gauge& waiting =
       AddGauge("vllm:num_requests_waiting", "Sequences waiting to be scheduled.");
+  prometheus::Family<prometheus::Gauge>& waiting_by_reason =
+      prometheus::BuildGauge()
+          .Name("vllm:num_requests_waiting_by_reason")
+          .Help("Sequences waiting for capacity, or deferred (there are none of these).")
+          .Register(registry);
+  prometheus::Gauge& waiting_capacity = waiting_by_reason.Add(With("reason", "capacity"));
+  // Constant: whatever waits here waits for a place or for KV blocks.
+  prometheus::Gauge& waiting_deferred = waiting_by_reason.Add(With("reason", "deferred"));
   prometheus::Gauge& kv_usage =
       AddGauge("vllm:kv_cache_usage_perc", "Share of KV blocks held by sequences; 1 means full.");
 
   prometheus::Counter& prompt_tokens =
-      AddCounter("vllm:prompt_tokens_total", "Prompt tokens computed.");
+      AddCounter("vllm:prompt_tokens_total",
+                 "Prompt tokens of sequences that got their first token, each prompt once.");
+  prometheus::Family<prometheus::Counter>& prompt_tokens_by_source =
+      prometheus::BuildCounter()
+          .Name("vllm:prompt_tokens_by_source_total")
+          .Help("The same by where their keys and values came from.")
+          .Register(registry);
+  prometheus::Counter& computed_tokens =
+      prompt_tokens_by_source.Add(With("source", "local_compute"));
+  prometheus::Counter& cache_hit_tokens =
+      prompt_tokens_by_source.Add(With("source", "local_cache_hit"));
   prometheus::Counter& generation_tokens =
       AddCounter("vllm:generation_tokens_total", "Tokens generated.");
   prometheus::Counter& cached_tokens =
-      AddCounter("vllm:prompt_tokens_cached_total", "Prompt tokens found in the prefix cache.");
+      AddCounter("vllm:prompt_tokens_cached_total",
+                 "Those of vllm:prompt_tokens_total that were found in the prefix cache.");
   prometheus::Counter& preemptions =
       AddCounter("vllm:num_preemptions_total", "Sequences preempted to be recomputed.");
   prometheus::Counter& prefix_queries =
@@ -114,8 +147,9 @@ struct Metrics::Families {
   prometheus::Counter& prefix_hits =
       AddCounter("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache.");
 
-  prometheus::Histogram& iteration_tokens = AddHistogram(
-      "vllm:iteration_tokens_total", "Tokens computed per step.", PowersOfTwo(8, 16384));
+  prometheus::Histogram& iteration_tokens =
+      AddHistogram("vllm:iteration_tokens_total", "Tokens computed per step, recomputed ones too.",
+                   PowersOfTwo(8, 16384));
   prometheus::Histogram& first_token = AddHistogram(
       "vllm:time_to_first_token_seconds", "From queued to the first token.", FirstTokenBuckets());
   prometheus::Histogram& inter_token = AddHistogram(
@@ -135,6 +169,9 @@ struct Metrics::Families {
       "vllm:request_inference_time_seconds", "From scheduled to the last token.", LatencyBuckets());
   prometheus::Histogram& request_prompt_tokens =
       AddHistogram("vllm:request_prompt_tokens", "Prompt tokens per sequence.", token_buckets);
+  prometheus::Histogram& request_computed_tokens =
+      AddHistogram("vllm:request_prefill_kv_computed_tokens",
+                   "Prompt tokens per sequence that were not cached.", token_buckets);
   prometheus::Histogram& request_generation_tokens = AddHistogram(
       "vllm:request_generation_tokens", "Generated tokens per sequence.", token_buckets);
   prometheus::Histogram& request_max_tokens =
@@ -173,9 +210,7 @@ Metrics::Metrics(const MetricsConfig& config) : families_(std::make_unique<Famil
   // increment.
   for (const auto reason : {engine::FinishReason::kStop, engine::FinishReason::kLength,
                             engine::FinishReason::kAbort, engine::FinishReason::kError}) {
-    Labels with_reason = families_->labels;
-    with_reason["finished_reason"] = FinishedReason(reason);
-    families_->success.Add(with_reason);
+    families_->success.Add(families_->With("finished_reason", FinishedReason(reason)));
   }
 }
 
@@ -183,7 +218,12 @@ Metrics::~Metrics() = default;
 
 void Metrics::OnStep(const engine::StepStats& stats) {
   Families& f = *families_;
-  f.prompt_tokens.Increment(static_cast<double>(stats.num_prompt_tokens));
+  const auto prompt = static_cast<double>(stats.num_prefilled_tokens);
+  const auto cached = static_cast<double>(stats.num_prefilled_cached_tokens);
+  f.prompt_tokens.Increment(prompt);
+  f.cached_tokens.Increment(cached);
+  f.cache_hit_tokens.Increment(cached);
+  f.computed_tokens.Increment(prompt - cached);
   f.generation_tokens.Increment(static_cast<double>(stats.num_generated_tokens));
   f.preemptions.Increment(static_cast<double>(stats.num_preemptions));
   f.prefix_queries.Increment(static_cast<double>(stats.prefix_cache_queries));
@@ -196,16 +236,15 @@ void Metrics::OnStep(const engine::StepStats& stats) {
 
 void Metrics::OnFinished(const engine::FinishedRequestStats& stats) {
   Families& f = *families_;
-  Labels labels = f.labels;
-  labels["finished_reason"] = FinishedReason(stats.reason);
-  f.success.Add(labels).Increment();
-  f.cached_tokens.Increment(static_cast<double>(stats.num_cached_tokens));
+  f.success.Add(f.With("finished_reason", FinishedReason(stats.reason))).Increment();
   f.e2e.Observe(stats.e2e_seconds);
   f.queue.Observe(stats.queue_seconds);
   f.prefill.Observe(stats.prefill_seconds);
   f.decode.Observe(stats.decode_seconds);
   f.inference.Observe(stats.inference_seconds);
   f.request_prompt_tokens.Observe(static_cast<double>(stats.num_prompt_tokens));
+  f.request_computed_tokens.Observe(
+      static_cast<double>(stats.num_prompt_tokens - stats.num_cached_tokens));
   f.request_generation_tokens.Observe(static_cast<double>(stats.num_generated_tokens));
   f.request_max_tokens.Observe(static_cast<double>(stats.max_tokens));
   if (stats.num_generated_tokens > 1) {
@@ -219,7 +258,7 @@ void Metrics::OnAdmitted(int64_t n) { families_->request_n.Observe(static_cast<d
 void Metrics::OnHttp(std::string_view handler, std::string_view method, int status,
                      double seconds) {
   const std::string handler_label(handler);
-  const std::string method_label(method);
+  const std::string method_label(KnownMethod(method));
   families_->http_requests
       .Add({{"handler", handler_label},
             {"method", method_label},
@@ -233,6 +272,8 @@ void Metrics::OnHttp(std::string_view handler, std::string_view method, int stat
 std::string Metrics::Serialize(const engine::EngineStats& stats) {
   families_->running.Set(static_cast<double>(stats.num_running));
   families_->waiting.Set(static_cast<double>(stats.num_waiting));
+  families_->waiting_capacity.Set(static_cast<double>(stats.num_waiting));
+  families_->waiting_deferred.Set(0);
   families_->kv_usage.Set(stats.kv_blocks_total == 0
                               ? 0.0
                               : static_cast<double>(stats.kv_blocks_used) /

@@ -3,7 +3,10 @@
 
 // Prometheus metrics under vLLM's names, labels and buckets, so that existing dashboards and
 // inference gateways work unchanged. Inter-token latency has finer buckets below 10 ms than vLLM's;
-// every bucket bound of vLLM's is kept.
+// every bucket bound of vLLM's is kept. Left out is what has nothing to count here (lora_*,
+// spec_decode_*, external_prefix_cache_*, engine_sleep_state; source "external_kv_transfer") and
+// request_max_num_generation_tokens, since the engine does not know which sequences are choices of
+// one request.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +36,8 @@ class Metrics final : public engine::EngineObserver {
   void OnFinished(const engine::FinishedRequestStats& stats) override;
   // One client request was admitted with `n` choices per prompt.
   void OnAdmitted(int64_t n);
-  // One HTTP answer; `handler` is the route ("none" for unknown paths, so that clients cannot make
-  // labels).
+  // One HTTP answer; `handler` is the route ("none" for unknown paths). Unknown methods are counted
+  // as "other": clients cannot make labels.
   void OnHttp(std::string_view handler, std::string_view method, int status, double seconds);
 
   // The text exposition format, with gauges set from `stats`.

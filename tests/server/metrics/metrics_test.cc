@@ -3,7 +3,14 @@
 
 #include "server/metrics/metrics.h"
 
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <map>
+#include <ostream>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -28,6 +35,10 @@ TEST(MetricsTest, GaugesFollowTheEngine) {
       {.num_running = 3, .num_waiting = 7, .kv_blocks_total = 100, .kv_blocks_used = 25});
   EXPECT_THAT(text, HasSubstr(R"(vllm:num_requests_running{engine="0",model_name="stories"} 3)"));
   EXPECT_THAT(text, HasSubstr(R"(vllm:num_requests_waiting{engine="0",model_name="stories"} 7)"));
+  const std::string by_reason =
+      R"(vllm:num_requests_waiting_by_reason{engine="0",model_name="stories",reason=)";
+  EXPECT_THAT(text, HasSubstr(by_reason + R"("capacity"} 7)"));
+  EXPECT_THAT(text, HasSubstr(by_reason + R"("deferred"} 0)"));
   EXPECT_THAT(text, HasSubstr(R"(vllm:kv_cache_usage_perc{engine="0",model_name="stories"} 0.25)"));
   EXPECT_THAT(text, HasSubstr("vllm:cache_config_info{block_size=\"16\""));
   EXPECT_THAT(text, HasSubstr(R"(finished_reason="abort",model_name="stories"} 0)"));
@@ -41,7 +52,9 @@ TEST(MetricsTest, AnEmptyPoolIsNotADivisionByZero) {
 TEST(MetricsTest, StepsAndRequestsAreCounted) {
   Metrics metrics(Config());
   engine::StepStats step;
-  step.num_prompt_tokens = 60;
+  step.num_prompt_tokens = 12 + 30;  // 30 of them recomputed after a preemption
+  step.num_prefilled_tokens = 60;
+  step.num_prefilled_cached_tokens = 48;
   step.num_generated_tokens = 4;
   step.num_preemptions = 1;
   step.prefix_cache_queries = 64;
@@ -65,6 +78,12 @@ TEST(MetricsTest, StepsAndRequestsAreCounted) {
   EXPECT_THAT(text, HasSubstr("vllm:num_preemptions_total" + labels + " 1"));
   EXPECT_THAT(text, HasSubstr("vllm:prefix_cache_hits_total" + labels + " 48"));
   EXPECT_THAT(text, HasSubstr("vllm:prompt_tokens_cached_total" + labels + " 48"));
+  const std::string by_source =
+      R"(vllm:prompt_tokens_by_source_total{engine="0",model_name="stories",source=)";
+  EXPECT_THAT(text, HasSubstr(by_source + R"("local_compute"} 12)"));
+  EXPECT_THAT(text, HasSubstr(by_source + R"("local_cache_hit"} 48)"));
+  EXPECT_THAT(text, HasSubstr("vllm:iteration_tokens_total_sum" + labels + " 46"));
+  EXPECT_THAT(text, HasSubstr("vllm:request_prefill_kv_computed_tokens_sum" + labels + " 12"));
   EXPECT_THAT(
       text,
       HasSubstr(
@@ -82,6 +101,109 @@ TEST(MetricsTest, StepsAndRequestsAreCounted) {
   EXPECT_THAT(text, HasSubstr("vllm:request_time_per_output_token_seconds_count" + labels + " 1"));
   EXPECT_THAT(
       text, HasSubstr(R"(http_requests_total{handler="/v1/models",method="GET",status="200"} 1)"));
+}
+
+// The text as its families: type, and for histograms the bucket bounds, by name.
+struct Family {
+  std::string type;
+  std::vector<double> bounds;  // without +Inf, of the first series
+
+  friend bool operator==(const Family&, const Family&) = default;
+};
+
+void PrintTo(const Family& family, std::ostream* out) {
+  *out << family.type << ' ' << ::testing::PrintToString(family.bounds);
+}
+
+std::map<std::string, Family> ParseFamilies(const std::string& text) {
+  std::map<std::string, Family> families;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string hash;
+    std::string kind;
+    std::string name;
+    if (line.starts_with("# TYPE ")) {
+      words >> hash >> kind >> name;
+      words >> families[name].type;
+      continue;
+    }
+    const size_t suffix = line.find("_bucket{");
+    const size_t bound = line.find("le=\"");
+    if (suffix == std::string::npos || bound == std::string::npos) continue;
+    const double value = std::strtod(line.c_str() + bound + 4, nullptr);
+    if (std::isfinite(value)) families[line.substr(0, suffix)].bounds.push_back(value);
+  }
+  return families;
+}
+
+// Dashboards and gateways find these by name: what vLLM calls them, and its bucket bounds.
+TEST(MetricsTest, NamesTypesAndBucketsAreThoseDashboardsKnow) {
+  const std::vector<double> latency = {0.3, 0.5, 0.8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
+                                       30,  40,  50,  60, 120, 240, 480, 960, 1920, 7680};
+  const std::vector<double> first_token = {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,
+                                           0.25,  0.5,   0.75, 1,    2.5,  5,    7.5,  10,
+                                           20,    40,    80,   160,  640,  2560};
+  const std::vector<double> inter_token = {0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5,
+                                           0.75, 1,     2.5,  5,     7.5, 10,   20,  40,  80};
+  std::vector<double> fine_inter_token = {0.00025, 0.0005, 0.001,  0.002, 0.003,
+                                          0.004,   0.005,  0.0075, 0.015, 0.02};
+  fine_inter_token.insert(fine_inter_token.end(), inter_token.begin(), inter_token.end());
+  std::sort(fine_inter_token.begin(), fine_inter_token.end());
+  const std::vector<double> tokens = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000};
+  const std::vector<double> step_tokens = {1,   8,    16,   32,   64,   128,  256,
+                                           512, 1024, 2048, 4096, 8192, 16384};
+  const std::map<std::string, Family> expected = {
+      {"vllm:num_requests_running", {"gauge", {}}},
+      {"vllm:num_requests_waiting", {"gauge", {}}},
+      {"vllm:num_requests_waiting_by_reason", {"gauge", {}}},
+      {"vllm:kv_cache_usage_perc", {"gauge", {}}},
+      {"vllm:cache_config_info", {"gauge", {}}},
+      {"vllm:prompt_tokens_total", {"counter", {}}},
+      {"vllm:prompt_tokens_by_source_total", {"counter", {}}},
+      {"vllm:prompt_tokens_cached_total", {"counter", {}}},
+      {"vllm:generation_tokens_total", {"counter", {}}},
+      {"vllm:num_preemptions_total", {"counter", {}}},
+      {"vllm:prefix_cache_queries_total", {"counter", {}}},
+      {"vllm:prefix_cache_hits_total", {"counter", {}}},
+      {"vllm:request_success_total", {"counter", {}}},
+      {"vllm:time_to_first_token_seconds", {"histogram", first_token}},
+      {"vllm:inter_token_latency_seconds", {"histogram", fine_inter_token}},
+      {"vllm:request_time_per_output_token_seconds", {"histogram", fine_inter_token}},
+      {"vllm:e2e_request_latency_seconds", {"histogram", latency}},
+      {"vllm:request_queue_time_seconds", {"histogram", latency}},
+      {"vllm:request_prefill_time_seconds", {"histogram", latency}},
+      {"vllm:request_decode_time_seconds", {"histogram", latency}},
+      {"vllm:request_inference_time_seconds", {"histogram", latency}},
+      {"vllm:request_prompt_tokens", {"histogram", tokens}},
+      {"vllm:request_generation_tokens", {"histogram", tokens}},
+      {"vllm:request_prefill_kv_computed_tokens", {"histogram", tokens}},
+      {"vllm:request_params_max_tokens", {"histogram", tokens}},
+      {"vllm:request_params_n", {"histogram", {1, 2, 5, 10, 20}}},
+      {"vllm:iteration_tokens_total", {"histogram", step_tokens}},
+      {"http_requests_total", {"counter", {}}},
+      {"http_request_duration_seconds", {"histogram", latency}},
+  };
+  Metrics metrics(Config());
+  metrics.OnHttp("/health", "GET", 200, 0.001);
+  EXPECT_THAT(ParseFamilies(metrics.Serialize({})), ::testing::ContainerEq(expected));
+}
+
+TEST(MetricsTest, AnInventedMethodIsNoSeriesOfItsOwn) {
+  Metrics metrics(Config());
+  for (int i = 0; i < 3; ++i) metrics.OnHttp("none", "FOO" + std::to_string(i), 404, 0.001);
+  const std::string text = metrics.Serialize({});
+  EXPECT_THAT(text, Not(HasSubstr("FOO")));
+  EXPECT_THAT(text,
+              HasSubstr(R"(http_requests_total{handler="none",method="other",status="404"} 3)"));
+}
+
+TEST(MetricsTest, ClientsCannotMakeSeries) {
+  Metrics metrics(Config());
+  metrics.OnHttp("none", "BREW", 405, 0.001);
+  metrics.OnHttp("none", "FOO", 405, 0.001);
+  EXPECT_THAT(metrics.Serialize({}),
+              HasSubstr(R"(http_requests_total{handler="none",method="other",status="405"} 2)"));
 }
 
 TEST(MetricsTest, LargeCountersKeepTheirDigits) {
