@@ -37,8 +37,8 @@ absl::StatusOr<std::string> ParseContent(const json& content, const std::string&
     const auto type = reader.String("type");
     if (reader.ok() && type != "text") {
       return WithParam(
-          InvalidArgument("{}.type is \"{}\", the only supported content part is \"text\"", part_name,
-                          type.value_or("")),
+          InvalidArgument("{}.type is \"{}\", the only supported content part is \"text\"",
+                          part_name, type.value_or("")),
           part_name + ".type");
     }
     const auto part = reader.String("text");
@@ -53,14 +53,20 @@ absl::StatusOr<std::string> ParseContent(const json& content, const std::string&
 }
 
 absl::StatusOr<ChatMessage> ParseMessage(const json& value, const std::string& name) {
-  FieldReader reader(value, name + ".");
+  FieldReader reader(value, name + ".", FieldReader::Unknown::kMayBeEmpty);
   ChatMessage message;
   const auto role = reader.String("role");
   const json* content = reader.Get("content");
   message.name = reader.String("name").value_or("");
   NIBBLE_RETURN_IF_ERROR(reader.Finish());
-  if (!role.has_value() || role->empty() || role->size() > 64) {
-    return WithParam(InvalidArgument("{}.role: want a name of 1..64 bytes", name), name + ".role");
+  constexpr size_t kMaxRoleBytes = 64;
+  if (!role.has_value()) {
+    return WithParam(InvalidArgument("{}.role is missing", name), name + ".role");
+  }
+  if (role->empty() || role->size() > kMaxRoleBytes) {
+    return WithParam(
+        InvalidArgument("{}.role has {} bytes, want 1..{}", name, role->size(), kMaxRoleBytes),
+        name + ".role");
   }
   if (*role == "tool" || *role == "function") {
     return WithParam(InvalidArgument("{}.role: this server does not support \"{}\"", name, *role),
@@ -88,7 +94,10 @@ GenerateRequest::Chat ParseChat(FieldReader* reader) {
   }
   const json* messages = reader->Get("messages");
   if (messages == nullptr || !messages->is_array() || messages->empty()) {
-    reader->Fail("messages", InvalidArgument("want a list of at least one message"));
+    const std::string_view got = messages == nullptr    ? "nothing"
+                                 : messages->is_array() ? "an empty list"
+                                                        : DescribeType(*messages);
+    reader->Fail("messages", InvalidArgument("want a list of at least one message, got {}", got));
     return chat;
   }
   chat.messages.reserve(messages->size());
@@ -150,14 +159,15 @@ void ParseLogitBias(const engine::SamplingLimits& limits, FieldReader* reader,
     // The shortest spelling only: "7" and "007" would be one token twice.
     if (error != std::errc() || end != key.data() + key.size() || std::to_string(id) != key ||
         id < 0 || id >= limits.vocab_size) {
-      reader->Fail("logit_bias",
-                   InvalidArgument("a key is not a token id in 0..{}", limits.vocab_size - 1));
+      reader->Fail("logit_bias", InvalidArgument("the key \"{}\" is not a token id in 0..{}",
+                                                 Shown(key), limits.vocab_size - 1));
       return;
     }
     const double number = entry.is_number() ? entry.get<double>() : 1e9;
     if (!(number >= -100.0 && number <= 100.0)) {
       reader->Fail("logit_bias",
-                   InvalidArgument("the bias of token {} is not a number in -100..100", id));
+                   InvalidArgument("the bias of token {} is {}, want a number in -100..100", id,
+                                   entry.is_number() ? entry.dump() : DescribeType(entry)));
       return;
     }
     bias->emplace_back(id, static_cast<float>(number));
@@ -262,7 +272,9 @@ void ParsePrompt(const RequestLimits& limits, FieldReader* reader, GenerateReque
     return;
   }
   if (!prompt->is_array() || prompt->empty()) {
-    return reader->Fail("prompt", InvalidArgument("want a string or a list that is not empty"));
+    return reader->Fail(
+        "prompt", InvalidArgument("want a string or a list that is not empty, got {}",
+                                  prompt->is_array() ? "an empty list" : DescribeType(*prompt)));
   }
   const json& first = (*prompt)[0];
   const bool many = first.is_string() || first.is_array();

@@ -11,11 +11,9 @@
 namespace nibble::server {
 namespace {
 
-// Field names come from the client; a name may be a megabyte.
-std::string Shown(const std::string& name) {
-  constexpr size_t kMax = 100;
-  if (name.size() <= kMax) return name;
-  return name.substr(0, CompleteUtf8Prefix(std::string_view(name).substr(0, kMax))) + "...";
+bool IsEmpty(const nlohmann::json& value) {
+  if (value.is_string()) return value.get_ref<const std::string&>().empty();
+  return value.is_structured() && value.empty();
 }
 
 // nullopt: not an integer, or one beyond 64 bits.
@@ -29,6 +27,12 @@ std::optional<int64_t> AsInt64(const nlohmann::json& value) {
 }
 
 }  // namespace
+
+std::string Shown(const std::string& text) {
+  constexpr size_t kMax = 100;
+  if (text.size() <= kMax) return text;
+  return text.substr(0, CompleteUtf8Prefix(std::string_view(text).substr(0, kMax))) + "...";
+}
 
 std::string_view DescribeType(const nlohmann::json& value) {
   switch (value.type()) {
@@ -74,8 +78,8 @@ absl::StatusOr<std::vector<int32_t>> ReadTokenIds(const nlohmann::json& value, s
   return ids;
 }
 
-FieldReader::FieldReader(const nlohmann::json& object, std::string prefix)
-    : object_(object), prefix_(std::move(prefix)) {
+FieldReader::FieldReader(const nlohmann::json& object, std::string prefix, Unknown unknown)
+    : object_(object), prefix_(std::move(prefix)), unknown_(unknown) {
   if (object_.is_object()) return;
   status_ = InvalidArgument("want a JSON object, got {}", DescribeType(object_));
   if (prefix_.empty()) return;  // the body itself
@@ -178,6 +182,7 @@ absl::Status FieldReader::Finish() {
                                          value.is_primitive() ? " with this value" : ""),
                          full);
       case FieldFate::kUnknown:
+        if (unknown_ == Unknown::kMayBeEmpty && IsEmpty(value)) break;
         return WithParam(InvalidArgument("{}: there is no such field", full), full);
     }
   }

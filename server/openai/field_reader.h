@@ -42,8 +42,14 @@ FieldFate JudgeUnreadField(std::string_view name, const nlohmann::json& value);
 // it; reads after it give nothing.
 class FieldReader {
  public:
+  // What a field that is in no API we follow does.
+  enum class Unknown {
+    kRefused,
+    kMayBeEmpty,  // "", [], {} are harmless: answers of other servers, echoed back, bring such
+  };
   // `prefix` ("messages[2].") is put before field names in errors.
-  explicit FieldReader(const nlohmann::json& object, std::string prefix = "");
+  explicit FieldReader(const nlohmann::json& object, std::string prefix = "",
+                       Unknown unknown = Unknown::kRefused);
 
   // All: nullopt (or null) when the field is absent, null, or in error.
   const nlohmann::json* Get(const std::string& name);
@@ -71,9 +77,13 @@ class FieldReader {
  private:
   const nlohmann::json& object_;
   std::string prefix_;
+  Unknown unknown_;
   std::set<std::string> read_;
   absl::Status status_;
 };
+
+// The beginning of a client's text, for messages: it may be a megabyte.
+std::string Shown(const std::string& text);
 
 // "a string", "an integer" ...: what a value is, for messages.
 std::string_view DescribeType(const nlohmann::json& value);

@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "server/openai/api_error.h"
 #include "server/openai/api_request.h"
+#include "server/openai/preparation_pool.h"
 #include "server/openai/response_sink.h"
 #include "server/openai/sse_writer.h"
 
@@ -45,11 +46,16 @@ absl::StatusOr<nlohmann::json> ParseBody(const HttpRequest& request) {
 class OpenAiApi::Impl : public std::enable_shared_from_this<Impl> {
  public:
   Impl(GenerationService* service, OpenAiConfig config)
-      : service_(service), config_(std::move(config)), id_base_(std::random_device()()) {
+      : service_(service),
+        config_(std::move(config)),
+        id_base_(std::random_device()()),
+        preparation_(config_.num_preparation_threads, config_.max_waiting_preparations) {
     id_base_ = (id_base_ << 32) | std::random_device()();
   }
 
   void Register(HttpServer* server);
+  // Routes keep this object beyond OpenAiApi's life, the service need not live so long.
+  void Stop() { preparation_.Stop(); }
 
  private:
   // One request on its way to an answer: names, headers, where to answer.
@@ -60,6 +66,9 @@ class OpenAiApi::Impl : public std::enable_shared_from_this<Impl> {
   };
   using Action = absl::Status (Impl::*)(const HttpRequest&, const Call&);
 
+  void Answer(Action action, const HttpRequest& request, const Call& call);
+  // Answers now, or on a preparation thread.
+  void Handle(Action action, HttpRequest request, std::shared_ptr<HttpResponder> responder);
   void Route(HttpServer* server, const char* method, const std::string& path, Action action);
   std::string NewId() { return fmt::format("{:016x}{:016x}", id_base_, next_id_.fetch_add(1)); }
   RequestLimits limits() const {
@@ -80,6 +89,7 @@ class OpenAiApi::Impl : public std::enable_shared_from_this<Impl> {
   absl::Status Detokenize(const HttpRequest& request, const Call& call);
   absl::Status Models(const HttpRequest& request, const Call& call);
   absl::Status Model(const HttpRequest& request, const Call& call);
+  absl::Status UnknownModel(const HttpRequest& request, const Call& call);
   absl::Status Health(const HttpRequest& request, const Call& call);
   absl::Status Version(const HttpRequest& request, const Call& call);
   absl::Status Metrics(const HttpRequest& request, const Call& call);
@@ -89,19 +99,36 @@ class OpenAiApi::Impl : public std::enable_shared_from_this<Impl> {
   const OpenAiConfig config_;
   uint64_t id_base_;  // differs from process to process
   std::atomic<uint64_t> next_id_{0};
+  PreparationPool preparation_;  // last: its tasks use all of the above
 };
+
+void OpenAiApi::Impl::Handle(Action action, HttpRequest request,
+                             std::shared_ptr<HttpResponder> responder) {
+  Call call{.id = NewId(), .headers = {}, .responder = std::move(responder)};
+  const std::string_view given = request.Header(kRequestId);
+  call.headers.emplace_back(std::string(kRequestId),
+                            IsPlainId(given) ? std::string(given) : call.id);
+  if (static_cast<int64_t>(request.body.size()) <= config_.max_inline_body_bytes) {
+    return Answer(action, request, call);
+  }
+  // Shared, because std::function wants to copy; `this` joins the threads before it goes.
+  const auto shared = std::make_shared<const HttpRequest>(std::move(request));
+  const absl::Status status =
+      preparation_.Run([this, action, shared, call] { Answer(action, *shared, call); });
+  if (!status.ok()) SendError(call.responder.get(), status, call.headers);
+}
+
+void OpenAiApi::Impl::Answer(Action action, const HttpRequest& request, const Call& call) {
+  const absl::Status status = (this->*action)(request, call);
+  if (!status.ok()) SendError(call.responder.get(), status, call.headers);
+}
 
 void OpenAiApi::Impl::Route(HttpServer* server, const char* method, const std::string& path,
                             Action action) {
   server->Handle(method, path,
                  [self = shared_from_this(), action](HttpRequest request,
                                                      std::shared_ptr<HttpResponder> responder) {
-                   Call call{.id = self->NewId(), .headers = {}, .responder = std::move(responder)};
-                   const std::string_view given = request.Header(kRequestId);
-                   call.headers.emplace_back(std::string(kRequestId),
-                                             IsPlainId(given) ? std::string(given) : call.id);
-                   const absl::Status status = (self.get()->*action)(request, call);
-                   if (!status.ok()) SendError(call.responder.get(), status, call.headers);
+                   self->Handle(action, std::move(request), std::move(responder));
                  });
 }
 
@@ -112,6 +139,7 @@ void OpenAiApi::Impl::Register(HttpServer* server) {
   Route(server, "POST", "/detokenize", &Impl::Detokenize);
   Route(server, "GET", "/v1/models", &Impl::Models);
   Route(server, "GET", "/v1/models/" + service_->model().name, &Impl::Model);
+  Route(server, "GET", "/v1/models/*", &Impl::UnknownModel);
   Route(server, "GET", "/health", &Impl::Health);
   Route(server, "GET", "/version", &Impl::Version);
   if (config_.metrics) Route(server, "GET", "/metrics", &Impl::Metrics);
@@ -170,6 +198,7 @@ absl::Status OpenAiApi::Impl::Generate(ApiRequest request, const Call& call) {
                         .choices_per_prompt = request.generate.n,
                         .num_choices = num_prompts * request.generate.n,
                         .max_queued_bytes = config_.max_queued_bytes};
+  request.generate.whole_answer = !request.stream;
   const auto sink = MakeAnswerSink(std::move(options), &service_->tokenizer(), call.responder);
   NIBBLE_ASSIGN_OR_RETURN(auto generation, service_->Generate(std::move(request.generate), sink));
   sink->Begin(std::move(generation));
@@ -238,6 +267,13 @@ absl::Status OpenAiApi::Impl::Model(const HttpRequest&, const Call& call) {
   return absl::OkStatus();
 }
 
+absl::Status OpenAiApi::Impl::UnknownModel(const HttpRequest& request, const Call&) {
+  constexpr std::string_view kParent = "/v1/models/";
+  const std::string_view name = std::string_view(request.path).substr(kParent.size());
+  if (name.empty()) return WithParam(NotFound("no model is named in the path"), "model");
+  return service_->CheckModelName(name);
+}
+
 absl::Status OpenAiApi::Impl::Health(const HttpRequest&, const Call& call) {
   NIBBLE_RETURN_IF_ERROR(service_->Ready());
   call.responder->Send(200, kJson, "{\"status\":\"ok\"}", call.headers);
@@ -260,7 +296,7 @@ absl::Status OpenAiApi::Impl::Metrics(const HttpRequest&, const Call& call) {
 
 OpenAiApi::OpenAiApi(GenerationService* service, OpenAiConfig config)
     : impl_(std::make_shared<Impl>(service, std::move(config))) {}
-OpenAiApi::~OpenAiApi() = default;
+OpenAiApi::~OpenAiApi() { impl_->Stop(); }
 
 void OpenAiApi::Register(HttpServer* server) { impl_->Register(server); }
 

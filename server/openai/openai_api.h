@@ -25,13 +25,18 @@ struct OpenAiConfig {
   std::function<std::string()> metrics;
   // A stream whose client leaves more than this unread is cancelled.
   int64_t max_queued_bytes = int64_t{4} << 20;
+  // Requests with a body of more than this are read, rendered and tokenized on threads of their
+  // own; 429 when more than max_waiting_preparations wait for these.
+  int64_t max_inline_body_bytes = int64_t{64} << 10;
+  int num_preparation_threads = 2;
+  int64_t max_waiting_preparations = 64;
 };
 
 // Thread-safe. `service` must outlive this and every answer: stop the HTTP server before both.
 class OpenAiApi {
  public:
   OpenAiApi(GenerationService* service, OpenAiConfig config);
-  ~OpenAiApi();
+  ~OpenAiApi();  // requests that wait for a preparation thread are dropped
   OpenAiApi(const OpenAiApi&) = delete;
   OpenAiApi& operator=(const OpenAiApi&) = delete;
 

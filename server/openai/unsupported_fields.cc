@@ -54,12 +54,12 @@ constexpr auto kFields = std::to_array<UnreadField>({
     {"web_search_options", "[]"},
     {"reasoning", "[]"},
     {"reasoning_effort", "[]"},
-    {"reasoning_content", "[]"},
+    {"reasoning_content", R"([""])"},
     {"include_reasoning", "[true]"},
     {"thinking_token_budget", "[]"},
     {"verbosity", "[]"},
     // Of messages that an earlier answer gave.
-    {"refusal", "[]"},
+    {"refusal", R"([""])"},
     {"annotations", "[[]]"},
     // Sampling.
     {"best_of", "[1]"},

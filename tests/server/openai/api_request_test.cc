@@ -55,6 +55,25 @@ void ExpectRefused(const absl::StatusOr<ApiRequest>& result, const Refusal& refu
   EXPECT_LT(result.status().message().size(), 1000);
 }
 
+TEST(ApiRequest, ErrorsTellTheValue) {
+  const std::vector<std::pair<absl::Status, std::string>> cases = {
+      {Chat(R"("logit_bias":{"0":200})").status(), "token 0 is 200, want"},
+      {Chat(R"("logit_bias":{"0":"x"})").status(), "token 0 is a string, want"},
+      {Chat(R"("logit_bias":{"12x":1})").status(), "\"12x\" is not a token id in 0..999"},
+      {Messages(R"([{"role":")" + std::string(65, 'r') + R"(","content":"x"}])").status(),
+       "65 bytes, want 1..64"},
+      {Messages("[]").status(), "got an empty list"},
+      {Messages("7").status(), "got an integer"},
+      {Completion(R"("prompt":{})").status(), "got an object"},
+  };
+  for (const auto& [status, text] : cases) {
+    EXPECT_THAT(std::string(status.message()), HasSubstr(text));
+  }
+  // No more of a client's bytes than help.
+  const std::string key(100'000, 'k');
+  EXPECT_LT(Chat(R"("logit_bias":{")" + key + R"(":1})").status().message().size(), 300);
+}
+
 TEST(ApiRequest, ReadsEveryChatField) {
   const auto result =
       Chat(R"("model":"m","max_completion_tokens":7,"min_tokens":2,"temperature":0.5,"top_p":0.9,)"
@@ -259,7 +278,8 @@ TEST(ApiRequest, MessageForms) {
   const auto parts = Messages(
       R"([{"role":"system","content":"s","name":"n"},)"
       R"({"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},)"
-      R"({"role":"assistant","content":"c","refusal":null,"tool_calls":null,"annotations":[]}])");
+      R"({"role":"assistant","content":"c","refusal":null,"tool_calls":null,"annotations":[],)"
+      R"("reasoning_content":"","audio":null,"server_key":"","other":[],"more":{}}])");
   ASSERT_TRUE(parts.ok()) << parts.status();
   const auto& messages = std::get<GenerateRequest::Chat>(parts->generate.prompt).messages;
   ASSERT_EQ(messages.size(), 3);
@@ -287,6 +307,8 @@ TEST(ApiRequest, MessageForms) {
       {R"([{"role":"user","content":"a"},{"role":"assistant","content":"x","tool_calls":[{}]}])",
        "messages[1].tool_calls"},
       {R"([{"role":"user","content":"a","zzz":1}])", "messages[0].zzz"},
+      {R"([{"role":"assistant","content":"a","reasoning_content":"why"}])",
+       "messages[0].reasoning_content"},
   };
   for (const Refusal& refusal : cases) ExpectRefused(Messages(refusal.fields), refusal);
 }

@@ -5,7 +5,9 @@
 
 #include "server/openai/openai_api.h"
 
+#include <atomic>
 #include <set>
+#include <thread>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -25,6 +27,35 @@ using ::testing::Not;
 using testing::RawClient;
 using ::testing::StartsWith;
 
+// Stands still in texts that start with "wait" until it is told to go on.
+class WaitingTokenizer final : public engine::Tokenizer {
+ public:
+  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
+                                              bool add_special_tokens) const override {
+    if (text.substr(0, 4) == "wait") {
+      num_waiting.fetch_add(1);
+      while (!go_on.load()) ::usleep(1000);
+    }
+    return fake_.Encode(text, add_special_tokens);
+  }
+  absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, bool skip) const override {
+    return fake_.Decode(ids, skip);
+  }
+  std::string TokenBytes(int32_t id) const override { return fake_.TokenBytes(id); }
+  bool IsSpecial(int32_t id) const override { return fake_.IsSpecial(id); }
+  std::optional<int32_t> TokenToId(std::string_view token) const override {
+    return fake_.TokenToId(token);
+  }
+  std::string IdToToken(int32_t id) const override { return fake_.IdToToken(id); }
+  int64_t vocab_size() const override { return fake_.vocab_size(); }
+
+  mutable std::atomic<int> num_waiting{0};
+  std::atomic<bool> go_on{false};
+
+ private:
+  testing::FakeTokenizer fake_;
+};
+
 class OpenAiApiTest : public ::testing::Test {
  protected:
   OpenAiApiTest() {
@@ -42,7 +73,9 @@ class OpenAiApiTest : public ::testing::Test {
                                        OpenAiConfig{.version = "1.2.3",
                                                     .system_fingerprint = "fp",
                                                     .metrics = [] { return "vllm:x 1\n"; },
-                                                    .max_queued_bytes = 100'000});
+                                                    .max_queued_bytes = 100'000,
+                                                    .num_preparation_threads = 1,
+                                                    .max_waiting_preparations = 1});
     server_ = *HttpServer::Create({.port = 0, .max_body_bytes = 1 << 20});
     api_->Register(server_.get());
     const absl::Status status = server_->Start();
@@ -106,7 +139,7 @@ class OpenAiApiTest : public ::testing::Test {
   }
 
   testing::FakeEngine engine_;
-  testing::FakeTokenizer tokenizer_;
+  WaitingTokenizer tokenizer_;
   std::unique_ptr<GenerationService> service_;
   std::unique_ptr<OpenAiApi> api_;
   std::unique_ptr<HttpServer> server_;
@@ -123,7 +156,13 @@ TEST_F(OpenAiApiTest, SmallRoutes) {
   EXPECT_EQ(Get("/v1/models").second, json({{"object", "list"}, {"data", {model}}}));
   EXPECT_EQ(Get("/v1/models/org/fake").second, model);
   EXPECT_EQ(Get("/v1/models/org%2Ffake").second, model);
-  ExpectError(Get("/v1/models/none"), "404", "invalid_request_error", nullptr);
+  const auto unknown = Get("/v1/models/none/such");
+  ExpectError(unknown, "404", "invalid_request_error", "model");
+  EXPECT_EQ(unknown.second["error"]["code"], "model_not_found");
+  EXPECT_THAT(unknown.second["error"]["message"].get<std::string>(),
+              HasSubstr("\"none/such\" does not exist"));
+  ExpectError(Get("/v1/models/"), "404", "invalid_request_error", "model");
+  ExpectError(Get("/v1/none"), "404", "invalid_request_error", nullptr);
   ExpectError(Get("/v1/chat/completions"), "405", "invalid_request_error", nullptr);
   RawClient client(server_->port());
   client.Send("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -276,7 +315,8 @@ TEST_F(OpenAiApiTest, Refusals) {
   ExpectError(Ask(Post(chat, ChatBody(R"(,"n":1000000000)"))), "400", kind, "n");
   ExpectError(Ask(Post(chat, ChatBody(R"(,"n":0)"))), "400", kind, "n");
   ExpectError(Ask(Post(chat, ChatBody(R"(,"max_tokens":56)"))), "400", kind, "max_tokens");
-  ExpectError(Ask(Post(chat, ChatBody(R"(,"max_tokens":5,"min_tokens":6)"))), "400", kind, nullptr);
+  ExpectError(Ask(Post(chat, ChatBody(R"(,"max_tokens":5,"min_tokens":6)"))), "400", kind,
+              "min_tokens");
   ExpectError(Ask(Post("/v1/completions", R"({"prompt":")" + std::string(70, 'x') + "\"}")), "400",
               kind, "prompt");
   ExpectError(Ask(Post(chat, R"({"model":"gpt","messages":[{"role":"user","content":"a"}]})")),
@@ -363,6 +403,45 @@ TEST_F(OpenAiApiTest, TokenizeAndBack) {
               "tokens");
   ExpectError(Ask(Post("/tokenize", R"({"model":"x","prompt":"a"})")), "404",
               "invalid_request_error", "model");
+}
+
+TEST_F(OpenAiApiTest, LargeRequestsArePreparedBesideTheIoThreads) {
+  const std::string large =
+      Post("/tokenize", R"({"prompt":"wait)" + std::string(70'000, 'x') + "\"}");
+  std::vector<std::unique_ptr<RawClient>> clients;
+  for (int i = 0; i < 2; ++i) {  // one is prepared, one waits
+    clients.push_back(std::make_unique<RawClient>(server_->port()));
+    clients.back()->Send(large);
+    ASSERT_TRUE(Eventually([&] { return server_->buffered_bytes() > 70'000 * (i + 1); }));
+    ASSERT_TRUE(Eventually([&] { return tokenizer_.num_waiting.load() == 1; }));
+  }
+  // As many refusals as there are io threads, and probes: none of these stands still.
+  for (int i = 0; i < 4; ++i) {
+    const auto refused = Ask(large);
+    ExpectError(refused, "429", "rate_limit_error", nullptr);
+    EXPECT_THAT(refused.first, HasSubstr("Retry-After: "));
+    EXPECT_THAT(Get("/health").first, StartsWith("HTTP/1.1 200"));
+  }
+  tokenizer_.go_on.store(true);
+  for (const auto& client : clients) EXPECT_EQ(Response(client.get()).second["count"], 70'005);
+  EXPECT_TRUE(Eventually([&] { return server_->buffered_bytes() == 0; }));
+}
+
+TEST_F(OpenAiApiTest, ALargeRequestMayOutliveItsClientAndTheApi) {
+  {
+    RawClient client(server_->port());
+    client.Send(Post("/tokenize", R"({"prompt":"wait)" + std::string(70'000, 'x') + "\"}"));
+    ASSERT_TRUE(Eventually([&] { return tokenizer_.num_waiting.load() == 1; }));
+  }
+  RawClient waiting(server_->port());
+  waiting.Send(Post("/tokenize", R"({"prompt":")" + std::string(70'000, 'x') + "\"}"));
+  ASSERT_TRUE(Eventually([&] { return server_->buffered_bytes() > 140'000; }));
+  std::thread stopper([&] { api_.reset(); });
+  ExpectError(Response(&waiting), "500", "server_error", nullptr);  // dropped
+  tokenizer_.go_on.store(true);
+  stopper.join();
+  ExpectError(Ask(Post("/tokenize", R"({"prompt":")" + std::string(70'000, 'x') + "\"}")), "503",
+              "service_unavailable_error", nullptr);
 }
 
 TEST_F(OpenAiApiTest, ChatWithSpecialTokensAddsThem) {
