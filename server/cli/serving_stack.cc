@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <ctime>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -37,6 +38,10 @@ absl::StatusOr<KvSize> SizeKvCache(const server::ServeConfig& config, const engi
   const bool given = config.kv_cache_memory_bytes > 0;
   const int64_t budget = given ? config.kv_cache_memory_bytes : engine::AvailableMemoryBytes() / 4;
   int64_t num_blocks = budget / block_bytes;
+  if (num_blocks == 0) {
+    return ResourceExhausted("a KV cache of {} does not hold one block of {} tokens: {}",
+                             HumanBytes(budget), config.block_size, HumanBytes(block_bytes));
+  }
   if (!given) num_blocks = std::min(num_blocks, blocks_per_seq * config.max_num_seqs);
   if (num_blocks < blocks_per_seq) {
     return ResourceExhausted(
@@ -92,6 +97,10 @@ absl::Status ServingStack::StartEngine(LoadedModel loaded) {
       HumanCount(model_config.num_parameters()), loaded.model->quantization_name(),
       HumanBytes(loaded.model->weight_bytes()));
   NIBBLE_ASSIGN_OR_RETURN(max_model_len_, ChooseMaxModelLen(config_, model_config));
+  // Before the cache takes its share of what memory is free.
+  NIBBLE_RETURN_IF_ERROR(loaded.model->Reserve(
+      {.max_tokens = config_.max_num_batched_tokens, .max_positions = max_model_len_},
+      pool_.get()));
   NIBBLE_ASSIGN_OR_RETURN(const KvSize kv, SizeKvCache(config_, *loaded.model, max_model_len_));
   kv_tokens_ = kv.num_blocks * config_.block_size;
   kv_bytes_ = kv.bytes;
@@ -115,14 +124,18 @@ absl::Status ServingStack::StartEngine(LoadedModel loaded) {
   engine_config.eos_token_ids =
       generation.eos_token_ids.empty() ? model_config.eos_token_ids : generation.eos_token_ids;
   engine_config.seed = static_cast<uint64_t>(config_.seed);
-  NIBBLE_ASSIGN_OR_RETURN(auto executor,
-                          engine::LocalExecutor::Create(std::move(loaded.model),
-                                                        {.block_size = config_.block_size,
-                                                         .num_blocks = kv.num_blocks,
-                                                         .max_model_len = max_model_len_},
-                                                        pool_.get()));
+  const engine::LocalExecutorOptions executor_options = {
+      .block_size = config_.block_size,
+      .num_blocks = kv.num_blocks,
+      .max_model_len = max_model_len_,
+      .max_num_batched_tokens = config_.max_num_batched_tokens,
+      .max_num_seqs = config_.max_num_seqs};
+  NIBBLE_ASSIGN_OR_RETURN(
+      auto executor,
+      engine::LocalExecutor::Create(std::move(loaded.model), executor_options, pool_.get()));
   NIBBLE_ASSIGN_OR_RETURN(engine_, engine::Engine::Create(engine_config, std::move(executor),
                                                           tokenizer_.get(), metrics_.get()));
+  max_model_len_ = engine_->config().sampling_limits.max_model_len;  // what is enforced
   return absl::OkStatus();
 }
 
@@ -212,18 +225,18 @@ std::string ServingStack::Banner() const {
 
 absl::Status ServingStack::Shutdown(int timeout_seconds) {
   service_->StartDraining();
-  if (grpc_ != nullptr) grpc_->SetServing(false);
   const absl::Status drained = engine_->Drain(int64_t{timeout_seconds} * 1'000'000'000);
+  // Before the front ends: who is cut off still learns why.
+  engine_->Stop();
   // The last deltas are queued to the sockets by now; give slow clients a moment to take them.
   constexpr int64_t kFlushMs = 2000;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(kFlushMs);
   http_->StopAccepting();
   if (grpc_ != nullptr) grpc_->Stop(kFlushMs);
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(kFlushMs);
   while (http_->num_connections() > 0 && std::chrono::steady_clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   http_->Stop();
-  engine_->Stop();
   return drained;
 }
 

@@ -22,8 +22,10 @@
 
 namespace nibble::cli {
 
-// Invariant: members are declared in the order in which they are built, so that destruction stops
-// the front ends before the engine and the engine before the model.
+// Invariant: members are declared in the order in which they are built, so that destruction (also
+// of a stack that was built halfway) stops the front ends before the engine, and the engine before
+// what it uses: observer, tokenizer, threads. An answer in progress outlives its front end as a
+// sink of the engine; it uses nothing but the tokenizer.
 class ServingStack {
  public:
   // Loads, binds and serves.

@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "base/utf8.h"
 #include "server/status_map.h"
 
 namespace nibble::server {
@@ -104,8 +105,13 @@ void AppendDelta(engine::RequestOutput output, const engine::Tokenizer& tokenize
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
+  // Clients take 8 KB of headers by default, and a byte outside ASCII is sent as three.
+  constexpr size_t kMaxMessageBytes = 2048;
+  const std::string_view whole(status.message().data(), status.message().size());
+  std::string message(whole.substr(0, CompleteUtf8Prefix(whole.substr(0, kMaxMessageBytes))));
+  if (message.size() < whole.size()) message += "...";
   return grpc::Status(static_cast<grpc::StatusCode>(MapStatus(status.code()).grpc_code),
-                      std::string(status.message()));
+                      std::move(message));
 }
 
 void AddRetryHint(const absl::Status& status, grpc::CallbackServerContext* context) {

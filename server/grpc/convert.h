@@ -19,10 +19,12 @@ namespace nibble::server {
 absl::StatusOr<GenerateRequest> ToNative(const v1::GenerateRequest& message);
 absl::StatusOr<GenerateRequest> ToNative(const v1::ChatRequest& message);
 
-// Appends `output` to `message`, which holds earlier, unsent deltas of the same choice.
+// Appends `output` to `message`, which holds earlier, unsent deltas of the same choice. REQUIRES a
+// finish reason of none, kStop or kLength: the others end a stream with a status.
 void AppendDelta(engine::RequestOutput output, const engine::Tokenizer& tokenizer,
                  v1::GenerateResponse* message);
 
+// Long messages are cut, so that they fit into a client's header limit.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
 // Trailing metadata "retry-after-ms" for the errors that go away by themselves.

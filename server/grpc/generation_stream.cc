@@ -5,160 +5,186 @@
 
 #include <map>
 #include <mutex>
-#include <string>
 #include <utility>
 
+#include "base/log.h"
 #include "server/grpc/convert.h"
 
 namespace nibble::server {
 namespace {
 
-class Reactor;
+using engine::FinishReason;
+using engine::RequestOutput;
 
-// Shared by the reactor (until OnDone) and the engine (until the last delta). Deltas that arrive
-// while a message is being written are merged into one waiting message per choice, so a slow client
-// costs memory for its answer and no more.
-class Stream final : public GenerationSink {
- public:
-  Stream(Reactor* reactor, const engine::Tokenizer* tokenizer, int64_t max_pending_bytes)
-      : reactor_(reactor), tokenizer_(tokenizer), max_pending_bytes_(max_pending_bytes) {}
-
-  void OnDelta(int index, engine::RequestOutput output) override;
-  // The generation was submitted; deltas may have come already.
-  void Attach(std::shared_ptr<Generation> generation);
-  void OnWriteDone(bool ok);
-  void Cancel();  // the client went away or its deadline passed
-  void Detach();  // the reactor is about to be deleted
-
- private:
-  void WriteNextLocked();
-  void FinishLocked(const grpc::Status& status);
-
-  std::mutex mutex_;
-  // Everything below is guarded by mutex_, which is also held while calling the reactor: Detach
-  // cannot come between.
-  Reactor* reactor_;
-  const engine::Tokenizer* tokenizer_;
-  const int64_t max_pending_bytes_;
-  std::shared_ptr<Generation> generation_;
-  std::map<int, v1::GenerateResponse> pending_;  // by choice
-  std::map<int, std::pair<int64_t, int64_t>>
-      totals_;  // by choice: cached prompt tokens, generated tokens
-  v1::GenerateResponse in_flight_;
-  grpc::Status final_status_ = grpc::Status::OK;
-  int num_finished_ = 0;
-  bool writing_ = false;
-  bool finished_ = false;  // Finish was called
-  bool cancelled_ = false;
-};
-
-class Reactor final : public grpc::ServerWriteReactor<v1::GenerateResponse> {
- public:
-  Reactor(const engine::Tokenizer* tokenizer, int64_t max_pending_bytes)
-      : stream_(std::make_shared<Stream>(this, tokenizer, max_pending_bytes)) {}
-
-  const std::shared_ptr<Stream>& stream() { return stream_; }
-  void OnWriteDone(bool ok) override { stream_->OnWriteDone(ok); }
-  void OnCancel() override { stream_->Cancel(); }
-  void OnDone() override {
-    stream_->Detach();
-    delete this;
+// What a waiting delta costs in memory, about, and never less than on the wire. Counting it while
+// it is small is cheaper than asking a growing message for its size.
+int64_t WaitingBytes(const RequestOutput& output) {
+  constexpr size_t kLogprobBytes = sizeof(v1::TokenLogprob) + sizeof(std::string);
+  size_t num_bytes = sizeof(v1::GenerateResponse) + output.text.size() +
+                     output.token_ids.size() * (sizeof(int32_t) + 1);
+  for (const engine::TokenLogprobs& logprobs : output.logprobs) {
+    num_bytes += (1 + logprobs.top.size()) * kLogprobBytes;
   }
-
- private:
-  std::shared_ptr<Stream> stream_;
-};
-
-void Stream::OnDelta(int index, engine::RequestOutput output) {
-  const std::lock_guard lock(mutex_);
-  if (output.finish_reason.has_value()) {
-    ++num_finished_;
-    if (*output.finish_reason == engine::FinishReason::kError)
-      final_status_ = ToGrpcStatus(output.error);
-    if (*output.finish_reason == engine::FinishReason::kAbort && !cancelled_) {
-      final_status_ = grpc::Status(grpc::StatusCode::UNAVAILABLE,
-                                   "the server stopped before the answer was complete");
-    }
-  }
-  if (finished_ || reactor_ == nullptr) return;
-  totals_[index] = {output.num_cached_tokens, output.num_generated_tokens};
-  v1::GenerateResponse& message = pending_[index];
-  message.set_output_index(index);
-  AppendDelta(std::move(output), *tokenizer_, &message);
-  if (static_cast<int64_t>(message.ByteSizeLong()) > max_pending_bytes_) {
-    if (generation_ != nullptr) generation_->Cancel();
-    cancelled_ = true;
-    FinishLocked(
-        grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
-                     fmt::format("the client left more than {} bytes unread", max_pending_bytes_)));
-    return;
-  }
-  WriteNextLocked();
+  return static_cast<int64_t>(num_bytes);
 }
 
-void Stream::Attach(std::shared_ptr<Generation> generation) {
+// The reactor that gRPC drives, and the sink that the engine writes.
+//
+// Invariants
+//  1. It lives until gRPC is done with it (self_, dropped in OnDone) and the engine has given the
+//     last delta (it holds the sink), in whichever order.
+//  2. gRPC's functions are called under mutex_, and none once finished_: OnDone comes only after
+//     the call was finished, so the engine may go on writing into a stream whose call is gone. gRPC
+//     runs its reactions on threads of its own and never within such a call, so mutex_ is free.
+//  3. One message is being written; what comes meanwhile waits, merged into one message per choice.
+class Stream final : public grpc::ServerWriteReactor<v1::GenerateResponse>, public GenerationSink {
+ public:
+  Stream(grpc::CallbackServerContext* context, const engine::Tokenizer* tokenizer,
+         int64_t max_pending_bytes)
+      : context_(context), tokenizer_(tokenizer), max_pending_bytes_(max_pending_bytes) {}
+
+  // Before anything else: the stream owns itself until OnDone.
+  void Hold(std::shared_ptr<Stream> self) { self_ = std::move(self); }
+  // The request was submitted; deltas may have come already.
+  void Begin(std::shared_ptr<Generation> generation);
+  // It was not: ends the call.
+  void Refuse(const absl::Status& status);
+
+  void OnDelta(int index, RequestOutput output) override;
+
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;  // the client went away, or its deadline passed
+  void OnDone() override;
+
+ private:
+  struct Waiting {
+    v1::GenerateResponse message;
+    int64_t num_bytes = 0;
+  };
+
+  void WriteNextLocked();
+  void FailLocked(const absl::Status& status);
+  void FinishLocked(const grpc::Status& status);
+
+  std::shared_ptr<Stream> self_;
+  grpc::CallbackServerContext* const context_;  // gone after OnDone
+  const engine::Tokenizer* const tokenizer_;
+  const int64_t max_pending_bytes_;
+
+  std::mutex mutex_;
+  // Guarded by mutex_:
+  std::shared_ptr<Generation> generation_;  // null before Begin
+  std::map<int, Waiting> pending_;          // by choice
+  int64_t pending_bytes_ = 0;               // of all
+  int last_index_ = -1;                     // choices are written in turn
+  int num_finished_ = 0;
+  v1::Usage usage_;  // of finished choices
+  v1::GenerateResponse in_flight_;
+  bool writing_ = false;
+  bool finished_ = false;  // the call's last operation was started
+};
+
+void Stream::Begin(std::shared_ptr<Generation> generation) {
   const std::lock_guard lock(mutex_);
   generation_ = std::move(generation);
-  if (cancelled_) {
+  if (finished_) {
     generation_->Cancel();
-    return;
+  } else {
+    WriteNextLocked();
   }
+}
+
+void Stream::Refuse(const absl::Status& status) {
+  const std::lock_guard lock(mutex_);
+  FailLocked(status);
+}
+
+void Stream::OnDelta(int index, RequestOutput output) {
+  const std::lock_guard lock(mutex_);
+  if (finished_) return;
+  if (output.finish_reason == FinishReason::kError) {
+    return FailLocked(output.error.ok() ? Internal("the engine failed") : output.error);
+  }
+  if (output.finish_reason == FinishReason::kAbort) {
+    return FailLocked(Unavailable("the server stopped before the answer was complete"));
+  }
+  if (output.finish_reason.has_value()) {
+    ++num_finished_;
+    usage_.set_completion_tokens(usage_.completion_tokens() + output.num_generated_tokens);
+    // The prompt is counted once, as the first choice found it.
+    if (index == 0) usage_.set_cached_prompt_tokens(output.num_cached_tokens);
+  }
+  const int64_t num_bytes = WaitingBytes(output);
+  pending_bytes_ += num_bytes;
+  if (pending_bytes_ > max_pending_bytes_) {
+    log::Warning("gRPC client {}: more than {} bytes unread: cancelled", context_->peer(),
+                 max_pending_bytes_);
+    // Without a retry hint: it is the client that must change.
+    return FinishLocked(
+        grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED,
+                     fmt::format("the client left more than {} bytes unread", max_pending_bytes_)));
+  }
+  Waiting& waiting = pending_[index];
+  waiting.num_bytes += num_bytes;
+  waiting.message.set_output_index(index);
+  AppendDelta(std::move(output), *tokenizer_, &waiting.message);
   WriteNextLocked();
 }
 
 void Stream::WriteNextLocked() {
-  // Before Attach nothing is written: usage needs the generation's totals.
-  if (writing_ || finished_ || reactor_ == nullptr || generation_ == nullptr) return;
-  const bool all_done = num_finished_ == generation_->num_choices();
-  if (pending_.empty()) {
-    if (all_done) FinishLocked(final_status_);
+  // Before Begin it is not known which message is the last.
+  if (writing_ || finished_ || generation_ == nullptr || pending_.empty()) return;
+  auto next = pending_.upper_bound(last_index_);
+  if (next == pending_.end()) next = pending_.begin();
+  last_index_ = next->first;
+  in_flight_ = std::move(next->second.message);
+  pending_bytes_ -= next->second.num_bytes;
+  pending_.erase(next);
+  if (pending_.empty() && num_finished_ == generation_->num_choices()) {
+    usage_.set_prompt_tokens(generation_->num_prompt_tokens());
+    *in_flight_.mutable_usage() = usage_;
+    finished_ = true;
+    StartWriteAndFinish(&in_flight_, grpc::WriteOptions(), grpc::Status::OK);
     return;
   }
-  auto next = pending_.begin();
-  in_flight_ = std::move(next->second);
-  pending_.erase(next);
-  if (all_done && pending_.empty()) {
-    v1::Usage* usage = in_flight_.mutable_usage();
-    usage->set_prompt_tokens(generation_->num_prompt_tokens());
-    int64_t completion_tokens = 0;
-    for (const auto& [index, total] : totals_) completion_tokens += total.second;
-    usage->set_cached_prompt_tokens(totals_.begin()->second.first);
-    usage->set_completion_tokens(completion_tokens);
-  }
   writing_ = true;
-  reactor_->StartWrite(&in_flight_);
+  StartWrite(&in_flight_);
 }
 
 void Stream::OnWriteDone(bool ok) {
   const std::lock_guard lock(mutex_);
   writing_ = false;
-  if (!ok) {
-    cancelled_ = true;
-    if (generation_ != nullptr) generation_->Cancel();
+  if (ok) {
+    WriteNextLocked();
+  } else {
     FinishLocked(grpc::Status::CANCELLED);
-    return;
   }
-  WriteNextLocked();
 }
 
-void Stream::Cancel() {
+void Stream::OnCancel() {
   const std::lock_guard lock(mutex_);
-  cancelled_ = true;
-  if (generation_ != nullptr) generation_->Cancel();
   FinishLocked(grpc::Status::CANCELLED);
 }
 
-void Stream::Detach() {
-  const std::lock_guard lock(mutex_);
-  reactor_ = nullptr;
-  pending_.clear();
+void Stream::OnDone() {
+  // May delete this, here at the end.
+  const std::shared_ptr<Stream> self = std::move(self_);
 }
 
+void Stream::FailLocked(const absl::Status& status) {
+  if (finished_) return;
+  AddRetryHint(status, context_);
+  FinishLocked(ToGrpcStatus(status));
+}
+
+// Ends the call before its answer is whole. A write may be outstanding: gRPC sends the status after
+// it.
 void Stream::FinishLocked(const grpc::Status& status) {
-  if (finished_ || reactor_ == nullptr) return;
+  if (generation_ != nullptr) generation_->Cancel();
+  if (finished_) return;
   finished_ = true;
   pending_.clear();
-  reactor_->Finish(status);
+  Finish(status);
 }
 
 }  // namespace
@@ -166,20 +192,17 @@ void Stream::FinishLocked(const grpc::Status& status) {
 grpc::ServerWriteReactor<v1::GenerateResponse>* StartGenerationStream(
     grpc::CallbackServerContext* context, GenerationService* service,
     absl::StatusOr<GenerateRequest> request, int64_t max_pending_bytes) {
-  auto* reactor = new Reactor(&service->tokenizer(), max_pending_bytes);
-  // The reactor may be deleted as soon as it finished the call: keep the stream, and touch the
-  // reactor only through it.
-  const std::shared_ptr<Stream> stream = reactor->stream();
+  const auto stream = std::make_shared<Stream>(context, &service->tokenizer(), max_pending_bytes);
+  stream->Hold(stream);
   absl::StatusOr<std::shared_ptr<Generation>> generation =
       request.ok() ? service->Generate(*std::move(request), stream)
                    : absl::StatusOr<std::shared_ptr<Generation>>(request.status());
-  if (!generation.ok()) {
-    AddRetryHint(generation.status(), context);
-    reactor->Finish(ToGrpcStatus(generation.status()));
-    return reactor;
+  if (generation.ok()) {
+    stream->Begin(*std::move(generation));
+  } else {
+    stream->Refuse(generation.status());
   }
-  stream->Attach(*std::move(generation));
-  return reactor;
+  return stream.get();
 }
 
 }  // namespace nibble::server

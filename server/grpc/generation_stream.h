@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/server_callback.h"
@@ -16,9 +15,10 @@
 
 namespace nibble::server {
 
-// Submits `request` and returns the reactor of its call (which deletes itself when the call is
-// done). An error before admission finishes the call with that status; RESOURCE_EXHAUSTED and
-// UNAVAILABLE carry "retry-after-ms".
+// Submits `request` and returns the reactor of its call, which frees itself. An error before
+// admission, also one in `request`, ends the call with that status; RESOURCE_EXHAUSTED and
+// UNAVAILABLE carry "retry-after-ms". A client that leaves more than `max_pending_bytes` unread (in
+// memory, over all choices, beside one message being sent) is cut off.
 grpc::ServerWriteReactor<v1::GenerateResponse>* StartGenerationStream(
     grpc::CallbackServerContext* context, GenerationService* service,
     absl::StatusOr<GenerateRequest> request, int64_t max_pending_bytes);

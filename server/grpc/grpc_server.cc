@@ -4,7 +4,10 @@
 #include "server/grpc/grpc_server.h"
 
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
@@ -16,10 +19,14 @@
 namespace nibble::server {
 namespace {
 
+constexpr auto kHealthPeriod = std::chrono::milliseconds(100);
+// Between pings to a silent client: one whose machine is gone holds its memory no longer.
+constexpr int kKeepaliveMs = 60'000;
+
 class GrpcServerImpl final : public GrpcServer {
  public:
   GrpcServerImpl(const GrpcServerConfig& config, GenerationService* service)
-      : nibble_service_(service, config.max_stream_pending_bytes) {}
+      : service_(service), nibble_service_(service, config.max_stream_pending_bytes) {}
   ~GrpcServerImpl() override { Stop(0); }
 
   absl::Status Listen(const GrpcServerConfig& config) {
@@ -33,6 +40,7 @@ class GrpcServerImpl final : public GrpcServer {
         fmt::format("{}{}{}:{}", is_ipv6 ? "[" : "", config.host, is_ipv6 ? "]" : "", config.port);
     builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port_);
     builder.SetMaxReceiveMessageSize(config.max_receive_message_bytes);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
     // Clients may ping every 10 s also while nothing is streamed, without being cut off for it.
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
@@ -45,28 +53,57 @@ class GrpcServerImpl final : public GrpcServer {
                          address);
     }
     SetServing(true);
+    health_thread_ = std::thread([this] { WatchHealth(); });
     return absl::OkStatus();
   }
 
   int port() const override { return port_; }
 
-  void SetServing(bool serving) override {
-    grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
-    health->SetServingStatus(serving);  // every service registered so far, and ""
-    health->SetServingStatus(v1::Nibble::service_full_name(), serving);
-  }
-
   void Stop(int64_t grace_ms) override {
     if (server_ == nullptr) return;
+    StopWatchingHealth();
+    SetServing(false);
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(grace_ms));
     server_->Wait();
     server_.reset();
   }
 
  private:
+  void SetServing(bool serving) {
+    grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
+    health->SetServingStatus(serving);  // every service registered so far, and ""
+    health->SetServingStatus(v1::Nibble::service_full_name(), serving);
+  }
+
+  // gRPC's health service is told, it does not ask; nobody tells when the engine fails.
+  void WatchHealth() {
+    bool serving = true;  // as Listen set it
+    std::unique_lock lock(mutex_);
+    while (!wake_.wait_for(lock, kHealthPeriod, [this] { return stopping_; })) {
+      if (service_->Ready().ok() == serving) continue;
+      serving = !serving;
+      SetServing(serving);
+    }
+  }
+
+  void StopWatchingHealth() {
+    if (!health_thread_.joinable()) return;
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_one();
+    health_thread_.join();
+  }
+
+  GenerationService* const service_;
   NibbleService nibble_service_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stopping_ = false;  // guarded by mutex_
+  std::thread health_thread_;
 };
 
 }  // namespace

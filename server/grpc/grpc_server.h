@@ -17,21 +17,21 @@ struct GrpcServerConfig {
   std::string host = "127.0.0.1";
   int port = 8001;                           // 0: any free port, see GrpcServer::port()
   int max_receive_message_bytes = 16 << 20;  // larger: RESOURCE_EXHAUSTED naming the limit
-  int64_t max_stream_pending_bytes = int64_t{4} << 20;  // unread by a slow client; more: cancelled
+  int64_t max_stream_pending_bytes = int64_t{4} << 20;  // unread by a slow client; more: cut off
 };
 
 class GrpcServer {
  public:
   // Binds and serves. UNAVAILABLE naming the address when it cannot be bound. `service` is not
-  // owned and must outlive the server. Health answers SERVING for "" and "nibble.v1.Nibble" until
-  // SetServing(false).
+  // owned and must outlive the server. Health answers SERVING for "" and "nibble.v1.Nibble" while
+  // `service` is Ready(), and follows it within a tenth of a second.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const GrpcServerConfig& config,
                                                            GenerationService* service);
   virtual ~GrpcServer() = default;  // Stop()s
 
   virtual int port() const = 0;
-  virtual void SetServing(bool serving) = 0;
-  // Takes no new calls, waits up to `grace_ms` for those in flight, cancels the rest. Idempotent.
+  // Takes no new calls, waits up to `grace_ms` for those in flight, cancels the rest. Idempotent;
+  // calls must not overlap.
   virtual void Stop(int64_t grace_ms) = 0;
 };
 
