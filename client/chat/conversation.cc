@@ -30,6 +30,7 @@ class ChunkReader {
       : on_text_(on_text), start_ns_(Clock::Monotonic().NowNs()) {}
 
   void Read(std::string_view data) {
+    if (done_ || !error_.empty()) return;
     if (data == "[DONE]") {
       done_ = true;
       return;
@@ -61,7 +62,9 @@ class ChunkReader {
 
   void ReadChunk(const nlohmann::json& chunk) {
     if (chunk.contains("error")) {
-      error_ = chunk["error"].value("message", "the server reported an error");
+      const nlohmann::json& error = chunk["error"];
+      error_ = error.is_object() ? error.value("message", "") : "";
+      if (error_.empty()) error_ = "the server reported an error";
       return;
     }
     if (const auto usage = chunk.find("usage"); usage != chunk.end() && usage->is_object()) {

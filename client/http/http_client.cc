@@ -23,6 +23,7 @@ namespace http = beast::http;
 
 constexpr auto kPollInterval = std::chrono::milliseconds(100);
 constexpr auto kConnectTimeout = std::chrono::seconds(10);
+constexpr auto kGetTimeout = std::chrono::seconds(30);
 constexpr uint64_t kMaxBodyBytes = uint64_t{256} << 20;
 
 // One request on one connection. Every asynchronous operation is driven by Wait(), which looks at
@@ -41,13 +42,19 @@ class Exchange {
     std::optional<beast::error_code> result;
     stream_.async_connect(endpoints, [&](beast::error_code code, const auto&) { result = code; });
     NIBBLE_RETURN_IF_ERROR(Wait(result, "connect"));
-    stream_.expires_never();  // an answer may take as long as it takes
+    // A generated answer may take as long as it takes: there is cancel_. Anything else is at hand.
+    if (cancel_ != nullptr) {
+      stream_.expires_never();
+    } else {
+      stream_.expires_after(kGetTimeout);
+    }
     return absl::OkStatus();
   }
 
   absl::Status Send(http::verb verb, std::string_view path, std::string body) {
     http::request<http::string_body> request(verb, url_.prefix + std::string(path), 11);
-    request.set(http::field::host, url_.host + ":" + url_.port);
+    const bool is_ipv6 = url_.host.find(':') != std::string::npos;
+    request.set(http::field::host, (is_ipv6 ? "[" + url_.host + "]" : url_.host) + ":" + url_.port);
     request.set(http::field::user_agent, "nibble");
     request.set(http::field::connection, "close");
     if (verb == http::verb::post) request.set(http::field::content_type, "application/json");
@@ -62,6 +69,20 @@ class Exchange {
     parser_.body_limit(kMaxBodyBytes);
     parser_.eager(true);  // body bytes are taken as soon as they are there
     HttpResponse response;
+    const auto take = [&](std::string_view bytes) {
+      if (on_data != nullptr && parser_.get().result_int() == 200) {
+        (*on_data)(bytes);
+      } else {
+        response.body += bytes;
+      }
+    };
+    // Chunks are taken while parsing: a read does not end before the head of the next chunk is
+    // there, so an answer would lag one chunk behind.
+    auto on_chunk = [&](uint64_t, beast::string_view bytes, beast::error_code&) {
+      take(std::string_view(bytes.data(), bytes.size()));
+      return bytes.size();
+    };
+    parser_.on_chunk_body(on_chunk);
     while (!parser_.is_done()) {
       std::optional<beast::error_code> result;
       http::async_read_some(stream_, buffer_, parser_,
@@ -70,11 +91,7 @@ class Exchange {
       if (!parser_.is_header_done()) continue;
       response.status = static_cast<int>(parser_.get().result_int());
       std::string& body = parser_.get().body();
-      if (on_data != nullptr && response.status == 200) {
-        if (!body.empty()) (*on_data)(body);
-      } else {
-        response.body += body;
-      }
+      if (!body.empty()) take(body);
       body.clear();
     }
     return response;
