@@ -45,6 +45,9 @@ struct QuantizeOptions {
 };
 int RunQuantize(const QuantizeOptions& options);
 
+// Writes to standard error. A reader that is gone is no error (fmt::print throws then).
+void PrintMessage(const std::string& text);
+
 // Prints "nibble: error: ..." with one line per violation; returns 1.
 int Fail(const absl::Status& status);
 

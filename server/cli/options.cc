@@ -3,7 +3,9 @@
 
 // The command line. CLI11 stays in this one source: its header costs seconds per source.
 #include <cstdio>
+#include <functional>
 #include <string>
+#include <system_error>
 
 #include "fmt/core.h"
 
@@ -119,13 +121,27 @@ void AddChat(CLI::App* app, client::ChatOptions* options) {
   app->add_flag("--stats", options->stats, "print tokens and speed after each answer");
 }
 
+// Results go out by fmt::print, which throws when standard output is closed or its disk is full.
+int Guarded(const std::function<int()>& command) {
+  try {
+    return command();
+  } catch (const std::system_error& error) {
+    return Fail(Unavailable("writing the output: {}", error.what()));
+  }
+}
+
 }  // namespace
+
+void PrintMessage(const std::string& text) {
+  std::fputs(text.c_str(), stderr);
+  std::fflush(stderr);
+}
 
 int Fail(const absl::Status& status) {
   std::string_view message(status.message().data(), status.message().size());
   while (!message.empty()) {
     const size_t end = message.find('\n');
-    fmt::print(stderr, "nibble: error: {}\n", message.substr(0, end));
+    PrintMessage(fmt::format("nibble: error: {}\n", message.substr(0, end)));
     message.remove_prefix(end == std::string_view::npos ? message.size() : end + 1);
   }
   return 1;
@@ -168,17 +184,18 @@ int Main(int argc, char** argv) {
   }
   log::Level level = log::Level::kInfo;
   if (!log::ParseLevel(log_level, &level)) {
-    fmt::print(stderr,
-               "nibble: error: --log-level is '{}', want debug, info, warning, error or off\n",
-               log_level);
+    Fail(
+        InvalidArgument("--log-level is '{}', want debug, info, warning, error or off", log_level));
     return 2;
   }
   log::SetLevel(level);
   if (serve_app->parsed()) return RunServe(serve);
-  if (chat_app->parsed()) return client::RunChat(chat);
-  if (quantize_app->parsed()) return RunQuantize(quantize);
-  if (perplexity_app->parsed()) return RunPerplexity(perplexity);
-  return RunInspect(inspect);
+  return Guarded([&] {
+    if (chat_app->parsed()) return client::RunChat(chat);
+    if (quantize_app->parsed()) return RunQuantize(quantize);
+    if (perplexity_app->parsed()) return RunPerplexity(perplexity);
+    return RunInspect(inspect);
+  });
 }
 
 }  // namespace nibble::cli

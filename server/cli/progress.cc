@@ -12,33 +12,47 @@
 
 namespace nibble::cli {
 
-Progress::Progress(std::string label, std::string unit, int64_t divisor)
+Progress::Progress(std::string label, std::string unit, const ProgressOptions& options)
     : label_(std::move(label)),
       unit_(std::move(unit)),
-      divisor_(divisor),
-      is_terminal_(isatty(STDERR_FILENO) == 1) {}
+      options_(options),
+      is_terminal_(isatty(fileno(options.out)) == 1),
+      last_shown_(is_terminal_ ? -1 : 0),
+      last_line_ns_(options.clock->NowNs()) {}
 
 Progress::~Progress() {
-  if (line_open_) std::fputc('\n', stderr);
+  if (is_terminal_ && any_shown_) std::fputc('\n', options_.out);
+}
+
+bool Progress::WantsLine(int tenths, bool complete) {
+  constexpr int64_t kMinIntervalNs = 2'000'000'000;
+  if (tenths == last_shown_) return false;
+  const int64_t now_ns = options_.clock->NowNs();
+  if (now_ns - last_line_ns_ < kMinIntervalNs && !(complete && any_shown_)) return false;
+  last_line_ns_ = now_ns;
+  return true;
 }
 
 void Progress::Update(int64_t done, int64_t total) {
   if (total <= 0) return;
-  const int percent = static_cast<int>(std::clamp<int64_t>(done * 100 / total, 0, 100));
+  const double share = static_cast<double>(done) / static_cast<double>(total);
+  const int percent = static_cast<int>(std::clamp(share * 100, 0.0, 100.0));
   const int step = is_terminal_ ? percent : percent / 10;
-  if (step == last_shown_) return;
+  if (is_terminal_ ? step == last_shown_ : !WantsLine(step, done >= total)) return;
   last_shown_ = step;
-  const std::string counts = fmt::format("{}/{} {}", done / divisor_, total / divisor_, unit_);
+  any_shown_ = true;
+  const std::string counts =
+      fmt::format("{}/{} {}", done / options_.divisor, total / options_.divisor, unit_);
+  std::string text;
   if (is_terminal_) {
     constexpr int kWidth = 30;
-    const int filled = percent * kWidth / 100;
-    const std::string bar(static_cast<size_t>(filled), '#');
-    fmt::print(stderr, "\r{} [{:<{}}] {:3}% {}", label_, bar, kWidth, percent, counts);
-    line_open_ = true;
+    const std::string bar(static_cast<size_t>(percent * kWidth / 100), '#');
+    text = fmt::format("\r{} [{:<{}}] {:3}% {}", label_, bar, kWidth, percent, counts);
   } else {
-    fmt::print(stderr, "{}: {:3}% ({})\n", label_, percent, counts);
+    text = fmt::format("{}: {:3}% ({})\n", label_, percent, counts);
   }
-  std::fflush(stderr);
+  std::fputs(text.c_str(), options_.out);
+  std::fflush(options_.out);
 }
 
 }  // namespace nibble::cli

@@ -1,20 +1,30 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Progress of long work on standard error: one bar redrawn in place on a terminal, a line every
-// tenth otherwise.
+// Progress of long work: one bar redrawn in place on a terminal, now and then a line otherwise.
 #pragma once
 
 #include <cstdint>
 #include <cstdio>
 #include <string>
 
+#include "base/clock.h"
+
 namespace nibble::cli {
 
+struct ProgressOptions {
+  int64_t divisor = 1;  // scales both counts for display
+  std::FILE* out = stderr;
+  const Clock* clock = &Clock::Monotonic();
+};
+
+// On a terminal every percent. Otherwise a line for a tenth of the work, but none within two
+// seconds of the one before (or of the start), so that short work leaves nothing in a log; and a
+// last one at the end if there was any.
 class Progress {
  public:
-  // `unit` is written after the counts ("MB", "tensors"). `divisor` scales both counts for display.
-  Progress(std::string label, std::string unit, int64_t divisor = 1);
+  // `unit` is written after the counts ("MB", "tensors").
+  Progress(std::string label, std::string unit, const ProgressOptions& options = {});
   ~Progress();  // ends the bar's line
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -23,12 +33,15 @@ class Progress {
   void Update(int64_t done, int64_t total);
 
  private:
+  bool WantsLine(int tenths, bool complete);
+
   std::string label_;
   std::string unit_;
-  int64_t divisor_;
+  ProgressOptions options_;
   bool is_terminal_;
-  int last_shown_ = -1;  // percent on a terminal, tenths otherwise
-  bool line_open_ = false;
+  int last_shown_;  // percent on a terminal, tenths otherwise; -1: none
+  int64_t last_line_ns_;
+  bool any_shown_ = false;
 };
 
 }  // namespace nibble::cli

@@ -40,7 +40,7 @@ nlohmann::ordered_json ToJson(const quantize::QuantizeReport& report) {
 
 absl::Status WriteReport(const std::string& path, const quantize::QuantizeReport& report) {
   std::ofstream file(path);
-  file << ToJson(report).dump(2) << '\n';
+  file << DumpJson(ToJson(report)) << '\n';
   file.close();
   return file ? absl::OkStatus() : InvalidArgument("--report {}: cannot write this file", path);
 }
@@ -66,7 +66,7 @@ absl::Status Quantize(const QuantizeOptions& options) {
   ThreadPool pool(options.threads > 0 ? options.threads : ThreadPool::HostThreads());
   quantize::QuantizeReport report;
   {
-    Progress progress("quantizing", "MB", 1'000'000);
+    Progress progress("quantizing", "MB", {.divisor = 1'000'000});
     const auto on_progress = [&](const quantize::QuantizeProgress& state) {
       progress.Update(state.done_bytes, state.total_bytes);
     };
@@ -75,8 +75,8 @@ absl::Status Quantize(const QuantizeOptions& options) {
                                              &pool, on_progress));
   }
   PrintTable(report);
-  fmt::print(stderr, "wrote {}: {} of tensors, the source has {}\n", options.output,
-             HumanBytes(report.output_bytes), HumanBytes(report.source_bytes));
+  PrintMessage(fmt::format("wrote {}: {} of tensors, the source has {}\n", options.output,
+                           HumanBytes(report.output_bytes), HumanBytes(report.source_bytes)));
   return options.report.empty() ? absl::OkStatus() : WriteReport(options.report, report);
 }
 

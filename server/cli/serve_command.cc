@@ -45,9 +45,8 @@ class SignalWatch {
       if (sigwait(&signals_, &signal) != 0) continue;
       const char* name = signal == SIGINT ? "SIGINT" : "SIGTERM";
       if (!serving_.load() || draining) {
-        fmt::print(stderr, "nibble: {} while {}: stopping at once\n", name,
-                   draining ? "draining" : "loading");
-        std::fflush(stderr);
+        PrintMessage(fmt::format("nibble: {} while {}: stopping at once\n", name,
+                                 draining ? "draining" : "loading"));
         std::_Exit(128 + signal);
       }
       log::Info("{}: no new requests; finishing those in progress (a second signal stops at once)",
@@ -68,8 +67,7 @@ int RunServe(const server::ServeConfig& config) {
   static SignalWatch watch;  // its thread runs as long as the process
   absl::StatusOr<std::unique_ptr<ServingStack>> stack = ServingStack::Start(config);
   if (!stack.ok()) return Fail(stack.status());
-  fmt::print(stderr, "{}", (*stack)->Banner());
-  std::fflush(stderr);
+  PrintMessage((*stack)->Banner());
   watch.WaitWhileServing();
   const absl::Status drained = (*stack)->Shutdown(config.shutdown_timeout_seconds);
   if (drained.ok()) {
