@@ -3,7 +3,7 @@
 
 #include "engine/exec/local_executor.h"
 
-#include <algorithm>
+#include <limits>
 #include <new>
 #include <span>
 #include <utility>
@@ -43,53 +43,98 @@ absl::Status CheckSampling(const StepPlan& plan, int64_t vocab_size) {
   return absl::OkStatus();
 }
 
+absl::Status CheckStepLimits(const LocalExecutorOptions& options) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();  // a plan's indices are int32
+  if (options.max_num_batched_tokens < 1 || options.max_num_batched_tokens > kMax) {
+    return InvalidArgument("max_num_batched_tokens is {}, the limits are 1 and {}",
+                           options.max_num_batched_tokens, kMax);
+  }
+  if (options.max_num_seqs < 1 || options.max_num_seqs > kMax) {
+    return InvalidArgument("max_num_seqs is {}, the limits are 1 and {}", options.max_num_seqs,
+                           kMax);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<AlignedBuffer<float>> MakeLogits(int64_t num_rows, int64_t vocab_size) {
+  const int64_t count = num_rows * vocab_size;
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
+  NIBBLE_RETURN_IF_ERROR(CheckMemory(bytes, fmt::format("the logits of {} sequences", num_rows)));
+  try {
+    return AlignedBuffer<float>::Zeroed(static_cast<size_t>(count));
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("logits of {} sequences could not be allocated: {} bytes", num_rows,
+                             bytes);
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<LocalExecutor>> LocalExecutor::Create(
     std::unique_ptr<Model> model, const LocalExecutorOptions& options, ThreadPool* pool) {
   const ModelConfig& config = model->config();
-  const int64_t max_model_len =
-      options.max_model_len == 0 ? config.max_position_embeddings : options.max_model_len;
-  if (max_model_len < 1 || max_model_len > config.max_position_embeddings) {
+  LocalExecutorOptions chosen = options;
+  if (chosen.max_model_len == 0) chosen.max_model_len = config.max_position_embeddings;
+  if (chosen.max_model_len < 1 || chosen.max_model_len > config.max_position_embeddings) {
     return InvalidArgument("max_model_len is {}, the limits are 1 and {} (the model's positions)",
-                           max_model_len, config.max_position_embeddings);
+                           chosen.max_model_len, config.max_position_embeddings);
   }
-  NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(config, options.num_blocks,
-                                                         options.block_size, model->kv_dtype()));
-  const ExecutorLimits limits = {.num_blocks = options.num_blocks,
-                                 .block_size = options.block_size,
-                                 .max_model_len = max_model_len,
-                                 .vocab_size = config.vocab_size};
+  NIBBLE_RETURN_IF_ERROR(CheckStepLimits(chosen));
+  NIBBLE_RETURN_IF_ERROR(model->Reserve(
+      {.max_tokens = chosen.max_num_batched_tokens, .max_positions = chosen.max_model_len}, pool));
+  NIBBLE_ASSIGN_OR_RETURN(AlignedBuffer<float> logits,
+                          MakeLogits(chosen.max_num_seqs, config.vocab_size));
+  NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(config, chosen.num_blocks,
+                                                         chosen.block_size, model->kv_dtype()));
   return std::unique_ptr<LocalExecutor>(
-      new LocalExecutor(std::move(model), std::move(cache), limits, pool));
+      new LocalExecutor(std::move(model), std::move(cache), std::move(logits), chosen, pool));
 }
 
 LocalExecutor::LocalExecutor(std::unique_ptr<Model> model, KvCache cache,
-                             const ExecutorLimits& limits, ThreadPool* pool)
-    : model_(std::move(model)), cache_(std::move(cache)), limits_(limits), pool_(pool) {}
+                             AlignedBuffer<float> logits, const LocalExecutorOptions& options,
+                             ThreadPool* pool)
+    : model_(std::move(model)),
+      cache_(std::move(cache)),
+      logits_(std::move(logits)),
+      options_(options),
+      pool_(pool) {}
 
-ExecutorLimits LocalExecutor::limits() const { return limits_; }
+ExecutorLimits LocalExecutor::limits() const {
+  return {.num_blocks = options_.num_blocks,
+          .block_size = options_.block_size,
+          .max_model_len = options_.max_model_len,
+          .vocab_size = model_->config().vocab_size};
+}
 
-absl::StatusOr<StepOutput> LocalExecutor::Execute(const StepPlan& plan) {
-  // More rows than tokens are refused here because their memory comes before the plan's own check.
-  if (plan.num_samples() > plan.num_tokens()) {
-    return InvalidArgument("step plan has {} logits_indices for {} tokens", plan.num_samples(),
-                           plan.num_tokens());
+absl::Status LocalExecutor::CheckSize(const StepPlan& plan) const {
+  if (plan.num_tokens() > options_.max_num_batched_tokens) {
+    return InvalidArgument("step plan has {} tokens, the limit is {} (max_num_batched_tokens)",
+                           plan.num_tokens(), options_.max_num_batched_tokens);
   }
-  NIBBLE_RETURN_IF_ERROR(CheckSampling(plan, limits_.vocab_size));
-  const auto num_logits = static_cast<size_t>(plan.num_samples() * limits_.vocab_size);
-  if (logits_.size() < num_logits) {
-    NIBBLE_RETURN_IF_ERROR(CheckMemory(static_cast<int64_t>(num_logits * sizeof(float)),
-                                       fmt::format("the logits of {} tokens", plan.num_samples())));
-    try {
-      logits_ = AlignedBuffer<float>(num_logits);
-    } catch (const std::bad_alloc&) {
-      return ResourceExhausted("logits of {} tokens could not be allocated: {} bytes",
-                               plan.num_samples(), num_logits * sizeof(float));
+  if (plan.num_samples() > options_.max_num_seqs) {
+    return InvalidArgument("step plan has {} logits_indices, the limit is {} (max_num_seqs)",
+                           plan.num_samples(), options_.max_num_seqs);
+  }
+  for (const int64_t context_len : plan.context_lens) {
+    if (context_len > options_.max_model_len) {
+      return InvalidArgument(
+          "step plan has a context of {} tokens, the limit is {} (max_model_len)", context_len,
+          options_.max_model_len);
     }
   }
-  NIBBLE_RETURN_IF_ERROR(model_->Forward(plan, &cache_, logits_.data(), pool_));
-  return SampleRows(logits_.data(), limits_.vocab_size, plan.sampling, pool_);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StepOutput> LocalExecutor::Execute(const StepPlan& plan) {
+  const int64_t vocab_size = model_->config().vocab_size;
+  NIBBLE_RETURN_IF_ERROR(CheckSize(plan));
+  NIBBLE_RETURN_IF_ERROR(CheckSampling(plan, vocab_size));
+  try {
+    NIBBLE_RETURN_IF_ERROR(model_->Forward(plan, &cache_, logits_.data(), pool_));
+    return SampleRows(logits_.data(), vocab_size, plan.sampling, pool_);
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("memory ran out in a step of {} tokens", plan.num_tokens());
+  }
 }
 
 }  // namespace nibble::engine

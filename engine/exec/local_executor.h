@@ -18,28 +18,36 @@ struct LocalExecutorOptions {
   int64_t block_size = 16;
   int64_t num_blocks = 0;     // KV blocks; > 0
   int64_t max_model_len = 0;  // 0: the model's max_position_embeddings
+  // The largest step, as the scheduler's; plans beyond it are refused.
+  int64_t max_num_batched_tokens = 2048;
+  int64_t max_num_seqs = 64;  // sequences, and tokens sampled
 };
 
 class LocalExecutor final : public Executor {
  public:
-  // `pool` must outlive the executor and be used by nobody else while a step runs.
+  // Takes the memory of the largest step and of the cache: RESOURCE_EXHAUSTED here, and not in a
+  // step, when there is too little. `pool` must outlive the executor and be used by nobody else
+  // while a step runs.
   static absl::StatusOr<std::unique_ptr<LocalExecutor>> Create(std::unique_ptr<Model> model,
                                                                const LocalExecutorOptions& options,
                                                                ThreadPool* pool);
 
   ExecutorLimits limits() const override;
+  // Small scratch memory is still taken in a step; RESOURCE_EXHAUSTED when even that fails.
   absl::StatusOr<StepOutput> Execute(const StepPlan& plan) override;
   const Model& model() const { return *model_; }
 
  private:
-  LocalExecutor(std::unique_ptr<Model> model, KvCache cache, const ExecutorLimits& limits,
-                ThreadPool* pool);
+  LocalExecutor(std::unique_ptr<Model> model, KvCache cache, AlignedBuffer<float> logits,
+                const LocalExecutorOptions& options, ThreadPool* pool);
+
+  absl::Status CheckSize(const StepPlan& plan) const;
 
   std::unique_ptr<Model> model_;
   KvCache cache_;
-  ExecutorLimits limits_;
+  AlignedBuffer<float> logits_;  // [max_num_seqs, vocab_size]
+  const LocalExecutorOptions options_;
   ThreadPool* pool_;
-  AlignedBuffer<float> logits_;  // [num_samples, vocab_size], grows
 };
 
 }  // namespace nibble::engine

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -126,11 +127,8 @@ absl::Status CheckOptions(const ModelConfig& config, std::span<const int32_t> id
   return absl::OkStatus();
 }
 
-}  // namespace
-
-absl::StatusOr<PerplexityResult> ComputePerplexity(Model* model, std::span<const int32_t> ids,
-                                                   const PerplexityOptions& options,
-                                                   ThreadPool* pool) {
+absl::StatusOr<PerplexityResult> Compute(Model* model, std::span<const int32_t> ids,
+                                         const PerplexityOptions& options, ThreadPool* pool) {
   NIBBLE_RETURN_IF_ERROR(CheckOptions(model->config(), ids, options));
   NIBBLE_ASSIGN_OR_RETURN(
       KvCache cache,
@@ -160,6 +158,18 @@ absl::StatusOr<PerplexityResult> ComputePerplexity(Model* model, std::span<const
                           .num_scored = evaluation.num_scored(),
                           .mean_nll = mean_nll,
                           .perplexity = std::exp(mean_nll)};
+}
+
+}  // namespace
+
+absl::StatusOr<PerplexityResult> ComputePerplexity(Model* model, std::span<const int32_t> ids,
+                                                   const PerplexityOptions& options,
+                                                   ThreadPool* pool) {
+  try {
+    return Compute(model, ids, options, pool);
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("memory ran out while computing the perplexity of {} ids", ids.size());
+  }
 }
 
 }  // namespace nibble::engine

@@ -34,7 +34,8 @@ struct PerplexityResult {
 };
 
 // `ids` (two or more) usually begin with the beginning-of-sequence token. Windows are computed in
-// chunks, so memory does not grow with the text. INVALID_ARGUMENT for options or ids out of range.
+// chunks, so memory does not grow with the text. INVALID_ARGUMENT for options or ids out of range,
+// RESOURCE_EXHAUSTED when memory runs out.
 absl::StatusOr<PerplexityResult> ComputePerplexity(Model* model, std::span<const int32_t> ids,
                                                    const PerplexityOptions& options,
                                                    ThreadPool* pool);

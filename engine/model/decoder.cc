@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <utility>
 
@@ -76,8 +77,7 @@ absl::Status DecoderModel::Forward(const StepPlan& plan, KvCache* cache, float* 
                                                .num_blocks = cache->num_blocks(),
                                                .block_size = cache->block_size()}));
   if (plan.num_tokens() == 0) return absl::OkStatus();
-  NIBBLE_RETURN_IF_ERROR(ReserveRows(plan.num_tokens()));
-  NIBBLE_RETURN_IF_ERROR(ExtendRopeTable(plan));
+  NIBBLE_RETURN_IF_ERROR(GrowFor(plan, pool));
 
   Embed(plan, pool);
   int64_t num_rows = plan.num_tokens();
@@ -112,6 +112,21 @@ absl::Status DecoderModel::Forward(const StepPlan& plan, KvCache* cache, float* 
   return absl::OkStatus();
 }
 
+absl::Status DecoderModel::Reserve(const StepLimits& limits, ThreadPool* pool) {
+  constexpr int64_t kMaxTokens = std::numeric_limits<int32_t>::max();  // a plan's indices are int32
+  if (limits.max_tokens < 0 || limits.max_tokens > kMaxTokens) {
+    return InvalidArgument("a step of {} tokens: the limits are 0 and {}", limits.max_tokens,
+                           kMaxTokens);
+  }
+  if (limits.max_positions < 0 || limits.max_positions > config_.max_position_embeddings) {
+    return InvalidArgument(
+        "sequences of {} tokens: the limits are 0 and {} (the model's positions)",
+        limits.max_positions, config_.max_position_embeddings);
+  }
+  NIBBLE_RETURN_IF_ERROR(ReserveRows(limits.max_tokens));
+  return ReservePositions(limits.max_positions, pool);
+}
+
 absl::Status DecoderModel::ReserveRows(int64_t num_rows) {
   if (num_rows <= row_capacity_) return absl::OkStatus();
   const int64_t rows = (num_rows + 63) / 64 * 64;
@@ -121,8 +136,9 @@ absl::Status DecoderModel::ReserveRows(int64_t num_rows) {
   const int64_t bytes = rows * (floats_per_row * 4 + ActivationBuffer::BytesPerRow(max_k));
   NIBBLE_RETURN_IF_ERROR(CheckMemory(bytes, fmt::format("a step of {} tokens", num_rows)));
   row_capacity_ = 0;
+  // Zeroed: memory that was never written is not yet the process's.
   const auto allocate = [rows](int64_t columns) {
-    return AlignedBuffer<float>(static_cast<size_t>(rows * columns));
+    return AlignedBuffer<float>::Zeroed(static_cast<size_t>(rows * columns));
   };
   try {
     x_ = allocate(config_.hidden_size);
@@ -139,20 +155,31 @@ absl::Status DecoderModel::ReserveRows(int64_t num_rows) {
   return absl::OkStatus();
 }
 
-// Models declare up to millions of positions and requests use few of them: the table doubles when a
-// longer context comes.
-absl::Status DecoderModel::ExtendRopeTable(const StepPlan& plan) {
+absl::Status DecoderModel::ReservePositions(int64_t num_positions, ThreadPool* pool) {
+  if (num_positions <= rope_.max_positions) return absl::OkStatus();
+  // rotary_dim / 2 cosines and as many sines.
+  const int64_t bytes = num_positions * config_.rope.rotary_dim * 4;
+  NIBBLE_RETURN_IF_ERROR(
+      CheckMemory(bytes, fmt::format("the RoPE table of {} positions", num_positions)));
+  try {
+    rope_ = kernels::MakeRopeTable(config_.rope, num_positions, pool);
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("{} bytes for the RoPE table of {} positions could not be allocated",
+                             bytes, num_positions);
+  }
+  return absl::OkStatus();
+}
+
+// For callers that reserve nothing. Models declare up to millions of positions and such callers use
+// few of them, so the table doubles.
+absl::Status DecoderModel::GrowFor(const StepPlan& plan, ThreadPool* pool) {
+  NIBBLE_RETURN_IF_ERROR(ReserveRows(plan.num_tokens()));
   const int64_t needed = *std::max_element(plan.context_lens.begin(), plan.context_lens.end());
   if (needed <= rope_.max_positions) return absl::OkStatus();
   constexpr int64_t kInitialPositions = 4096;
-  const int64_t positions =
-      std::min(config_.max_position_embeddings,
-               std::max({needed, 2 * rope_.max_positions, kInitialPositions}));
-  // rotary_dim / 2 cosines and as many sines.
-  NIBBLE_RETURN_IF_ERROR(CheckMemory(positions * config_.rope.rotary_dim * 4,
-                                     fmt::format("the RoPE table of {} positions", positions)));
-  rope_ = kernels::MakeRopeTable(config_.rope, positions);
-  return absl::OkStatus();
+  return ReservePositions(std::min(config_.max_position_embeddings,
+                                   std::max({needed, 2 * rope_.max_positions, kInitialPositions})),
+                          pool);
 }
 
 void DecoderModel::Embed(const StepPlan& plan, ThreadPool* pool) {
@@ -206,7 +233,7 @@ void DecoderModel::ProjectQkv(const DecoderLayer& layer, const StepPlan& plan,
                      .v = v,
                      .v_stride = qkv_size_,
                      .slot_mapping = plan.slot_mapping.data()},
-                    pool);
+                    isa_, pool);
 }
 
 // RMSNorm of every head of every token. A call takes rows of one stride: the heads of one token, or

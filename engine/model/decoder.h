@@ -59,12 +59,14 @@ class DecoderModel final : public Model {
   int64_t weight_bytes() const override { return weights_.size_bytes(); }
   DType kv_dtype() const override { return weights_.kv_dtype; }
   std::string quantization_name() const override { return weights_.quantization_name; }
+  absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                        ThreadPool* pool) override;
 
  private:
   absl::Status ReserveRows(int64_t num_rows);
-  absl::Status ExtendRopeTable(const StepPlan& plan);
+  absl::Status ReservePositions(int64_t num_positions, ThreadPool* pool);
+  absl::Status GrowFor(const StepPlan& plan, ThreadPool* pool);
   void Embed(const StepPlan& plan, ThreadPool* pool);
   // qkv_ from x_ and delta_, keys and values into the cache.
   void ProjectQkv(const DecoderLayer& layer, const StepPlan& plan,
@@ -85,7 +87,7 @@ class DecoderModel final : public Model {
   const int64_t qkv_size_;  // q_size + 2 * kv_size
 
   PlanChecker checker_;
-  kernels::RopeTable rope_;  // grows to the positions seen
+  kernels::RopeTable rope_;  // of the positions reserved or seen
 
   // Workspaces with room for row_capacity_ tokens.
   int64_t row_capacity_ = 0;

@@ -38,10 +38,10 @@ void Linear::Run(const LinearInput& input, int64_t num_rows, float* y, ThreadPoo
 
 void ActivationBuffer::Allocate(int64_t num_rows, int64_t max_k) {
   const auto rows = static_cast<size_t>(num_rows);
-  values_ = AlignedBuffer<float>(rows * static_cast<size_t>(max_k));
-  codes_ = AlignedBuffer<int8_t>(rows * static_cast<size_t>(PaddedColumns(max_k)));
-  scales_ = AlignedBuffer<float>(rows);
-  sums_ = AlignedBuffer<int32_t>(rows);
+  values_ = AlignedBuffer<float>::Zeroed(rows * static_cast<size_t>(max_k));
+  codes_ = AlignedBuffer<int8_t>::Zeroed(rows * static_cast<size_t>(PaddedColumns(max_k)));
+  scales_ = AlignedBuffer<float>::Zeroed(rows);
+  sums_ = AlignedBuffer<int32_t>::Zeroed(rows);
 }
 
 int64_t ActivationBuffer::BytesPerRow(int64_t max_k) {

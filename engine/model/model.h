@@ -23,7 +23,11 @@
 namespace nibble::engine {
 
 enum class Quantization {
-  kNone,   // weights as the checkpoint has them (a W4A8 checkpoint stays W4A8)
+  // Weights and activations as the checkpoint has them: a W4A8 checkpoint stays W4A8. One with
+  // 4-bit
+  // weights and 16-bit activations is UNIMPLEMENTED: which of the two below it becomes has to be
+  // said.
+  kNone,
   kW4A8,   // quantize the linear layers while loading, round to nearest, groups of 128
   kW4A16,  // the same 4-bit weights with float activations: what int8 activations cost is measured
            // against this
@@ -64,6 +68,12 @@ class KvCache {
   DType dtype_ = DType::kBf16;
 };
 
+// The largest step that is to come.
+struct StepLimits {
+  int64_t max_tokens = 0;     // tokens computed in one step, all sequences together
+  int64_t max_positions = 0;  // tokens of a sequence, 0..max_position_embeddings
+};
+
 class Model {
  public:
   // Reads config.json and the safetensors of `dir`. Errors name the file, tensor or value at fault.
@@ -77,11 +87,18 @@ class Model {
   // "w4a8 (folded), head bfloat16": what the banner and `nibble inspect` print.
   virtual std::string quantization_name() const = 0;
 
+  // Makes what steps within `limits` work in, and takes the memory for it now, so that a server
+  // learns at its start whether there is enough. RESOURCE_EXHAUSTED, naming the bytes, when not.
+  // Nothing ever shrinks.
+  virtual absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) = 0;
+
   // Computes the plan's tokens, appends their keys and values to `cache`, and writes the logits of
   // plan.logits_indices to `logits` [num_samples, vocab_size]. The plan's sampling rows are not
   // read. Not thread-safe: one step at a time (workspaces are reused between calls).
   // INVALID_ARGUMENT for a plan that does not fit the model (ids, positions, slots, tables out of
-  // range): plans may come over a wire.
+  // range): plans may come over a wire. A step beyond what was reserved grows the workspaces or is
+  // RESOURCE_EXHAUSTED. Scratch memory of single operations is taken in the step: std::bad_alloc
+  // when there is none.
   virtual absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                                ThreadPool* pool) = 0;
 };

@@ -7,7 +7,6 @@
 #include <cstring>
 
 #include "base/check.h"
-#include "base/cpu_features.h"
 #include "kernels/kv/kv_convert.h"
 
 namespace nibble::kernels {
@@ -16,13 +15,12 @@ namespace {
 // Elements a thread takes at a time: a few microseconds of work.
 constexpr int64_t kPieceElements = 16384;
 
-// All variants are bit-equal, so nobody has to say which; FORCE_ISA is heeded all the same. Null
-// for float caches.
-KvConvertFunction ChooseConvert(DType dtype) {
-  static const bool has_avx2 = ChooseIsa().value_or(Isa::kRef) >= Isa::kAvx2;
+// Null for float caches. Sets above AVX2 use its variant.
+KvConvertFunction ChooseConvert(DType dtype, Isa isa) {
+  const bool vectors = isa >= Isa::kAvx2;
   if (dtype == DType::kF32) return nullptr;
-  if (dtype == DType::kBf16) return has_avx2 ? avx2::ConvertToBf16 : ref::ConvertToBf16;
-  return has_avx2 ? avx2::ConvertToF16 : ref::ConvertToF16;
+  if (dtype == DType::kBf16) return vectors ? avx2::ConvertToBf16 : ref::ConvertToBf16;
+  return vectors ? avx2::ConvertToF16 : ref::ConvertToF16;
 }
 
 // One token's heads to their rows of the cache. `convert` is null for float caches.
@@ -44,10 +42,10 @@ void AppendRow(const KvCacheView& cache, const float* in, int64_t slot, void* ou
 
 }  // namespace
 
-void KvAppend(const KvCacheView& cache, const KvAppendArgs& args, ThreadPool* pool) {
+void KvAppend(const KvCacheView& cache, const KvAppendArgs& args, Isa isa, ThreadPool* pool) {
   NIBBLE_CHECK(cache.dtype == DType::kF32 || cache.dtype == DType::kBf16 ||
                cache.dtype == DType::kF16);
-  const KvConvertFunction convert = ChooseConvert(cache.dtype);
+  const KvConvertFunction convert = ChooseConvert(cache.dtype, isa);
   const int64_t row_elements = std::max<int64_t>(1, cache.num_kv_heads * cache.head_dim);
   const int64_t grain = std::max<int64_t>(1, kPieceElements / row_elements);
   pool->ParallelFor(args.num_tokens, grain, [&](int64_t begin, int64_t end) {

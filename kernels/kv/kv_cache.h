@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "base/cpu_features.h"
 #include "base/dtype.h"
 #include "base/thread_pool.h"
 
@@ -35,7 +36,7 @@ struct KvAppendArgs {
       nullptr;  // [num_tokens], distinct slots in [0, num_blocks * block_size)
 };
 
-// Writes k and v (rounded to nearest even) to their slots.
-void KvAppend(const KvCacheView& cache, const KvAppendArgs& args, ThreadPool* pool);
+// Writes k and v (rounded to nearest even) to their slots. All variants are bit-equal.
+void KvAppend(const KvCacheView& cache, const KvAppendArgs& args, Isa isa, ThreadPool* pool);
 
 }  // namespace nibble::kernels

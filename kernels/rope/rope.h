@@ -36,7 +36,7 @@ struct RopeTable {
 
 // Inverse frequencies, [rotary_dim / 2].
 std::vector<double> InverseFrequencies(const RopeConfig& config);
-RopeTable MakeRopeTable(const RopeConfig& config, int64_t max_positions);
+RopeTable MakeRopeTable(const RopeConfig& config, int64_t max_positions, ThreadPool* pool);
 
 struct RopeArgs {
   int64_t num_tokens = 0;

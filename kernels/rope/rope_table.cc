@@ -57,18 +57,23 @@ std::vector<double> InverseFrequencies(const RopeConfig& config) {
   return frequencies;
 }
 
-RopeTable MakeRopeTable(const RopeConfig& config, int64_t max_positions) {
+RopeTable MakeRopeTable(const RopeConfig& config, int64_t max_positions, ThreadPool* pool) {
   const std::vector<double> frequencies = InverseFrequencies(config);
   RopeTable table{.rotary_dim = config.rotary_dim, .max_positions = max_positions};
-  table.cos.reserve(static_cast<size_t>(max_positions) * frequencies.size());
-  table.sin.reserve(static_cast<size_t>(max_positions) * frequencies.size());
-  for (int64_t position = 0; position < max_positions; ++position) {
-    for (const double frequency : frequencies) {
-      const float angle = static_cast<float>(position) * static_cast<float>(frequency);
-      table.cos.push_back(static_cast<float>(std::cos(static_cast<double>(angle))));
-      table.sin.push_back(static_cast<float>(std::sin(static_cast<double>(angle))));
+  table.cos.resize(static_cast<size_t>(max_positions) * frequencies.size());
+  table.sin.resize(table.cos.size());
+  constexpr int64_t kPositionsPerPiece = 256;
+  pool->ParallelFor(max_positions, kPositionsPerPiece, [&](int64_t begin, int64_t end) {
+    for (int64_t position = begin; position < end; ++position) {
+      size_t at = static_cast<size_t>(position) * frequencies.size();
+      for (const double frequency : frequencies) {
+        const float angle = static_cast<float>(position) * static_cast<float>(frequency);
+        table.cos[at] = static_cast<float>(std::cos(static_cast<double>(angle)));
+        table.sin[at] = static_cast<float>(std::sin(static_cast<double>(angle)));
+        ++at;
+      }
     }
-  }
+  });
   return table;
 }
 

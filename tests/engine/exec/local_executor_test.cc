@@ -4,6 +4,8 @@
 #include "engine/exec/local_executor.h"
 
 #include <functional>
+#include <limits>
+#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -95,7 +97,8 @@ TEST_F(LocalExecutorTest, HostileSamplingRowsAreRefusedAndTheNextPlanRuns) {
   ASSERT_TRUE(executor.ok()) << executor.status();
   const std::vector<std::pair<std::function<void(StepPlan*)>, std::string>> cases = {
       {[](StepPlan* p) { p->sampling.clear(); }, "0 sampling rows for 1 logits_indices"},
-      {[](StepPlan* p) { p->logits_indices.resize(1000000, 7); }, "1000000 logits_indices"},
+      {[](StepPlan* p) { p->logits_indices.resize(1000000, 7); },
+       "1000000 logits_indices, the limit is 64"},
       {[](StepPlan* p) {
          p->sampling[0].logit_bias = {{128, 1.0F}};
        },
@@ -115,6 +118,97 @@ TEST_F(LocalExecutorTest, HostileSamplingRowsAreRefusedAndTheNextPlanRuns) {
     EXPECT_EQ(output.status().code(), absl::StatusCode::kInvalidArgument) << message;
     EXPECT_THAT(std::string(output.status().message()), HasSubstr(message));
   }
+  EXPECT_TRUE((*executor)->Execute(GreedyPlan()).ok());
+}
+
+TEST_F(LocalExecutorTest, PlansBeyondWhatWasReservedAreRefused) {
+  auto executor = Create({.block_size = 4,
+                          .num_blocks = 3,
+                          .max_model_len = 8,
+                          .max_num_batched_tokens = 8,
+                          .max_num_seqs = 1});
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  ASSERT_TRUE((*executor)->Execute(GreedyPlan()).ok());
+
+  StepPlan plan = GreedyPlan();
+  plan.token_ids.push_back(9);
+  EXPECT_THAT(std::string((*executor)->Execute(plan).status().message()),
+              HasSubstr("9 tokens, the limit is 8 (max_num_batched_tokens)"));
+  plan = GreedyPlan();
+  plan.logits_indices = {6, 7};
+  EXPECT_THAT(std::string((*executor)->Execute(plan).status().message()),
+              HasSubstr("2 logits_indices, the limit is 1 (max_num_seqs)"));
+  plan = GreedyPlan();
+  plan.context_lens = {9};
+  EXPECT_THAT(std::string((*executor)->Execute(plan).status().message()),
+              HasSubstr("context of 9 tokens, the limit is 8 (max_model_len)"));
+}
+
+// What no step could be given is refused before the first, not during some later one.
+TEST_F(LocalExecutorTest, StepsThatMemoryCannotHoldAreRefusedAtTheStart) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  absl::Status status = Create({.num_blocks = 4, .max_num_batched_tokens = kMax}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("a step of 2147483647 tokens needs"));
+  status = Create({.num_blocks = 4, .max_num_seqs = kMax}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("the logits of 2147483647 sequences needs"));
+  EXPECT_THAT(
+      std::string(Create({.num_blocks = 4, .max_num_batched_tokens = kMax + 1}).status().message()),
+      HasSubstr("max_num_batched_tokens is 2147483648, the limits are 1 and 2147483647"));
+  EXPECT_THAT(std::string(Create({.num_blocks = 4, .max_num_seqs = 0}).status().message()),
+              HasSubstr("max_num_seqs is 0, the limits are 1 and"));
+}
+
+// A model of which this test decides when memory runs out.
+class StubModel final : public Model {
+ public:
+  explicit StubModel(std::unique_ptr<Model> model, absl::Status reserve, bool throws)
+      : model_(std::move(model)), reserve_(std::move(reserve)), throws_(throws) {}
+
+  const ModelConfig& config() const override { return model_->config(); }
+  int64_t weight_bytes() const override { return model_->weight_bytes(); }
+  DType kv_dtype() const override { return model_->kv_dtype(); }
+  std::string quantization_name() const override { return model_->quantization_name(); }
+  absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override {
+    EXPECT_EQ(limits.max_tokens, 2048);
+    EXPECT_EQ(limits.max_positions, 128);
+    (void)pool;
+    return reserve_;
+  }
+  absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
+                       ThreadPool* pool) override {
+    if (!throws_) return model_->Forward(plan, cache, logits, pool);
+    throws_ = false;
+    pool->ParallelFor(8, 1, [](int64_t begin, int64_t) {
+      if (begin == 5) throw std::bad_alloc();
+    });
+    return absl::OkStatus();
+  }
+
+ private:
+  std::unique_ptr<Model> model_;
+  absl::Status reserve_;
+  bool throws_;
+};
+
+TEST_F(LocalExecutorTest, TheModelReservesBeforeTheFirstStep) {
+  auto executor =
+      LocalExecutor::Create(std::make_unique<StubModel>(testing::LoadOrFail(kModelDir, {}, &pool_),
+                                                        ResourceExhausted("too little"), false),
+                            {.num_blocks = 4}, &pool_);
+  EXPECT_EQ(executor.status(), ResourceExhausted("too little"));
+}
+
+TEST_F(LocalExecutorTest, MemoryThatRunsOutInAStepIsAnErrorAndNotTheEnd) {
+  auto executor =
+      LocalExecutor::Create(std::make_unique<StubModel>(testing::LoadOrFail(kModelDir, {}, &pool_),
+                                                        absl::OkStatus(), true),
+                            {.block_size = 4, .num_blocks = 2}, &pool_);
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  const absl::Status status = (*executor)->Execute(GreedyPlan()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("a step of 8 tokens"));
   EXPECT_TRUE((*executor)->Execute(GreedyPlan()).ok());
 }
 

@@ -148,5 +148,27 @@ TEST(ModelPlanTest, ContextBeyondTheModelsPositionsIsRefused) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("128"));
 }
 
+TEST(ModelReserveTest, LimitsAreNamedAndStepsWithinThemAreTheSame) {
+  ThreadPool pool(2);
+  const std::string dir = NIBBLE_SOURCE_DIR "/tests/fixtures/models/llama";
+  auto model = testing::LoadOrFail(dir, {}, &pool);
+  ASSERT_NE(model, nullptr);
+  EXPECT_THAT(std::string(model->Reserve({.max_tokens = -1}, &pool).message()),
+              HasSubstr("a step of -1 tokens: the limits are 0 and 2147483647"));
+  EXPECT_THAT(std::string(model->Reserve({.max_positions = 129}, &pool).message()),
+              HasSubstr("sequences of 129 tokens: the limits are 0 and 128"));
+  ASSERT_TRUE(model->Reserve({.max_tokens = 30, .max_positions = 64}, &pool).ok());
+  ModelRunner reserved(model.get(), 8, &pool);
+  auto other = testing::LoadOrFail(dir, {}, &pool);
+  ASSERT_NE(other, nullptr);
+  ModelRunner grown(other.get(), 8, &pool);
+  // Within the limits, beyond the first, beyond both.
+  for (const int64_t num_tokens : {30, 50, 120}) {
+    const std::vector<int32_t> ids(static_cast<size_t>(num_tokens), 3);
+    EXPECT_TRUE(
+        testing::SameBits(reserved.Prefill(ids, num_tokens), grown.Prefill(ids, num_tokens)));
+  }
+}
+
 }  // namespace
 }  // namespace nibble::engine

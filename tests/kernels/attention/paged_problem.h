@@ -110,7 +110,7 @@ inline std::vector<std::vector<float>> Attend(const AttentionShape& shape,
                        .v = chunk.sequence->v.data(),
                        .v_stride = kv_columns,
                        .slot_mapping = slots.data()},
-                      pool);
+                      Isa::kRef, pool);
     for (int64_t position = chunk.begin; position < chunk.end; ++position) {
       const float* row = chunk.sequence->q.data() + position * q_columns;
       q.insert(q.end(), row, row + q_columns);

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <tuple>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -26,10 +27,11 @@ uint32_t BitsOf(float value, DType dtype) {
   return std::bit_cast<uint32_t>(value);
 }
 
-class KvAppendTest : public ::testing::TestWithParam<DType> {};
+class KvAppendTest : public ::testing::TestWithParam<std::tuple<DType, Isa>> {};
 
 TEST_P(KvAppendTest, WritesEachHeadToItsSlotAndNothingElse) {
-  const DType dtype = GetParam();
+  const auto [dtype, isa] = GetParam();
+  if (isa > HostCpuFeatures().Best()) GTEST_SKIP() << "this machine has no " << ToString(isa);
   const size_t element = SizeOf(dtype);
   Random random(1);
   for (const int64_t head_dim : {1, 7, 8, 20, 64}) {
@@ -77,15 +79,17 @@ TEST_P(KvAppendTest, WritesEachHeadToItsSlotAndNothingElse) {
                 .v = v.data(),
                 .v_stride = v_stride,
                 .slot_mapping = slots.data()},
-               &pool);
+               isa, &pool);
       EXPECT_EQ(keys, expected_keys) << "head_dim " << head_dim << " block_size " << block_size;
       EXPECT_EQ(values, expected_values);
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, KvAppendTest,
-                         ::testing::Values(DType::kF32, DType::kBf16, DType::kF16));
+INSTANTIATE_TEST_SUITE_P(
+    Types, KvAppendTest,
+    ::testing::Combine(::testing::Values(DType::kF32, DType::kBf16, DType::kF16),
+                       ::testing::Values(Isa::kRef, Isa::kAvx2, Isa::kAvx512Vnni, Isa::kAmx)));
 
 TEST(KvConvertTest, VectorsRoundAsTheReferenceForAllKindsOfFloats) {
   if (HostCpuFeatures().Best() < Isa::kAvx2) GTEST_SKIP() << "this machine has no AVX2";

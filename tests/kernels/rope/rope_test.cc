@@ -41,6 +41,7 @@ RopeConfig ReadConfig(std::istringstream& line) {
 TEST(RopeTableTest, AgreesWithTransformers) {
   std::ifstream file(NIBBLE_SOURCE_DIR "/tests/fixtures/rope/transformers.txt");
   ASSERT_TRUE(file.good());
+  ThreadPool pool(2);
   RopeTable table;
   std::vector<double> frequencies;
   std::string current;  // the case's own line
@@ -53,7 +54,7 @@ TEST(RopeTableTest, AgreesWithTransformers) {
     if (what == "case") {
       const RopeConfig config = ReadConfig(line);
       frequencies = InverseFrequencies(config);
-      table = MakeRopeTable(config, 8192);
+      table = MakeRopeTable(config, 8192, &pool);
       current = text;
       continue;
     }
@@ -96,7 +97,7 @@ TEST_P(RopeTest, RotatesPairsToTheBit) {
   Random random(1);
   for (const int64_t rotary_dim : {2, 6, 16, 18, 32, 34, 64, 80, 128}) {
     for (const int64_t rest : {0, 5}) {
-      const RopeTable table = MakeRopeTable({.rotary_dim = rotary_dim}, 500);
+      const RopeTable table = MakeRopeTable({.rotary_dim = rotary_dim}, 500, &pool_);
       const int64_t head_dim = rotary_dim + rest;
       const int64_t num_heads = 3;
       const int64_t stride = num_heads * head_dim + 4;
@@ -133,7 +134,7 @@ TEST_P(RopeTest, RotatesPairsToTheBit) {
 
 TEST_P(RopeTest, KnownAngle) {
   // Two components, frequency 1: position 2 turns by 2 radians.
-  const RopeTable table = MakeRopeTable({.rotary_dim = 2}, 3);
+  const RopeTable table = MakeRopeTable({.rotary_dim = 2}, 3, &pool_);
   const int32_t position = 2;
   std::vector<float> x = {1.0F, 0.0F};
   ApplyRope(table,
