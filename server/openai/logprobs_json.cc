@@ -74,45 +74,64 @@ void AppendLogprob(float value, std::string* out) {
   if (out->find_first_of(".e", start) == std::string::npos) out->append(".0");
 }
 
+void LogprobsText::Append(const std::vector<engine::TokenLogprobs>& tokens,
+                          const engine::Tokenizer& tokenizer) {
+  for (const engine::TokenLogprobs& token : tokens) {
+    chat_ ? AppendChat(token, tokenizer) : AppendCompletion(token, tokenizer);
+  }
+}
+
+void LogprobsText::AppendChat(const engine::TokenLogprobs& token,
+                              const engine::Tokenizer& tokenizer) {
+  if (!tokens_.empty()) tokens_.push_back(',');
+  AppendChatToken(token.sampled, tokenizer, &tokens_);
+  tokens_.append(",\"top_logprobs\":[");
+  for (size_t k = 0; k < token.top.size(); ++k) {
+    if (k > 0) tokens_.push_back(',');
+    AppendChatToken(token.top[k], tokenizer, &tokens_);
+    tokens_.push_back('}');
+  }
+  tokens_.append("]}");
+}
+
+void LogprobsText::AppendCompletion(const engine::TokenLogprobs& token,
+                                    const engine::Tokenizer& tokenizer) {
+  if (!tokens_.empty()) {
+    for (std::string* part : {&tokens_, &logprobs_, &top_, &offsets_}) part->push_back(',');
+  }
+  const std::string text = TokenText(token.sampled.token_id, tokenizer);
+  AppendJsonString(text, &tokens_);
+  AppendLogprob(token.sampled.logprob, &logprobs_);
+  AppendTopAsObject(token, tokenizer, &top_);
+  offsets_.append(std::to_string(text_offset_));
+  text_offset_ += CountCharacters(text);
+}
+
+void LogprobsText::Finish(std::string* out) const {
+  if (chat_) {
+    out->append("{\"content\":[").append(tokens_).append("],\"refusal\":null}");
+    return;
+  }
+  out->append("{\"tokens\":[").append(tokens_);
+  out->append("],\"token_logprobs\":[").append(logprobs_);
+  out->append("],\"top_logprobs\":[").append(top_);
+  out->append("],\"text_offset\":[").append(offsets_).append("]}");
+}
+
 void AppendChatLogprobs(const std::vector<engine::TokenLogprobs>& tokens,
                         const engine::Tokenizer& tokenizer, std::string* out) {
-  out->append("{\"content\":[");
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    if (i > 0) out->push_back(',');
-    AppendChatToken(tokens[i].sampled, tokenizer, out);
-    out->append(",\"top_logprobs\":[");
-    for (size_t k = 0; k < tokens[i].top.size(); ++k) {
-      if (k > 0) out->push_back(',');
-      AppendChatToken(tokens[i].top[k], tokenizer, out);
-      out->push_back('}');
-    }
-    out->append("]}");
-  }
-  out->append("],\"refusal\":null}");
+  LogprobsText text(/*chat=*/true);
+  text.Append(tokens, tokenizer);
+  text.Finish(out);
 }
 
 void AppendCompletionLogprobs(const std::vector<engine::TokenLogprobs>& tokens,
                               const engine::Tokenizer& tokenizer, int64_t* text_offset,
                               std::string* out) {
-  std::string names;
-  std::string logprobs;
-  std::string top;
-  std::string offsets;
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    if (i > 0) {
-      for (std::string* part : {&names, &logprobs, &top, &offsets}) part->push_back(',');
-    }
-    const std::string text = TokenText(tokens[i].sampled.token_id, tokenizer);
-    AppendJsonString(text, &names);
-    AppendLogprob(tokens[i].sampled.logprob, &logprobs);
-    AppendTopAsObject(tokens[i], tokenizer, &top);
-    offsets.append(std::to_string(*text_offset));
-    *text_offset += CountCharacters(text);
-  }
-  fmt::format_to(
-      std::back_inserter(*out),
-      "{{\"tokens\":[{}],\"token_logprobs\":[{}],\"top_logprobs\":[{}],\"text_offset\":[{}]}}",
-      names, logprobs, top, offsets);
+  LogprobsText text(/*chat=*/false, *text_offset);
+  text.Append(tokens, tokenizer);
+  text.Finish(out);
+  *text_offset = text.text_offset();
 }
 
 }  // namespace nibble::server

@@ -205,45 +205,49 @@ class StreamSink final : public SinkBase {
   std::vector<int64_t> text_offsets_;  // of each choice, in characters
 };
 
+// Each choice is kept as JSON and grown delta by delta, so that the last delta, which the engine
+// thread brings, only joins texts.
 class WholeSink final : public SinkBase {
  public:
   WholeSink(AnswerOptions options, const engine::Tokenizer* tokenizer,
             std::shared_ptr<HttpResponder> responder)
       : SinkBase(std::move(options), tokenizer, std::move(responder)),
-        choices_(static_cast<size_t>(options_.num_choices)) {}
+        choices_(static_cast<size_t>(options_.num_choices), Choice(options_.chat)) {}
 
  private:
+  struct Choice {
+    explicit Choice(bool chat) : logprobs(chat) {}
+    std::string text;  // escaped, without quotes
+    LogprobsText logprobs;
+    std::string finish;
+  };
+
   void HandleDelta(int index, RequestOutput output) override {
-    RequestOutput& choice = choices_[static_cast<size_t>(index)];
-    choice.text.append(output.text);
-    choice.logprobs.insert(choice.logprobs.end(), std::make_move_iterator(output.logprobs.begin()),
-                           std::make_move_iterator(output.logprobs.end()));
-    choice.finish_reason = output.finish_reason;
-    choice.stop_reason = std::move(output.stop_reason);
+    Choice& choice = choices_[static_cast<size_t>(index)];
+    AppendJsonEscaped(output.text, &choice.text);
+    if (options_.logprobs) choice.logprobs.Append(output.logprobs, *tokenizer_);
+    if (output.finish_reason.has_value()) AppendFinish(output, &choice.finish);
     if (!all_finished()) return;
     responder_->Send(200, kJson, FormatAnswer(), options_.http_headers);
+    choices_.clear();
     End();
   }
 
   std::string FormatAnswer() const {
     std::string json = prefix_ + ",\"choices\":[";
     for (size_t i = 0; i < choices_.size(); ++i) {
-      const RequestOutput& choice = choices_[i];
+      const Choice& choice = choices_[i];
       fmt::format_to(std::back_inserter(json), "{}{{\"index\":{},", i == 0 ? "" : ",", i);
-      json.append(options_.chat ? "\"message\":{\"role\":\"assistant\",\"content\":" : "\"text\":");
-      AppendJsonString(choice.text, &json);
-      json.append(options_.chat ? ",\"refusal\":null},\"logprobs\":" : ",\"logprobs\":");
-      int64_t text_offset = 0;
-      if (!options_.logprobs) {
-        json.append("null");
-      } else if (options_.chat) {
-        AppendChatLogprobs(choice.logprobs, *tokenizer_, &json);
+      json.append(options_.chat ? "\"message\":{\"role\":\"assistant\",\"content\":\""
+                                : "\"text\":\"");
+      json.append(choice.text);
+      json.append(options_.chat ? "\",\"refusal\":null},\"logprobs\":" : "\",\"logprobs\":");
+      if (options_.logprobs) {
+        choice.logprobs.Finish(&json);
       } else {
-        AppendCompletionLogprobs(choice.logprobs, *tokenizer_, &text_offset, &json);
+        json.append("null");
       }
-      json.push_back(',');
-      AppendFinish(choice, &json);
-      json.push_back('}');
+      json.append(",").append(choice.finish).append("}");
     }
     json.append("],");
     AppendUsage(usage_, &json);
@@ -255,7 +259,7 @@ class WholeSink final : public SinkBase {
     SendError(responder_.get(), status, options_.http_headers);
   }
 
-  std::vector<RequestOutput> choices_;  // accumulated
+  std::vector<Choice> choices_;
 };
 
 }  // namespace

@@ -46,12 +46,16 @@ void AppendEscaped(std::string_view text, std::string* out) {
 
 void AppendJsonString(std::string_view text, std::string* out) {
   out->push_back('"');
+  AppendJsonEscaped(text, out);
+  out->push_back('"');
+}
+
+void AppendJsonEscaped(std::string_view text, std::string* out) {
   if (IsValidUtf8(text)) {
     AppendEscaped(text, out);
   } else {
     AppendEscaped(ReplaceInvalidUtf8(text), out);
   }
-  out->push_back('"');
 }
 
 std::string FormatAnswerHeader(const AnswerHeader& header) {

@@ -18,6 +18,8 @@ namespace nibble::server {
 
 // `text` quoted and escaped. Invalid UTF-8 becomes U+FFFD, so the result is always valid JSON.
 void AppendJsonString(std::string_view text, std::string* out);
+// The same without the quotes: parts may be appended one by one, if none ends inside a character.
+void AppendJsonEscaped(std::string_view text, std::string* out);
 // Shortest text that reads back as the same float; JSON knows no infinity, so below -9999 (and NaN)
 // is -9999, as vLLM writes it.
 void AppendLogprob(float value, std::string* out);
@@ -53,6 +55,28 @@ void AppendChatLogprobs(const std::vector<engine::TokenLogprobs>& tokens,
 void AppendCompletionLogprobs(const std::vector<engine::TokenLogprobs>& tokens,
                               const engine::Tokenizer& tokenizer, int64_t* text_offset,
                               std::string* out);
+
+// Either of these two, grown as the tokens come.
+class LogprobsText {
+ public:
+  explicit LogprobsText(bool chat, int64_t text_offset = 0)
+      : chat_(chat), text_offset_(text_offset) {}
+  void Append(const std::vector<engine::TokenLogprobs>& tokens, const engine::Tokenizer& tokenizer);
+  void Finish(std::string* out) const;
+  int64_t text_offset() const { return text_offset_; }
+
+ private:
+  void AppendChat(const engine::TokenLogprobs& token, const engine::Tokenizer& tokenizer);
+  void AppendCompletion(const engine::TokenLogprobs& token, const engine::Tokenizer& tokenizer);
+
+  bool chat_;
+  int64_t text_offset_;
+  // Elements of the lists, joined by commas; a chat has the first only.
+  std::string tokens_;
+  std::string logprobs_;
+  std::string top_;
+  std::string offsets_;
+};
 
 // "data: <json>\n\n"
 std::string SseEvent(std::string_view json);

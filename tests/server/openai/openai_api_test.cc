@@ -291,6 +291,31 @@ TEST_F(OpenAiApiTest, StreamsLogprobsEvenOfHeldBackText) {
   EXPECT_EQ(events[2]["choices"][0]["delta"]["content"], "é");
 }
 
+TEST_F(OpenAiApiTest, WholeAnswersGrowDeltaByDelta) {
+  for (const bool chat : {true, false}) {
+    RawClient client(server_->port());
+    client.Send(chat ? Post("/v1/chat/completions", ChatBody(R"(,"logprobs":true)"))
+                     : Post("/v1/completions", R"({"prompt":"x","logprobs":0})"));
+    const engine::RequestId id = chat ? 0 : 1;
+    WaitForRequests(id + 1);
+    for (const char c : {'a', '"', '\n'}) {
+      engine_.Emit(id, {.text = std::string(1, c),
+                        .logprobs = {{.sampled = {.token_id = c, .logprob = -1.0F}}}});
+    }
+    engine_.Emit(id, {.finish_reason = FinishReason::kLength});
+    const json choice = Response(&client).second["choices"][0];
+    EXPECT_EQ(chat ? choice["message"]["content"] : choice["text"], "a\"\n");
+    EXPECT_EQ(choice["finish_reason"], "length");
+    if (chat) {
+      ASSERT_EQ(choice["logprobs"]["content"].size(), 3);
+      EXPECT_EQ(choice["logprobs"]["content"][2]["token"], "\n");
+    } else {
+      EXPECT_EQ(choice["logprobs"]["text_offset"], json({0, 1, 2}));
+      EXPECT_EQ(choice["logprobs"]["tokens"], json({"a", "\"", "\n"}));
+    }
+  }
+}
+
 TEST_F(OpenAiApiTest, IdsAreUnique) {
   std::set<std::string> ids;
   for (size_t i = 0; i < 5; ++i) {
