@@ -37,10 +37,13 @@ absl::StatusOr<KvSize> SizeKvCache(const server::ServeConfig& config, const engi
   const int64_t blocks_per_seq = (max_model_len + config.block_size - 1) / config.block_size;
   const bool given = config.kv_cache_memory_bytes > 0;
   const int64_t budget = given ? config.kv_cache_memory_bytes : engine::AvailableMemoryBytes() / 4;
+  const char* remedy =
+      given ? "a larger --kv-cache-memory-bytes" : "a machine with more free memory";
   int64_t num_blocks = budget / block_bytes;
   if (num_blocks == 0) {
-    return ResourceExhausted("a KV cache of {} does not hold one block of {} tokens: {}",
-                             HumanBytes(budget), config.block_size, HumanBytes(block_bytes));
+    return ResourceExhausted(
+        "a KV cache of {} does not hold one block of {} tokens, which needs {}: use {}",
+        HumanBytes(budget), config.block_size, HumanBytes(block_bytes), remedy);
   }
   if (!given) num_blocks = std::min(num_blocks, blocks_per_seq * config.max_num_seqs);
   if (num_blocks < blocks_per_seq) {
@@ -49,8 +52,7 @@ absl::StatusOr<KvSize> SizeKvCache(const server::ServeConfig& config, const engi
         "--max-model-len {} or less, "
         "or {}",
         HumanBytes(budget), num_blocks * config.block_size, max_model_len,
-        HumanBytes(blocks_per_seq * block_bytes), num_blocks * config.block_size,
-        given ? "a larger --kv-cache-memory-bytes" : "a machine with more free memory");
+        HumanBytes(blocks_per_seq * block_bytes), num_blocks * config.block_size, remedy);
   }
   return KvSize{num_blocks, num_blocks * block_bytes};
 }
