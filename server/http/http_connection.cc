@@ -392,17 +392,15 @@ void Connection::BeginAnswer(Exchange::Info info) {
 }
 
 void Connection::OnExchangeReady() {
-  if (state_ == State::kAnswering && !writing_) WriteNext();
+  if (state_ != State::kAnswering) return;
+  // An aborted answer does not wait for a write that the client may never take.
+  if (exchange_->aborted()) return Abort();
+  if (!writing_) WriteNext();
 }
 
 void Connection::WriteNext() {
+  if (exchange_->aborted()) return Abort();
   Exchange::Taken taken = exchange_->Take();
-  if (taken.aborted) {
-    // A reset, because at the end of an HTTP/1.0 body an ordinary close would look complete.
-    error_code ignored;
-    socket_.set_option(asio::socket_base::linger(true, 0), ignored);
-    return Close();
-  }
   output_ = std::move(taken.bytes);
   output_offset_ = 0;
   if (!output_.empty()) {
@@ -411,6 +409,13 @@ void Connection::WriteNext() {
   }
   ClearDeadline();
   if (taken.finished) OnAnswerDone(taken.close);
+}
+
+void Connection::Abort() {
+  // A reset, because at the end of an HTTP/1.0 body an ordinary close would look complete.
+  error_code ignored;
+  socket_.set_option(asio::socket_base::linger(true, 0), ignored);
+  Close();
 }
 
 void Connection::WriteSome() {

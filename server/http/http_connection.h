@@ -129,6 +129,7 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
 
   void OnExchangeReady() override;
   void WriteNext();
+  void Abort();
   void WriteSome();
   void OnAnswerDone(bool close);
   void Observe();

@@ -176,6 +176,11 @@ void Exchange::OnResponderDropped() {
   Send(500, content_type, body, {});  // does nothing if a stream had begun
 }
 
+bool Exchange::aborted() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return state_ == State::kAborted;
+}
+
 bool Exchange::complete() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return state_ == State::kFinished;
@@ -187,7 +192,6 @@ Exchange::Taken Exchange::Take() {
   std::string& from = outbox_.empty() ? large_body_ : outbox_;
   taken.bytes = std::exchange(from, std::string());
   taken.finished = state_ == State::kFinished && large_body_.empty();
-  taken.aborted = state_ == State::kAborted;
   taken.close = close_;
   return taken;
 }

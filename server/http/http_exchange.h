@@ -74,7 +74,6 @@ class Exchange final : public std::enable_shared_from_this<Exchange> {
   struct Taken {
     std::string bytes;
     bool finished = false;  // nothing comes after `bytes`
-    bool aborted = false;   // the answer will never be whole: close without its end
     bool close = false;     // after the answer, close
   };
   Taken Take();
@@ -84,6 +83,7 @@ class Exchange final : public std::enable_shared_from_this<Exchange> {
   void Detach();
   const Info& info() const { return info_; }
   bool complete() const;  // the whole answer was queued
+  bool aborted() const;   // the answer will never be whole: close without its end
   int status() const;     // 0 before there is one
 
  private:
