@@ -394,8 +394,7 @@ void Connection::BeginAnswer(Exchange::Info info) {
 void Connection::OnExchangeReady() {
   if (state_ != State::kAnswering) return;
   // An aborted answer does not wait for a write that the client may never take.
-  if (exchange_->aborted()) return Abort();
-  if (!writing_) WriteNext();
+  if (!writing_ || exchange_->aborted()) WriteNext();
 }
 
 void Connection::WriteNext() {
@@ -455,9 +454,9 @@ void Connection::OnAnswerDone(bool close) {
 void Connection::Observe() {
   if (!server_->observer) return;
   const Exchange::Info& info = exchange_->info();
-  const int status = exchange_->status();
+  const int status = exchange_->status() == 0 ? 499 : exchange_->status();
   const std::chrono::duration<double> elapsed = steady_clock::now() - info.start;
-  server_->observer(info.route, info.method, status == 0 ? 499 : status, elapsed.count());
+  server_->observer(info.route, info.method, status, elapsed.count());
 }
 
 void Connection::Linger() {
