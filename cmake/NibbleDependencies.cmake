@@ -23,6 +23,13 @@ add_library(nibble::utf8proc ALIAS nibble_utf8proc)
 
 if(NIBBLE_SERVER)
   find_package(Boost 1.81 REQUIRED)          # Beast: HTTP
+  add_library(nibble_beast INTERFACE)
+  target_link_libraries(nibble_beast INTERFACE Boost::headers)
+  if(NIBBLE_SANITIZE STREQUAL "thread" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # Asio has a fence that ThreadSanitizer does not model; what it orders is ordered by mutexes too.
+    target_compile_options(nibble_beast INTERFACE -Wno-tsan)
+  endif()
+  add_library(nibble::beast ALIAS nibble_beast)
 endif()
 if(NIBBLE_SERVER AND NIBBLE_GRPC)
   find_package(OpenSSL REQUIRED)             # gRPC's CMake package asks for it
