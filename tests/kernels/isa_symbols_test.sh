@@ -19,7 +19,8 @@ fi
 failed=0
 for object in $objects; do
   # Lower-case w and v are references without a definition; lower-case u is a unique definition.
-  weak=$("$nm" -C "$object" | grep -E '^[0-9a-fA-F]+ [VWu] ' || true)
+  # DW.ref.* is a pointer to the exception personality, no code.
+  weak=$("$nm" -C "$object" | grep -E '^[0-9a-fA-F]+ [VWu] ' | grep -v ' DW\.ref\.' || true)
   if [ -n "$weak" ]; then
     echo "$object defines weak symbols:" >&2
     echo "$weak" >&2
