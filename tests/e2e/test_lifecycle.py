@@ -60,10 +60,10 @@ def test_tokenize_and_detokenize(server, reference):
 
 
 def test_sigterm_drains(nibble):
-    server = Server(nibble, "--dtype", "float32")
-    # Twenty long choices: seconds of work, so that the drain can be watched.
-    connection = server.connection()
-    connection.request("POST", "/v1/completions", '{"model": "stories-llama", "prompt": "Once", "max_tokens": 2000, '
+    server = Server(nibble, "--dtype", "float32", "--shutdown-timeout", "600")
+    # Twenty choices: seconds of work, so that the drain can be watched.
+    connection = server.connection(timeout=600)
+    connection.request("POST", "/v1/completions", '{"model": "stories-llama", "prompt": "Once", "max_tokens": 600, '
                        '"ignore_eos": true, "stream": true, "n": 20}', {"Content-Type": "application/json"})
     response = connection.getresponse()
     response.read(200)
