@@ -36,8 +36,9 @@ absl::Status CheckOutput(const std::string& output, bool overwrite) {
   if (error) return Failed(output, "read", error.message());
   if (empty) return absl::OkStatus();
   if (!overwrite) {
-    return absl::AlreadyExistsError(
-        fmt::format("{}: exists and is not empty; choose another folder, or --overwrite to replace a model", output));
+    return absl::AlreadyExistsError(fmt::format(
+        "{}: exists and is not empty; choose another folder, or --overwrite to replace a model",
+        output));
   }
   if (!fs::exists(output + "/config.json", error)) {
     return absl::AlreadyExistsError(fmt::format(

@@ -46,8 +46,8 @@ struct Int4Weight {
 
 // How group scales enter the arithmetic (reference: Integer Scale, arXiv:2405.14597).
 enum class ScaleForm {
-  kFolded,  // scales[n, g] = S * c[n], S integer in 1..16 or -15..-1, multiplied into the code
-            // while unpacking: (code - 8) * S in -128..120
+  kFolded,   // scales[n, g] = S * c[n], S integer in 1..16 or -15..-1, multiplied into the code
+             // while unpacking: (code - 8) * S in -128..120
   kInteger,  // scales[n, g] ~ S * c[n], S an 8-bit integer, per-group int32 sums times S, codes
              // exact
   kFloat,  // float scale per group, one int-to-float conversion per group and output: the baseline
