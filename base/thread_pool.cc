@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <new>
+#include <utility>
 
 #include "base/cgroup.h"
 #include "base/check.h"
@@ -34,12 +35,23 @@ bool SpinUntil(const Done& done) {
   return false;
 }
 
+// A mask that cannot be had, because the CPU is gone or not this process's, changes nothing.
+void BindThread(int cpu) {
+  if (cpu < 0 || cpu >= CPU_SETSIZE) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  sched_setaffinity(0, sizeof(set), &set);
+}
+
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads, std::vector<int> cpus)
+    : cpus_(std::move(cpus)), shares_(new Share[static_cast<size_t>(std::max(1, num_threads))]) {
   NIBBLE_CHECK_GE(num_threads, 1);
+  if (!cpus_.empty()) NIBBLE_CHECK_EQ(cpus_.size(), static_cast<size_t>(num_threads));
   workers_.reserve(static_cast<size_t>(num_threads - 1));
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { WorkerMain(); });
+  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { WorkerMain(i); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -47,6 +59,21 @@ ThreadPool::~ThreadPool() {
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
   for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::BindCaller() const {
+  if (!cpus_.empty()) BindThread(cpus_[0]);
+}
+
+std::vector<int> ThreadPool::CpusToBind(int num_threads) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0 || CPU_COUNT(&set) != num_threads) return {};
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  }
+  return cpus;
 }
 
 int ThreadPool::HostThreads() {
@@ -65,14 +92,20 @@ void ThreadPool::Dispatch(int64_t count, int64_t grain, const void* context, Bod
   body_ = body;
   count_ = count;
   grain_ = grain;
-  next_.store(0, std::memory_order_relaxed);
-  if (workers_.empty() || count <= grain) {
-    TakePieces();
+  const int64_t num_pieces = count / grain + (count % grain != 0 ? 1 : 0);
+  const int64_t num_shares = num_threads();
+  for (int64_t i = 0; i < num_shares; ++i) {
+    shares_[static_cast<size_t>(i)].next.store(num_pieces * i / num_shares,
+                                               std::memory_order_relaxed);
+    shares_[static_cast<size_t>(i)].end = num_pieces * (i + 1) / num_shares;
+  }
+  if (workers_.empty() || num_pieces <= 1) {
+    TakePieces(0);
   } else {
     num_active_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();
-    TakePieces();
+    TakePieces(0);
     const auto all_left = [this] { return num_active_.load(std::memory_order_acquire) == 0; };
     while (!SpinUntil(all_left)) {
       const int active = num_active_.load(std::memory_order_acquire);
@@ -84,20 +117,32 @@ void ThreadPool::Dispatch(int64_t count, int64_t grain, const void* context, Bod
   if (out_of_memory) throw std::bad_alloc();
 }
 
-void ThreadPool::TakePieces() noexcept {
+void ThreadPool::TakePieces(int thread_idx) noexcept {
+  const int num_shares = num_threads();
   try {
-    for (;;) {
-      const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-      if (begin >= count_) return;
-      body_(context_, begin, std::min(count_, begin + grain_));
+    for (int i = 0; i < num_shares; ++i) {
+      TakeFrom(&shares_[static_cast<size_t>((thread_idx + i) % num_shares)]);
     }
   } catch (const std::bad_alloc&) {
     out_of_memory_.store(true, std::memory_order_relaxed);  // seen by Dispatch through num_active_
-    next_.store(count_, std::memory_order_relaxed);
+    for (int i = 0; i < num_shares; ++i) {
+      Share& share = shares_[static_cast<size_t>(i)];
+      share.next.store(share.end, std::memory_order_relaxed);
+    }
   }
 }
 
-void ThreadPool::WorkerMain() {
+void ThreadPool::TakeFrom(Share* share) {
+  for (;;) {
+    const int64_t piece = share->next.fetch_add(1, std::memory_order_relaxed);
+    if (piece >= share->end) return;
+    const int64_t begin = piece * grain_;
+    body_(context_, begin, begin + std::min(grain_, count_ - begin));
+  }
+}
+
+void ThreadPool::WorkerMain(int thread_idx) {
+  if (!cpus_.empty()) BindThread(cpus_[static_cast<size_t>(thread_idx)]);
   uint32_t seen = 0;
   for (;;) {
     const auto next_loop = [this, seen] { return epoch_.load(std::memory_order_acquire) != seen; };
@@ -105,7 +150,7 @@ void ThreadPool::WorkerMain() {
     // Dispatch waits for every worker before the next loop, so the epoch moved by exactly one.
     ++seen;
     if (stopping_.load(std::memory_order_relaxed)) return;
-    TakePieces();
+    TakePieces(thread_idx);
     if (num_active_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_active_.notify_one();
   }
 }

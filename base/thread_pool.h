@@ -8,8 +8,12 @@
 //
 // Workers spin for some microseconds after a loop, then park on a futex: a server that spins at
 // barriers starves when it shares its cores. One loop at a time: ParallelFor may be called from any
-// thread, but calls must not overlap or nest (checked). What a loop computes must not depend on how
-// its range was cut: pieces are handed out dynamically.
+// thread, but calls must not overlap or nest (checked).
+//
+// Every thread first works through a share of the range of its own, the same for equal counts, so
+// that it meets the memory again that it touched first and its reads are one stream; who is done
+// takes pieces from the others, so that a thread that lost its CPU holds up one piece and no more.
+// What a loop computes must therefore not depend on how its range was cut.
 //
 // A body may run out of memory (std::bad_alloc, on any thread): pieces not yet begun are dropped,
 // and ParallelFor throws std::bad_alloc to its caller once all threads have left the loop. No other
@@ -27,8 +31,9 @@ namespace nibble {
 
 class ThreadPool {
  public:
-  // `num_threads` >= 1, the calling thread included.
-  explicit ThreadPool(int num_threads);
+  // `num_threads` >= 1, the calling thread included. With `cpus` (empty, or one of each thread's)
+  // worker i runs on cpus[i] alone; a CPU that is refused by the system is left to its choice.
+  explicit ThreadPool(int num_threads, std::vector<int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -46,6 +51,14 @@ class ThreadPool {
     });
   }
 
+  // Binds the calling thread to cpus[0], when CPUs were given: for the thread that will run the
+  // loops, and none else, as threads that it starts later inherit the binding.
+  void BindCaller() const;
+
+  // The CPUs for `num_threads` threads of a process that has the machine, or its control group, for
+  // itself: all of its affinity mask. Empty when there are more or fewer than that: two servers
+  // that both took the first CPUs would share them while others idle.
+  static std::vector<int> CpusToBind(int num_threads);
   // Threads this process has CPUs for: its affinity mask, or its control group's quota when that is
   // less. More would be stopped for most of each period, and every loop waits for its last thread.
   static int HostThreads();
@@ -53,9 +66,16 @@ class ThreadPool {
  private:
   using BodyFunction = void (*)(const void* context, int64_t begin, int64_t end);
 
+  // A thread's share of the range: pieces next..end - 1.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   void Dispatch(int64_t count, int64_t grain, const void* context, BodyFunction body);
-  void WorkerMain();
-  void TakePieces() noexcept;
+  void WorkerMain(int thread_idx);
+  void TakePieces(int thread_idx) noexcept;
+  void TakeFrom(Share* share);
 
   // The loop in progress. Written by Dispatch before it raises `epoch_`, read by workers after they
   // saw it.
@@ -64,7 +84,8 @@ class ThreadPool {
   int64_t count_ = 0;
   int64_t grain_ = 1;
 
-  alignas(64) std::atomic<int64_t> next_{0};    // first index not handed out
+  const std::vector<int> cpus_;
+  const std::unique_ptr<Share[]> shares_;       // [num_threads]
   alignas(64) std::atomic<uint32_t> epoch_{0};  // raised once per loop; workers wait on it
   alignas(64) std::atomic<int> num_active_{0};  // workers that have not finished the loop
   std::atomic<bool> busy_{false};

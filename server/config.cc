@@ -9,6 +9,8 @@
 
 #include "fmt/ranges.h"
 
+#include "base/cpu_list.h"
+
 namespace nibble::server {
 namespace {
 
@@ -36,6 +38,16 @@ void ModelOptions::Validate(std::vector<std::string>* violations) const {
   CheckChoice("--dtype", dtype, {"auto", "float32", "bfloat16", "float16"}, violations);
   CheckChoice("--quantization", quantization, {"none", "w4a8", "w4a16"}, violations);
   CheckRange("--threads", threads, 0, 1024, violations);
+  if (cpu_binding != "auto" && cpu_binding != "none") {
+    const auto cpus = ParseCpuList(cpu_binding);
+    if (!cpus.ok()) {
+      violations->push_back(
+          fmt::format("--cpu-binding: {}; or auto, none", std::string(cpus.status().message())));
+    } else if (threads > 0 && cpus->size() != static_cast<size_t>(threads)) {
+      violations->push_back(fmt::format(
+          "--cpu-binding names {} CPUs, --threads is {}: want one each", cpus->size(), threads));
+    }
+  }
 }
 
 absl::Status ServeConfig::Validate() const {

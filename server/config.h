@@ -21,6 +21,9 @@ struct ModelOptions {
   std::string dtype = "auto";         // auto (the checkpoint's), float32, bfloat16, float16
   std::string quantization = "none";  // none, w4a8, w4a16
   int threads = 0;                    // compute threads; 0: every CPU this process may run on
+  // Where they run: auto (bound one to a CPU when they are as many as the process has), none, or a
+  // CPU list with one CPU for each.
+  std::string cpu_binding = "auto";
 
   void Validate(std::vector<std::string>* violations) const;
 };

@@ -126,6 +126,10 @@ absl::Status LocalExecutor::CheckSize(const StepPlan& plan) const {
 }
 
 absl::StatusOr<StepOutput> LocalExecutor::Execute(const StepPlan& plan) {
+  if (std::this_thread::get_id() != caller_) {
+    pool_->BindCaller();
+    caller_ = std::this_thread::get_id();
+  }
   const int64_t vocab_size = model_->config().vocab_size;
   NIBBLE_RETURN_IF_ERROR(CheckSize(plan));
   NIBBLE_RETURN_IF_ERROR(CheckSampling(plan, vocab_size));

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <thread>
 
 #include "base/status.h"
 #include "base/thread_pool.h"
@@ -48,6 +49,7 @@ class LocalExecutor final : public Executor {
   AlignedBuffer<float> logits_;  // [max_num_seqs, vocab_size]
   const LocalExecutorOptions options_;
   ThreadPool* pool_;
+  std::thread::id caller_;  // of the last Execute(), bound to the pool's first CPU
 };
 
 }  // namespace nibble::engine

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/clock.h"
+#include "base/cpu_list.h"
 #include "server/cli/progress.h"
 
 namespace nibble::cli {
@@ -62,6 +63,12 @@ absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options) {
   DeviceChoice choice;
   NIBBLE_ASSIGN_OR_RETURN(choice.isa, ChooseIsa());
   choice.threads = options.threads > 0 ? options.threads : ThreadPool::HostThreads();
+  if (options.cpu_binding == "auto") {
+    choice.cpus = ThreadPool::CpusToBind(choice.threads);
+  } else if (options.cpu_binding != "none") {
+    NIBBLE_ASSIGN_OR_RETURN(choice.cpus, ParseCpuList(options.cpu_binding));
+    choice.threads = static_cast<int>(choice.cpus.size());
+  }
   choice.device = "cpu";
   choice.reason = options.device == "cpu" ? "--device cpu" : "this build has no CUDA engine";
   return choice;
@@ -73,7 +80,7 @@ absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(loaded.device, ChooseDevice(options));
   const int64_t start_ns = Clock::Monotonic().NowNs();
   NIBBLE_ASSIGN_OR_RETURN(loaded.tokenizer, engine::Tokenizer::Load(options.model));
-  loaded.pool = std::make_unique<ThreadPool>(loaded.device.threads);
+  loaded.pool = std::make_unique<ThreadPool>(loaded.device.threads, loaded.device.cpus);
   Progress progress("loading weights", "MB", {.divisor = 1'000'000});
   engine::LoadOptions load;
   load.dtype = ParseDType(options.dtype);

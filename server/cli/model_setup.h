@@ -23,6 +23,7 @@ namespace nibble::cli {
 struct DeviceChoice {
   Isa isa = Isa::kRef;
   int threads = 1;
+  std::vector<int> cpus;  // one for each thread, or empty: the system chooses
   std::string device;  // "cpu"
   std::string reason;  // "no CUDA engine in this build", "--device cpu"
 };

@@ -32,6 +32,10 @@ void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
       ->capture_default_str();
   app->add_option("--threads", options->threads, "compute threads (0: all CPUs of this process)")
       ->capture_default_str();
+  app->add_option("--cpu-binding", options->cpu_binding,
+                  "CPUs of the compute threads: auto (one each when there are as many as threads), "
+                  "none, or a list such as 0-3,8")
+      ->capture_default_str();
 }
 
 void AddServe(CLI::App* app, server::ServeConfig* config) {

@@ -207,11 +207,12 @@ std::string ServingStack::Banner() const {
   std::string banner = fmt::format(
       "nibble {} is ready after {:.1f} s\n"
       "  model      {} ({})\n"
-      "  device     {}: {}, {}, {} threads ({})\n"
+      "  device     {}: {}, {}, {} threads{} ({})\n"
       "  KV cache   {} tokens ({}), sequences of up to {} tokens\n"
       "  HTTP       {}/v1\n",
       kVersion, load_seconds_, config_.served_model_name, model_summary_, device_.device,
-      HostCpuFeatures().name, ToString(device_.isa), device_.threads, device_.reason, kv_tokens_,
+      HostCpuFeatures().name, ToString(device_.isa), device_.threads,
+      device_.cpus.empty() ? "" : ", one to a CPU", device_.reason, kv_tokens_,
       HumanBytes(kv_bytes_), max_model_len_, url);
   if (grpc_ != nullptr)
     banner += fmt::format("  gRPC       {}:{} (nibble.v1.Nibble)\n", host, grpc_->port());

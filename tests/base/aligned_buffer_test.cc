@@ -4,6 +4,8 @@
 #include "base/aligned_buffer.h"
 
 #include <cstdint>
+#include <cstring>
+#include <new>
 #include <utility>
 
 #include "gtest/gtest.h"
@@ -16,6 +18,29 @@ TEST(AlignedBufferTest, IsAlignedAndZeroedWhenAsked) {
   EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % AlignedBuffer<int16_t>::kAlignment, 0U);
   EXPECT_EQ(buffer.size_bytes(), 66U);
   for (const int16_t value : buffer) EXPECT_EQ(value, 0);
+}
+
+TEST(AlignedBufferTest, LargeBuffersStartOnHugePagesAndReadAsZeros) {
+  for (const size_t bytes : {kLargeBlockBytes - 64, kLargeBlockBytes, kLargeBlockBytes + 4097}) {
+    // A block that was used before and freed must not show through.
+    std::memset(AlignedBuffer<uint8_t>(bytes).data(), 0xff, bytes);
+    auto buffer = AlignedBuffer<uint8_t>::ZeroPages(bytes);
+    EXPECT_EQ(buffer.size(), bytes);
+    for (const size_t i : {size_t{0}, bytes / 2, bytes - 1}) EXPECT_EQ(buffer[i], 0) << i;
+    std::memset(buffer.data(), 1, bytes);
+    EXPECT_EQ(buffer[bytes - 1], 1);
+#if !defined(__SANITIZE_ADDRESS__)
+    if (bytes >= kLargeBlockBytes) {
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % (size_t{2} << 20), 0U);
+    }
+#endif
+  }
+  EXPECT_TRUE(AlignedBuffer<float>::ZeroPages(0).empty());
+}
+
+TEST(AlignedBufferTest, MoreThanThereCanBeIsBadAlloc) {
+  EXPECT_THROW(AlignedBuffer<double>(SIZE_MAX / 4), std::bad_alloc);
+  EXPECT_THROW(AlignedBuffer<double>::ZeroPages(size_t{1} << 50), std::bad_alloc);
 }
 
 // Moves must not leave a size behind a pointer that is gone.

@@ -3,6 +3,8 @@
 
 #include "base/thread_pool.h"
 
+#include <sched.h>
+
 #include <atomic>
 #include <chrono>
 #include <new>
@@ -52,6 +54,68 @@ TEST_P(ThreadPoolTest, WorkersWakeUpAfterParking) {
     std::atomic<int64_t> sum{0};
     pool.ParallelFor(100, 1, [&](int64_t begin, int64_t) { sum.fetch_add(begin); });
     EXPECT_EQ(sum.load(), 4950);
+  }
+}
+
+// A thread that is held up keeps the piece it has and no other.
+TEST_P(ThreadPoolTest, OthersTakeOverFromAThreadThatIsHeldUp) {
+  ThreadPool pool(GetParam());
+  std::atomic<int64_t> num_done{0};
+  constexpr int64_t kCount = 64;
+  pool.ParallelFor(kCount, 1, [&](int64_t begin, int64_t) {
+    // The first piece waits for all the others: it would wait for ever if any of them were tied to
+    // its thread.
+    if (begin == 0 && GetParam() > 1) {
+      while (num_done.load() < kCount - 1) std::this_thread::yield();
+    }
+    num_done.fetch_add(1);
+  });
+  EXPECT_EQ(num_done.load(), kCount);
+}
+
+// Equal loops meet the same thread on the same part of the range, as long as none is held up.
+TEST(ThreadPoolTest, EveryThreadStartsWithItsOwnShare) {
+  constexpr int kThreads = 3;
+  ThreadPool pool(kThreads);
+  for (int round = 0; round < 20; ++round) {
+    std::vector<std::thread::id> owners(kThreads);
+    std::atomic<int> num_inside{0};
+    pool.ParallelFor(kThreads * 2, 1, [&](int64_t begin, int64_t) {
+      if (begin % 2 != 0) return;
+      // Nobody leaves its first piece before all are in theirs.
+      owners[static_cast<size_t>(begin / 2)] = std::this_thread::get_id();
+      num_inside.fetch_add(1);
+      while (num_inside.load() < kThreads) std::this_thread::yield();
+    });
+    EXPECT_EQ(owners[0], std::this_thread::get_id());
+    EXPECT_NE(owners[1], owners[2]);
+  }
+}
+
+TEST(ThreadPoolTest, ThreadsAreBoundToTheirCpus) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  ASSERT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+  const int num_cpus = CPU_COUNT(&set);
+  const std::vector<int> cpus = ThreadPool::CpusToBind(num_cpus);
+  ASSERT_EQ(static_cast<int>(cpus.size()), num_cpus);
+  EXPECT_TRUE(ThreadPool::CpusToBind(num_cpus + 1).empty());
+
+  // Also a CPU that does not exist does no harm.
+  for (const int first : {cpus[0], 1 << 20}) {
+    std::thread([&, first] {
+      ThreadPool pool(2, {first, cpus[0]});
+      pool.BindCaller();
+      std::atomic<int> num_inside{0};
+      pool.ParallelFor(2, 1, [&](int64_t begin, int64_t) {
+        num_inside.fetch_add(1);
+        while (num_inside.load() < 2) std::this_thread::yield();
+        cpu_set_t own;
+        CPU_ZERO(&own);
+        EXPECT_EQ(sched_getaffinity(0, sizeof(own), &own), 0);
+        EXPECT_EQ(CPU_COUNT(&own), begin == 0 && first != cpus[0] ? num_cpus : 1);
+      });
+    }).join();
   }
 }
 

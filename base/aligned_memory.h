@@ -1,0 +1,26 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Memory for AlignedBuffer: cache-line aligned; large blocks come straight from the kernel, start
+// on a 2 MiB boundary and ask for huge pages, because weights are read end to end in every step and
+// a 4 KiB page costs an address translation every 64 cache lines. Where huge pages are not allowed
+// (/sys/kernel/mm/transparent_hugepage/enabled: never) these are ordinary pages.
+#pragma once
+
+#include <cstddef>
+
+namespace nibble {
+
+inline constexpr size_t kMemoryAlignment = 64;
+// From here on a block is large.
+inline constexpr size_t kLargeBlockBytes = size_t{4} << 20;
+
+// `bytes` > 0 of indeterminate memory; null when there is none.
+void* AllocateMemory(size_t bytes) noexcept;
+// The same, reading as zeros. Pages of a large block come into being where they are first written:
+// on the memory node of the thread that does it. Until then the process does not have them.
+void* AllocateZeroPages(size_t bytes) noexcept;
+// `bytes` as allocated; null is allowed.
+void FreeMemory(void* memory, size_t bytes) noexcept;
+
+}  // namespace nibble
