@@ -14,8 +14,10 @@ namespace nibble::kernels {
 namespace {
 
 constexpr int64_t kMaxDimension = int64_t{1} << 30;
-// |sum_k a8 * w8| <= 127 * 128 * k with |w8| = |q * S| <= 8 * 16 stays below 2^31 up to here.
-constexpr int64_t kMaxFoldedK = std::numeric_limits<int32_t>::max() / (127 * 128);
+// |sum_k a8 * w8| <= 127 * 128 * k, with |w8| = |q * S| <= 8 * 16 or an int8, stays below 2^31 up
+// to here.
+constexpr int64_t kMaxInt8K = std::numeric_limits<int32_t>::max() / (127 * 128);
+
 std::string_view ToString(ScaleForm form) {
   switch (form) {
     case ScaleForm::kFolded:
@@ -39,9 +41,9 @@ absl::Status CheckW4A8(const GemmDesc& desc) {
         "gemm: group_size {} is neither at most {}, nor a multiple of it, nor the whole k = {}",
         desc.group_size, kMaxPackedGroup, desc.k);
   }
-  if (desc.scale_form == ScaleForm::kFolded && desc.k > kMaxFoldedK) {
+  if (desc.scale_form == ScaleForm::kFolded && desc.k > kMaxInt8K) {
     return Unimplemented("gemm: k is {}, folded scales keep int32 sums up to k = {}", desc.k,
-                         kMaxFoldedK);
+                         kMaxInt8K);
   }
   return absl::OkStatus();
 }
@@ -49,11 +51,16 @@ absl::Status CheckW4A8(const GemmDesc& desc) {
 }  // namespace
 
 std::string ToString(const GemmDesc& desc) {
-  if (desc.format == WeightFormat::kDense) {
-    return fmt::format("dense {} n={} k={}", ToString(desc.storage), desc.n, desc.k);
+  switch (desc.format) {
+    case WeightFormat::kDense:
+      return fmt::format("dense {} n={} k={}", ToString(desc.storage), desc.n, desc.k);
+    case WeightFormat::kW4A8:
+      return fmt::format("w4a8 {} n={} k={} group={}", ToString(desc.scale_form), desc.n, desc.k,
+                         desc.group_size);
+    case WeightFormat::kW8A8:
+      return fmt::format("w8a8 n={} k={}", desc.n, desc.k);
   }
-  return fmt::format("w4a8 {} n={} k={} group={}", ToString(desc.scale_form), desc.n, desc.k,
-                     desc.group_size);
+  return "unknown";
 }
 
 absl::Status Supports(const GemmDesc& desc, Isa isa) {
@@ -64,6 +71,10 @@ absl::Status Supports(const GemmDesc& desc, Isa isa) {
     return InvalidArgument("gemm: k is {}, the range is 1..{}", desc.k, kMaxDimension);
   }
   if (desc.format == WeightFormat::kW4A8) NIBBLE_RETURN_IF_ERROR(CheckW4A8(desc));
+  if (desc.format == WeightFormat::kW8A8 && desc.k > kMaxInt8K) {
+    return Unimplemented("gemm: k is {}, 8-bit weights keep int32 sums up to k = {}", desc.k,
+                         kMaxInt8K);
+  }
   if (ChooseVariant(desc, isa) == nullptr) {
     return Unimplemented("gemm: no {} variant for {}", ToString(isa), ToString(desc));
   }
@@ -110,6 +121,15 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4(const Int4Weight& weight,
   }
   const GemmVariant& variant = *ChooseVariant(desc, isa);
   return variant.pack_int4(variant, desc, source, pool);
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt8(const Int8Weight& weight, Isa isa,
+                                                       ThreadPool* pool) {
+  const GemmDesc desc = {.format = WeightFormat::kW8A8, .n = weight.n, .k = weight.k};
+  NIBBLE_RETURN_IF_ERROR(weight.Validate());
+  NIBBLE_RETURN_IF_ERROR(Supports(desc, isa));
+  const GemmVariant& variant = *ChooseVariant(desc, isa);
+  return variant.pack_int8(variant, desc, weight, pool);
 }
 
 void Run(const PackedWeight& weight, const GemmArgs& args, ThreadPool* pool) {

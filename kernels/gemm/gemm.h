@@ -4,14 +4,16 @@
 // D = A * B^T: the linear layers. A is activations [m, k] (tokens), B is weights [n, k] (output
 // channels), D is [m, n].
 //
-// B is packed once at load for the variant that will run it (PackDense, PackInt4), then shared
-// read-only by all threads. Two families:
-//   dense  A is float; B is stored as float32, bfloat16 or float16 and widened to float while
-//   multiplying. W4A8   A is int8 with one scale per row (kernels/quant/quantize_rows.h); B is 4
-//   bit with group scales
-//            d[m, n] = s_a[m] * c[n] * sum_k a8[m, k] * w8[k, n]
-//          in one of the three scale forms of kernels/quant/int4_weight.h. Integer sums are exact
-//          in int32 (proven per output channel when packing) and bit-equal over all variants.
+// B is packed once at load for the variant that will run it (PackDense, PackInt4, PackInt8), then
+// shared read-only by all threads. Three families:
+//   dense: A is float; B is stored as float32, bfloat16 or float16 and widened to float while
+//     multiplying.
+//   W4A8: A is int8 with one scale per row (kernels/quant/quantize_rows.h); B is 4 bit with group
+//     scales, in one of the three scale forms of kernels/quant/int4_weight.h:
+//       d[m, n] = s_a[m] * c[n] * sum_k a8[m, k] * w8[n, k]
+//   W8A8: the same with w8 stored as it is and one scale per output channel.
+// Integer sums are exact in int32 (proven per output channel when packing) and bit-equal over all
+// variants.
 //
 // Batch invariance: the bits of row m of D depend on row m of A and on B alone, not on m or on the
 // other rows: every variant sums over k in one fixed order, and threads split n and m only.
@@ -26,11 +28,15 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "kernels/quant/int4_weight.h"
+#include "kernels/quant/int8_weight.h"
 #include "kernels/quant/quantize_rows.h"
 
 namespace nibble::kernels {
 
-enum class WeightFormat { kDense, kW4A8 };
+enum class WeightFormat { kDense, kW4A8, kW8A8 };
+
+// W4A8 and W8A8 read GemmArgs.a8, dense weights GemmArgs.a.
+constexpr bool TakesInt8(WeightFormat format) { return format != WeightFormat::kDense; }
 
 struct GemmDesc {
   WeightFormat format = WeightFormat::kDense;
@@ -70,11 +76,15 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackDense(const void* weights, DTy
 absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4(const Int4Weight& weight, ScaleForm form,
                                                        Isa isa, ThreadPool* pool);
 
+// Codes may use all of int8. d = float(sum) * (s_a[m] * scales[n]), then + bias[n].
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt8(const Int8Weight& weight, Isa isa,
+                                                       ThreadPool* pool);
+
 struct GemmArgs {
   int64_t m = 0;                // rows of A and D; 0 is allowed
   const float* a = nullptr;     // dense: [m, a_stride]
   int64_t a_stride = 0;         // elements, >= k
-  QuantizedRows a8;             // W4A8
+  QuantizedRows a8;             // W4A8, W8A8
   const float* bias = nullptr;  // [n] or null; added in float after scaling
   float* d = nullptr;           // [m, d_stride]
   int64_t d_stride = 0;         // elements, >= n

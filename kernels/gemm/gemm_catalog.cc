@@ -7,11 +7,6 @@
 namespace nibble::kernels {
 namespace {
 
-constexpr auto kDense = WeightFormat::kDense;
-constexpr auto kW4A8 = WeightFormat::kW4A8;
-constexpr auto kNoForm = ScaleForm::kFloat;  // not looked at
-constexpr auto kNoStorage = DType::kU8;      // not looked at
-
 // Inner loops. Fields: panel, lanes or tile rows as gemm_kernels.h names them.
 constexpr DenseKernels kDenseF32Avx2 = {32, 8, 3, avx2::DenseF32};
 constexpr DenseKernels kDenseBf16Avx2 = {32, 8, 3, avx2::DenseBf16};
@@ -31,25 +26,44 @@ constexpr Int4Kernels kIntegerAvx512 = {
 constexpr Int4Kernels kFloatAvx512 = {
     32, 12, 12, true, avx512vnni::Int4FewRowsFloat, avx512vnni::Int4ManyRowsFloat};
 
+// Lines of the catalog, one function per family of layouts.
+constexpr GemmVariant DenseRef(std::string_view name, DType storage) {
+  return {.name = name, .storage = storage, .pack_dense = PackDenseRef};
+}
+constexpr GemmVariant Int4Ref(std::string_view name, ScaleForm form) {
+  return {
+      .name = name, .format = WeightFormat::kW4A8, .scale_form = form, .pack_int4 = PackInt4Ref};
+}
+constexpr GemmVariant Int8Ref(std::string_view name) {
+  return {.name = name, .format = WeightFormat::kW8A8, .pack_int8 = PackInt8Ref};
+}
 constexpr GemmVariant Dense(std::string_view name, Isa isa, DType storage,
                             const DenseKernels& kernels) {
-  return {name,     isa,    WeightFormat::kDense, storage, kNoForm, PackDensePanels, nullptr,
-          &kernels, nullptr};
+  return {.name = name,
+          .isa = isa,
+          .storage = storage,
+          .pack_dense = PackDensePanels,
+          .dense_kernels = &kernels};
 }
 constexpr GemmVariant Int4(std::string_view name, Isa isa, ScaleForm form,
                            const Int4Kernels& kernels) {
-  return {name,    isa,     WeightFormat::kW4A8, kNoStorage, form, nullptr, PackInt4Panels,
-          nullptr, &kernels};
+  return {.name = name,
+          .isa = isa,
+          .format = WeightFormat::kW4A8,
+          .scale_form = form,
+          .pack_int4 = PackInt4Panels,
+          .int4_kernels = &kernels};
 }
 
 // Every variant. To add one, add its line (and its pack function, where the layout is new).
 constexpr GemmVariant kCatalog[] = {
-    {"dense_f32_ref", Isa::kRef, kDense, DType::kF32, kNoForm, PackDenseRef, nullptr},
-    {"dense_bf16_ref", Isa::kRef, kDense, DType::kBf16, kNoForm, PackDenseRef, nullptr},
-    {"dense_f16_ref", Isa::kRef, kDense, DType::kF16, kNoForm, PackDenseRef, nullptr},
-    {"w4a8_folded_ref", Isa::kRef, kW4A8, kNoStorage, ScaleForm::kFolded, nullptr, PackInt4Ref},
-    {"w4a8_integer_ref", Isa::kRef, kW4A8, kNoStorage, ScaleForm::kInteger, nullptr, PackInt4Ref},
-    {"w4a8_float_ref", Isa::kRef, kW4A8, kNoStorage, ScaleForm::kFloat, nullptr, PackInt4Ref},
+    DenseRef("dense_f32_ref", DType::kF32),
+    DenseRef("dense_bf16_ref", DType::kBf16),
+    DenseRef("dense_f16_ref", DType::kF16),
+    Int4Ref("w4a8_folded_ref", ScaleForm::kFolded),
+    Int4Ref("w4a8_integer_ref", ScaleForm::kInteger),
+    Int4Ref("w4a8_float_ref", ScaleForm::kFloat),
+    Int8Ref("w8a8_ref"),
 
     Dense("dense_f32_avx2", Isa::kAvx2, DType::kF32, kDenseF32Avx2),
     Dense("dense_bf16_avx2", Isa::kAvx2, DType::kBf16, kDenseBf16Avx2),
@@ -67,6 +81,20 @@ constexpr GemmVariant kCatalog[] = {
     Int4("w4a8_float_avx512vnni", Isa::kAvx512Vnni, ScaleForm::kFloat, kFloatAvx512),
 };
 
+// True when `variant` serves the format of `desc`, on whatever instruction set.
+bool Serves(const GemmVariant& variant, const GemmDesc& desc) {
+  if (variant.format != desc.format) return false;
+  switch (desc.format) {
+    case WeightFormat::kDense:
+      return variant.storage == desc.storage;
+    case WeightFormat::kW4A8:
+      return variant.scale_form == desc.scale_form;
+    case WeightFormat::kW8A8:
+      return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Isa GemmWeight::isa() const { return variant_.isa; }
@@ -76,11 +104,8 @@ std::string GemmWeight::variant_name() const { return std::string(variant_.name)
 const GemmVariant* ChooseVariant(const GemmDesc& desc, Isa isa) {
   const GemmVariant* best = nullptr;
   for (const GemmVariant& variant : kCatalog) {
-    if (variant.format != desc.format || variant.isa > isa) continue;
-    const bool matches = desc.format == WeightFormat::kDense
-                             ? variant.storage == desc.storage
-                             : variant.scale_form == desc.scale_form;
-    if (matches && (best == nullptr || variant.isa > best->isa)) best = &variant;
+    if (variant.isa > isa || !Serves(variant, desc)) continue;
+    if (best == nullptr || variant.isa > best->isa) best = &variant;
   }
   return best;
 }

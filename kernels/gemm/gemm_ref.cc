@@ -104,6 +104,35 @@ class Int4Ref final : public GemmWeight {
   const std::vector<float> channel_;     // [n]
 };
 
+class Int8Ref final : public GemmWeight {
+ public:
+  Int8Ref(const GemmVariant& variant, const GemmDesc& desc, const Int8Weight& weight)
+      : GemmWeight(variant, desc), weight_(weight) {}
+  size_t size_bytes() const override {
+    return weight_.codes.size() + weight_.scales.size() * sizeof(float);
+  }
+
+  // d[m, n] = float(sum_k a8[m, k] * codes[n, k]) * (s_a[m] * scales[n]) + bias[n]
+  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+    pool->ParallelFor(desc_.n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int8_t* codes = weight_.codes.data() + n * desc_.k;
+        for (int64_t m = 0; m < args.m; ++m) {
+          const int8_t* a = args.a8.values + m * args.a8.stride;
+          int64_t acc = 0;
+          for (int64_t k = 0; k < desc_.k; ++k) acc += int64_t{a[k]} * codes[k];
+          const float value = static_cast<float>(acc) *
+                              (args.a8.scales[m] * weight_.scales[static_cast<size_t>(n)]);
+          args.d[m * args.d_stride + n] = args.bias != nullptr ? value + args.bias[n] : value;
+        }
+      }
+    });
+  }
+
+ private:
+  const Int8Weight weight_;
+};
+
 }  // namespace
 
 std::unique_ptr<GemmWeight> PackDenseRef(const GemmVariant& variant, const GemmDesc& desc,
@@ -114,6 +143,11 @@ std::unique_ptr<GemmWeight> PackDenseRef(const GemmVariant& variant, const GemmD
 std::unique_ptr<GemmWeight> PackInt4Ref(const GemmVariant& variant, const GemmDesc& desc,
                                         const Int4Source& source, ThreadPool* /*pool*/) {
   return std::make_unique<Int4Ref>(variant, desc, source);
+}
+
+std::unique_ptr<GemmWeight> PackInt8Ref(const GemmVariant& variant, const GemmDesc& desc,
+                                        const Int8Weight& weight, ThreadPool* /*pool*/) {
+  return std::make_unique<Int8Ref>(variant, desc, weight);
 }
 
 }  // namespace nibble::kernels

@@ -13,7 +13,7 @@
 
 namespace nibble::kernels {
 
-struct GemmVariant;
+struct GemmVariant;  // below
 
 // Weights packed by a variant. Immutable after the pack function returns.
 class GemmWeight : public PackedWeight {
@@ -44,20 +44,26 @@ struct Int4Source {
 
 struct DenseKernels;  // gemm_kernels.h
 struct Int4Kernels;
+struct Int8Kernels;
+
+template <typename Source>
+using PackFunction = std::unique_ptr<GemmWeight> (*)(const GemmVariant&, const GemmDesc&,
+                                                     const Source&, ThreadPool*);
 
 struct GemmVariant {
   std::string_view name;
-  Isa isa;
-  WeightFormat format;
-  DType storage;         // kDense
-  ScaleForm scale_form;  // kW4A8
-  std::unique_ptr<GemmWeight> (*pack_dense)(const GemmVariant&, const GemmDesc&, const DenseSource&,
-                                            ThreadPool*);
-  std::unique_ptr<GemmWeight> (*pack_int4)(const GemmVariant&, const GemmDesc&, const Int4Source&,
-                                           ThreadPool*);
-  // The inner loops and their panel width, for variants that share panel_gemm.cc.
+  Isa isa = Isa::kRef;
+  WeightFormat format = WeightFormat::kDense;
+  DType storage = DType::kU8;                // kDense
+  ScaleForm scale_form = ScaleForm::kFloat;  // kW4A8
+  // The one of the variant's format.
+  PackFunction<DenseSource> pack_dense = nullptr;
+  PackFunction<Int4Source> pack_int4 = nullptr;
+  PackFunction<Int8Weight> pack_int8 = nullptr;
+  // The inner loops and their panel width, for variants that share the panel layouts.
   const DenseKernels* dense_kernels = nullptr;
   const Int4Kernels* int4_kernels = nullptr;
+  const Int8Kernels* int8_kernels = nullptr;
 };
 
 // The variant that runs `desc` on a machine of `isa`: the highest one not above it. Pure; null only
@@ -68,6 +74,8 @@ const GemmVariant* ChooseVariant(const GemmDesc& desc, Isa isa);
 std::unique_ptr<GemmWeight> PackDenseRef(const GemmVariant&, const GemmDesc&, const DenseSource&,
                                          ThreadPool*);
 std::unique_ptr<GemmWeight> PackInt4Ref(const GemmVariant&, const GemmDesc&, const Int4Source&,
+                                        ThreadPool*);
+std::unique_ptr<GemmWeight> PackInt8Ref(const GemmVariant&, const GemmDesc&, const Int8Weight&,
                                         ThreadPool*);
 std::unique_ptr<GemmWeight> PackDensePanels(const GemmVariant&, const GemmDesc&, const DenseSource&,
                                             ThreadPool*);

@@ -17,6 +17,8 @@ TEST(GemmCatalog, ChoosesTheHighestVariantNotAboveTheIsa) {
       .format = WeightFormat::kW4A8, .scale_form = ScaleForm::kInteger, .n = 1, .k = 1};
   EXPECT_EQ(ChooseVariant(int4, Isa::kRef)->name, "w4a8_integer_ref");
   EXPECT_EQ(ChooseVariant(int4, Isa::kAvx2)->name, "w4a8_integer_avx2");
+  const GemmDesc int8 = {.format = WeightFormat::kW8A8, .n = 1, .k = 1};
+  EXPECT_EQ(ChooseVariant(int8, Isa::kRef)->name, "w8a8_ref");
   EXPECT_EQ(ChooseVariant({.storage = DType::kI64}, Isa::kAmx), nullptr);
 }
 
@@ -34,6 +36,7 @@ TEST(GemmCatalog, DescriptionsAreReadable) {
   EXPECT_EQ(ToString(GemmDesc{.storage = DType::kF32, .n = 3, .k = 4}), "dense float32 n=3 k=4");
   EXPECT_EQ(ToString(GemmDesc{.format = WeightFormat::kW4A8, .n = 3, .k = 4}),
             "w4a8 folded n=3 k=4 group=128");
+  EXPECT_EQ(ToString(GemmDesc{.format = WeightFormat::kW8A8, .n = 3, .k = 4}), "w8a8 n=3 k=4");
 }
 
 }  // namespace

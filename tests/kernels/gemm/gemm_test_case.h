@@ -1,10 +1,11 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// What the GEMM tests share: the variants this host can run, activations with poisoned padding and
-// outputs with canaries.
+// What the GEMM tests share: the variants this host can run, activations with poisoned padding,
+// outputs with canaries and their comparison.
 #pragma once
 
+#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
@@ -76,6 +77,86 @@ inline std::vector<float> PaddedNormals(testing::Random* random, int64_t rows, i
     }
   }
   return data;
+}
+
+// Int8 activations [m, k] as QuantizeRows makes them, and a bias for n output channels.
+struct Int8Activations {
+  int64_t k = 0;
+  int64_t stride = 0;
+  std::vector<int8_t> values;
+  std::vector<float> scales;
+  std::vector<int32_t> sums;
+  std::vector<float> bias;
+  int at(int64_t row, int64_t column) const {
+    return values[static_cast<size_t>(row * stride + column)];
+  }
+};
+
+template <typename Value>
+Int8Activations MakeActivations(int64_t m, int64_t k, int64_t padding, const Value& value) {
+  Int8Activations x;
+  x.k = k;
+  x.stride = k + padding;
+  // Whatever lies between rows must not matter.
+  x.values.assign(static_cast<size_t>(m * x.stride), 101);
+  for (int64_t row = 0; row < m; ++row) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < k; ++i) {
+      const auto v = static_cast<int8_t>(value());
+      x.values[static_cast<size_t>(row * x.stride + i)] = v;
+      sum += v;
+    }
+    x.sums.push_back(sum);
+  }
+  return x;
+}
+
+inline Int8Activations RandomActivations(testing::Random* random, int64_t m, int64_t n, int64_t k) {
+  Int8Activations x = MakeActivations(m, k, 3, [&] { return random->Int(-127, 127); });
+  for (int64_t row = 0; row < m; ++row) x.scales.push_back(random->Uniform(0.001F, 0.1F));
+  x.bias = random->Normals(n);
+  return x;
+}
+
+// Every value the same, scales 1, bias 0.
+inline Int8Activations ConstantActivations(int64_t m, int64_t n, int64_t k, int value) {
+  Int8Activations x = MakeActivations(m, k, 0, [=] { return value; });
+  x.scales.assign(static_cast<size_t>(m), 1.0F);
+  x.bias.assign(static_cast<size_t>(n), 0.0F);
+  return x;
+}
+
+// Rows [first, first + m) of the activations times the weight.
+inline Output RunInt8(const PackedWeight& weight, Int8Activations* x, int64_t first, int64_t m,
+                      ThreadPool* pool) {
+  const int64_t n = weight.desc().n;
+  Output d(m, n, n + 5);
+  kernels::Run(weight,
+               {.m = m,
+                .a8 = {x->values.data() + first * x->stride, x->scales.data() + first,
+                       x->sums.data() + first, x->stride},
+                .bias = x->bias.data(),
+                .d = d.data(),
+                .d_stride = d.stride()},
+               pool);
+  EXPECT_TRUE(d.CanariesIntact());
+  return d;
+}
+
+// Rows [0, rows) of `actual` are rows [first, first + rows) of `expected`.
+inline ::testing::AssertionResult SameBits(const Output& actual, int64_t rows, int64_t n,
+                                           const Output& expected, int64_t first = 0) {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t column = 0; column < n; ++column) {
+      const float a = actual.at(m, column);
+      const float e = expected.at(first + m, column);
+      if (std::memcmp(&a, &e, sizeof(float)) != 0) {
+        return ::testing::AssertionFailure()
+               << "(" << m << ", " << column << "): actual " << a << ", expected " << e;
+      }
+    }
+  }
+  return ::testing::AssertionSuccess();
 }
 
 }  // namespace nibble::kernels

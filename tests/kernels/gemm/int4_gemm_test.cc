@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "kernels/gemm/gemm.h"
 #include "tests/kernels/gemm/gemm_test_case.h"
@@ -28,11 +27,7 @@ constexpr Shape kShapes[] = {
 
 struct Case {
   Int4Weight weight;
-  std::vector<int8_t> a;
-  std::vector<float> a_scales;
-  std::vector<int32_t> a_sums;
-  std::vector<float> bias;
-  int64_t a_stride = 0;
+  Int8Activations x;
 };
 
 enum class Scales { kFolded, kFoldedSigned, kPositive, kSigned, kSignedWithZeroPoints };
@@ -72,51 +67,8 @@ Int4Weight MakeWeight(Random* random, int64_t n, int64_t k, int64_t group, Scale
 Case MakeCase(Random* random, const Shape& s, Scales scales) {
   Case c;
   c.weight = MakeWeight(random, s.n, s.k, s.group, scales);
-  c.a_stride = s.k + 3;
-  // Whatever lies between rows must not matter.
-  c.a.assign(static_cast<size_t>(s.m * c.a_stride), 101);
-  for (int64_t m = 0; m < s.m; ++m) {
-    int32_t sum = 0;
-    for (int64_t k = 0; k < s.k; ++k) {
-      const auto value = static_cast<int8_t>(random->Int(-127, 127));
-      c.a[static_cast<size_t>(m * c.a_stride + k)] = value;
-      sum += value;
-    }
-    c.a_sums.push_back(sum);
-    c.a_scales.push_back(random->Uniform(0.001F, 0.1F));
-  }
-  c.bias = random->Normals(s.n);
+  c.x = RandomActivations(random, s.m, s.n, s.k);
   return c;
-}
-
-Output RunCase(const PackedWeight& weight, Case* c, int64_t first, int64_t m, ThreadPool* pool) {
-  const int64_t n = weight.desc().n;
-  Output d(m, n, n + 5);
-  Run(weight,
-      {.m = m,
-       .a8 = {c->a.data() + first * c->a_stride, c->a_scales.data() + first,
-              c->a_sums.data() + first, c->a_stride},
-       .bias = c->bias.data(),
-       .d = d.data(),
-       .d_stride = d.stride()},
-      pool);
-  EXPECT_TRUE(d.CanariesIntact());
-  return d;
-}
-
-::testing::AssertionResult SameBits(const Output& actual, int64_t rows, int64_t n,
-                                    const Output& expected, int64_t first = 0) {
-  for (int64_t m = 0; m < rows; ++m) {
-    for (int64_t column = 0; column < n; ++column) {
-      const float a = actual.at(m, column);
-      const float e = expected.at(first + m, column);
-      if (std::memcmp(&a, &e, sizeof(float)) != 0) {
-        return ::testing::AssertionFailure()
-               << "(" << m << ", " << column << "): actual " << a << ", expected " << e;
-      }
-    }
-  }
-  return ::testing::AssertionSuccess();
 }
 
 class Int4GemmTest : public ::testing::TestWithParam<Isa> {};
@@ -137,8 +89,8 @@ TEST_P(Int4GemmTest, IntegerFormsEqualTheReferenceBitForBit) {
       ASSERT_TRUE(reference.ok()) << reference.status();
       auto weight = PackInt4(c.weight, form, GetParam(), &pool);
       ASSERT_TRUE(weight.ok()) << weight.status();
-      const Output expected = RunCase(**reference, &c, 0, s.m, &pool);
-      EXPECT_TRUE(SameBits(RunCase(**weight, &c, 0, s.m, &pool), s.m, s.n, expected));
+      const Output expected = RunInt8(**reference, &c.x, 0, s.m, &pool);
+      EXPECT_TRUE(SameBits(RunInt8(**weight, &c.x, 0, s.m, &pool), s.m, s.n, expected));
     }
   }
 }
@@ -152,19 +104,18 @@ TEST_P(Int4GemmTest, FloatFormIsNearTheReference) {
     Case c = MakeCase(&random, s, Scales::kSignedWithZeroPoints);
     auto weight = PackInt4(c.weight, ScaleForm::kFloat, GetParam(), &pool);
     ASSERT_TRUE(weight.ok()) << weight.status();
-    const Output d = RunCase(**weight, &c, 0, s.m, &pool);
+    const Output d = RunInt8(**weight, &c.x, 0, s.m, &pool);
     for (int64_t m = 0; m < s.m; ++m) {
       for (int64_t n = 0; n < s.n; ++n) {
         double sum = 0.0;
         double magnitude = 0.0;
         for (int64_t k = 0; k < s.k; ++k) {
-          const double product = c.a[static_cast<size_t>(m * c.a_stride + k)] *
-                                 static_cast<double>(c.weight.Dequantize(n, k));
+          const double product = c.x.at(m, k) * static_cast<double>(c.weight.Dequantize(n, k));
           sum += product;
           magnitude += std::abs(product);
         }
-        const auto scale = static_cast<double>(c.a_scales[static_cast<size_t>(m)]);
-        const auto bias = static_cast<double>(c.bias[static_cast<size_t>(n)]);
+        const auto scale = static_cast<double>(c.x.scales[static_cast<size_t>(m)]);
+        const auto bias = static_cast<double>(c.x.bias[static_cast<size_t>(n)]);
         // Group sums are exact; at most k fused additions, the scale and the bias round, each by
         // half a unit of a value below the sum of magnitudes. Dequantize rounds once per weight.
         const double roundings = static_cast<double>(std::min(s.k, s.k / s.group + 5) + 3);
@@ -185,7 +136,7 @@ TEST_P(Int4GemmTest, RowsDoNotDependOnTheBatch) {
         MakeCase(&random, s, form == ScaleForm::kFolded ? Scales::kFoldedSigned : Scales::kSigned);
     auto weight = PackInt4(c.weight, form, GetParam(), &pool);
     ASSERT_TRUE(weight.ok()) << weight.status();
-    const Output all = RunCase(**weight, &c, 0, s.m, &pool);
+    const Output all = RunInt8(**weight, &c.x, 0, s.m, &pool);
     for (const auto& [first, m] : {std::pair<int64_t, int64_t>{0, 1},
                                    {7, 1},
                                    {9, 5},
@@ -193,7 +144,7 @@ TEST_P(Int4GemmTest, RowsDoNotDependOnTheBatch) {
                                    {60, 32},
                                    {209, 2},
                                    {100, 70}}) {
-      EXPECT_TRUE(SameBits(RunCase(**weight, &c, first, m, &pool), m, s.n, all, first))
+      EXPECT_TRUE(SameBits(RunInt8(**weight, &c.x, first, m, &pool), m, s.n, all, first))
           << "rows " << first << " to " << first + m;
     }
   }
@@ -221,16 +172,12 @@ TEST_P(Int4GemmTest, ExtremeSumsAreExact) {
             std::fill_n(c.weight.scales.begin() + groups, groups, -15.0F);
             std::fill_n(c.weight.scales.begin() + 2 * groups, groups / 2, -15.0F);
             for (size_t n : {0, 1, 2}) c.weight.scales[n * groups] = 1.0F;
-            c.a_stride = k;
-            c.a.assign(static_cast<size_t>(m * k), static_cast<int8_t>(activation));
-            c.a_scales.assign(static_cast<size_t>(m), 1.0F);
-            c.a_sums.assign(static_cast<size_t>(m), static_cast<int32_t>(activation * k));
-            c.bias.assign(3, 0.0F);
+            c.x = ConstantActivations(m, 3, k, activation);
             auto reference = PackInt4(c.weight, form, Isa::kRef, &pool);
             auto weight = PackInt4(c.weight, form, GetParam(), &pool);
             ASSERT_TRUE(weight.ok() && reference.ok()) << weight.status();
-            EXPECT_TRUE(SameBits(RunCase(**weight, &c, 0, m, &pool), m, 3,
-                                 RunCase(**reference, &c, 0, m, &pool)));
+            EXPECT_TRUE(SameBits(RunInt8(**weight, &c.x, 0, m, &pool), m, 3,
+                                 RunInt8(**reference, &c.x, 0, m, &pool)));
           }
         }
       }
@@ -245,10 +192,10 @@ TEST_P(Int4GemmTest, NanScaleShows) {
   Random random(6);
   for (const ScaleForm form : {ScaleForm::kFolded, ScaleForm::kInteger, ScaleForm::kFloat}) {
     Case c = MakeCase(&random, {2, 20, 128, 64}, Scales::kFolded);
-    c.a_scales[1] = std::nanf("");
+    c.x.scales[1] = std::nanf("");
     auto weight = PackInt4(c.weight, form, GetParam(), &pool);
     ASSERT_TRUE(weight.ok()) << weight.status();
-    const Output d = RunCase(**weight, &c, 0, 2, &pool);
+    const Output d = RunInt8(**weight, &c.x, 0, 2, &pool);
     for (int64_t n = 0; n < 20; ++n) {
       EXPECT_FALSE(std::isnan(d.at(0, n)));
       EXPECT_TRUE(std::isnan(d.at(1, n)));
@@ -269,23 +216,22 @@ TEST(Int4Gemm, ReferenceIsTheDequantizedProduct) {
     auto weight =
         PackInt4(c.weight, folded ? ScaleForm::kFolded : ScaleForm::kInteger, Isa::kRef, &pool);
     ASSERT_TRUE(weight.ok()) << weight.status();
-    const Output d = RunCase(**weight, &c, 0, s.m, &pool);
+    const Output d = RunInt8(**weight, &c.x, 0, s.m, &pool);
     for (int64_t m = 0; m < s.m; ++m) {
       for (int64_t n = 0; n < s.n; ++n) {
         double sum = 0.0;
         double magnitude = 0.0;
         for (int64_t k = 0; k < s.k; ++k) {
-          const double product = c.a[static_cast<size_t>(m * c.a_stride + k)] *
-                                 static_cast<double>(c.weight.Dequantize(n, k));
+          const double product = c.x.at(m, k) * static_cast<double>(c.weight.Dequantize(n, k));
           sum += product;
           magnitude += std::abs(product);
         }
-        const auto scale = static_cast<double>(c.a_scales[static_cast<size_t>(m)]);
+        const auto scale = static_cast<double>(c.x.scales[static_cast<size_t>(m)]);
         // Folded scales are exact. Integer scales round to half of 1/127 (1/255) of the channel's
         // largest, and these scales lie within a factor of 16 of each other.
         const double relative = folded ? 1e-5 : 0.5 / 127.0 * 16.0;
         EXPECT_NEAR(static_cast<double>(d.at(m, n)),
-                    sum * scale + static_cast<double>(c.bias[static_cast<size_t>(n)]),
+                    sum * scale + static_cast<double>(c.x.bias[static_cast<size_t>(n)]),
                     relative * magnitude * scale + 1e-6);
       }
     }
