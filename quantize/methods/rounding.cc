@@ -1,0 +1,200 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "quantize/methods/rounding.h"
+
+#include <atomic>
+#include <cmath>
+#include <utility>
+
+#include "kernels/quant/rtn.h"
+#include "quantize/methods/grid.h"
+
+namespace nibble::quantize {
+namespace {
+
+constexpr int64_t kMaxDimension = int64_t{1} << 30;
+
+absl::Status CheckShape(int64_t n, int64_t k) {
+  if (n < 0 || n > kMaxDimension || k < 1 || k > kMaxDimension) {
+    return InvalidArgument("cannot quantize a matrix [{}, {}]: the limits are n 0..{}, k 1..{}", n,
+                           k, kMaxDimension, kMaxDimension);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::vector<float> Dequantize(const QuantizedWeight& weight) {
+  if (const auto* int8 = std::get_if<kernels::Int8Weight>(&weight)) {
+    std::vector<float> values(static_cast<size_t>(int8->n * int8->k));
+    for (int64_t i = 0; i < int8->n * int8->k; ++i) {
+      values[static_cast<size_t>(i)] = int8->scales[static_cast<size_t>(i / int8->k)] *
+                                       static_cast<float>(int8->codes[static_cast<size_t>(i)]);
+    }
+    return values;
+  }
+  const auto& int4 = std::get<kernels::Int4Weight>(weight);
+  std::vector<float> values(static_cast<size_t>(int4.n * int4.k));
+  for (int64_t row = 0; row < int4.n; ++row) {
+    for (int64_t column = 0; column < int4.k; ++column) {
+      values[static_cast<size_t>(row * int4.k + column)] = int4.Dequantize(row, column);
+    }
+  }
+  return values;
+}
+
+QuantizedWeight PackCodes(int64_t n, int64_t k, const WeightScheme& scheme,
+                          const std::vector<int8_t>& codes, std::vector<float> scales) {
+  if (scheme.bits == 8) {
+    return kernels::Int8Weight{.n = n, .k = k, .codes = codes, .scales = std::move(scales)};
+  }
+  kernels::Int4Weight packed = {.n = n, .k = k, .group_size = scheme.group_size};
+  packed.codes.resize(static_cast<size_t>(n * packed.row_bytes()));
+  packed.scales = std::move(scales);
+  for (int64_t row = 0; row < n; ++row) {
+    uint8_t* bytes = packed.codes.data() + row * packed.row_bytes();
+    for (int64_t column = 0; column < k; ++column) {
+      const int code = codes[static_cast<size_t>(row * k + column)] + 8;
+      bytes[column / 2] =
+          static_cast<uint8_t>(bytes[column / 2] | (column % 2 == 0 ? code : code << 4));
+    }
+  }
+  return packed;
+}
+
+absl::Status CheckScheme(const WeightScheme& scheme, int64_t k) {
+  if (scheme.bits != 4 && scheme.bits != 8) {
+    return InvalidArgument("weights of {} bits, supported are 4 and 8", scheme.bits);
+  }
+  if (scheme.bits == 4 && (scheme.group_size < 1 || k % scheme.group_size != 0)) {
+    return InvalidArgument("group size {} does not divide the {} input channels", scheme.group_size,
+                           k);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckStatistics(std::string_view name, const InputStatistics& statistics, int64_t k) {
+  if (statistics.k != k || static_cast<int64_t>(statistics.hessian.size()) != k * k) {
+    return InvalidArgument("{}: statistics of {} inputs with {} numbers of Hessian, need {} and {}",
+                           name, statistics.k, statistics.hessian.size(), k, k * k);
+  }
+  for (int64_t i = 0; i < k * k; ++i) {
+    const double value = statistics.hessian[static_cast<size_t>(i)];
+    const bool diagonal = i % (k + 1) == 0;
+    if (!std::isfinite(value) || (diagonal && value < 0.0)) {
+      return InvalidArgument("{}: the Hessian of the inputs is {} at [{}, {}]", name, value, i / k,
+                             i % k);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<QuantizedWeight> QuantizeRtnMatrix(const float* w, int64_t n, int64_t k,
+                                                  const WeightScheme& scheme, ThreadPool* pool) {
+  NIBBLE_RETURN_IF_ERROR(CheckShape(n, k));
+  NIBBLE_RETURN_IF_ERROR(CheckScheme(scheme, k));
+  if (scheme.bits == 8) {
+    NIBBLE_ASSIGN_OR_RETURN(kernels::Int8Weight int8, kernels::QuantizeInt8(w, n, k, pool));
+    return QuantizedWeight(std::move(int8));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(
+      kernels::Int4Weight int4,
+      kernels::QuantizeRtn(
+          w, n, k, {.group_size = scheme.group_size, .folded_scales = scheme.folded_scales}, pool));
+  return QuantizedWeight(std::move(int4));
+}
+
+absl::StatusOr<QuantizedWeight> RoundToScales(const float* w, int64_t n, int64_t k,
+                                              const WeightScheme& scheme,
+                                              const std::vector<float>& scales, ThreadPool* pool) {
+  NIBBLE_RETURN_IF_ERROR(CheckShape(n, k));
+  NIBBLE_RETURN_IF_ERROR(CheckScheme(scheme, k));
+  const Grid grid = GridOf(scheme, k);
+  NIBBLE_RETURN_IF_ERROR(CheckScales(scales, n, grid.num_groups));
+  NIBBLE_RETURN_IF_ERROR(CheckFinite(w, n, k, pool));
+  const auto low = static_cast<float>(grid.low);
+  const auto high = static_cast<float>(grid.high);
+  std::vector<int8_t> codes(static_cast<size_t>(n * k));
+  pool->ParallelFor(n, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * grid.num_groups; i < end * grid.num_groups; ++i) {
+      const float scale = scales[static_cast<size_t>(i)];
+      const float inverse = scale != 0.0F ? 1.0F / scale : 0.0F;
+      for (int64_t j = i * grid.group_size; j < (i + 1) * grid.group_size; ++j) {
+        codes[static_cast<size_t>(j)] =
+            static_cast<int8_t>(RoundToLevel(w[j] * inverse, low, high));
+      }
+    }
+  });
+  return PackCodes(n, k, scheme, codes, scales);
+}
+
+absl::Status CheckScales(const std::vector<float>& scales, int64_t n, int64_t num_groups) {
+  if (static_cast<int64_t>(scales.size()) != n * num_groups) {
+    return InvalidArgument("{} scales given, [{}, {}] are needed", scales.size(), n, num_groups);
+  }
+  for (size_t i = 0; i < scales.size(); ++i) {
+    // Either 0 or such that scale and 1 / scale are both ordinary numbers.
+    const float magnitude = std::abs(scales[i]);
+    if (!(magnitude == 0.0F || (magnitude > 1e-36F && magnitude < 1e36F))) {
+      return InvalidArgument("scale [{}, {}] is {}, must be 0 or 1e-36..1e36 in magnitude",
+                             static_cast<int64_t>(i) / num_groups,
+                             static_cast<int64_t>(i) % num_groups, scales[i]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckFinite(const float* w, int64_t n, int64_t k, ThreadPool* pool) {
+  std::atomic<int64_t> first_bad{n * k};  // the lowest, so that the message is deterministic
+  pool->ParallelFor(n, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * k; i < end * k; ++i) {
+      if (std::abs(w[i]) <= kLargestWeight) continue;
+      int64_t seen = first_bad.load();
+      while (i < seen && !first_bad.compare_exchange_weak(seen, i)) {
+      }
+      return;
+    }
+  });
+  if (const int64_t i = first_bad.load(); i < n * k) {
+    return InvalidArgument("weight [{}, {}] is {}, the limit is {} either way", i / k, i % k, w[i],
+                           kLargestWeight);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<double> OutputError(const float* w, const QuantizedWeight& quantized,
+                                   const InputStatistics& statistics, ThreadPool* pool) {
+  const auto [n, k] = std::visit([](const auto& q) { return std::pair(q.n, q.k); }, quantized);
+  NIBBLE_RETURN_IF_ERROR(CheckStatistics("output error", statistics, k));
+  const std::vector<float> values = Dequantize(quantized);
+  const double* hessian = statistics.hessian.data();
+  std::vector<double> error(static_cast<size_t>(n));
+  std::vector<double> signal(static_cast<size_t>(n));
+  pool->ParallelFor(n, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t i = 0; i < k; ++i) {
+        const double wi = w[row * k + i];
+        const double di = wi - values[static_cast<size_t>(row * k + i)];
+        double wh = 0.0;
+        double dh = 0.0;
+        for (int64_t j = 0; j < k; ++j) {
+          const double wj = w[row * k + j];
+          wh += hessian[i * k + j] * wj;
+          dh += hessian[i * k + j] * (wj - values[static_cast<size_t>(row * k + j)]);
+        }
+        signal[static_cast<size_t>(row)] += wi * wh;
+        error[static_cast<size_t>(row)] += di * dh;
+      }
+    }
+  });
+  double total_error = 0.0;
+  double total_signal = 0.0;
+  for (int64_t row = 0; row < n; ++row) {
+    total_error += error[static_cast<size_t>(row)];
+    total_signal += signal[static_cast<size_t>(row)];
+  }
+  return total_signal > 0.0 ? std::sqrt(std::max(total_error, 0.0) / total_signal) : 0.0;
+}
+
+}  // namespace nibble::quantize
