@@ -9,11 +9,15 @@
 
 #include "nlohmann/json.hpp"
 
+#include "base/check.h"
+
 namespace nibble::engine {
 namespace {
 
 using kernels::Int4Weight;
+using kernels::Int8Weight;
 
+constexpr std::string_view kWeight = ".weight";
 constexpr std::string_view kPacked = ".weight_packed";
 constexpr std::string_view kScale = ".weight_scale";
 constexpr std::string_view kShape = ".weight_shape";
@@ -26,6 +30,22 @@ absl::Status CheckDType(const TensorView& tensor, DType wanted) {
   if (tensor.dtype == wanted) return absl::OkStatus();
   return InvalidArgument("{}: tensor '{}' is {}, must be {}", tensor.file, tensor.name,
                          ToString(tensor.dtype), ToString(wanted));
+}
+
+template <typename T>
+std::span<const uint8_t> Bytes(const std::vector<T>& values) {
+  return {reinterpret_cast<const uint8_t*>(values.data()), values.size() * sizeof(T)};
+}
+
+absl::StatusOr<std::vector<float>> ReadScales(const TensorView& tensor) {
+  std::vector<float> scales(static_cast<size_t>(tensor.num_elements()));
+  NIBBLE_RETURN_IF_ERROR(ReadFloats(tensor, 0, tensor.num_elements(), scales.data()));
+  for (size_t i = 0; i < scales.size(); ++i) {
+    if (std::isfinite(scales[i])) continue;
+    return InvalidArgument("{}: tensor '{}': element {} is {}, must be finite", tensor.file,
+                           tensor.name, i, scales[i]);
+  }
+  return scales;
 }
 
 // weight_shape repeats what config.json says; a difference means that one of them is wrong.
@@ -89,13 +109,7 @@ absl::StatusOr<Int4Weight> ReadPackedInt4(const Checkpoint& checkpoint,
   NIBBLE_RETURN_IF_ERROR(CheckShape(checkpoint, module));
 
   weight.codes.assign(packed->bytes.begin(), packed->bytes.end());
-  weight.scales.resize(static_cast<size_t>(scale->num_elements()));
-  NIBBLE_RETURN_IF_ERROR(ReadFloats(*scale, 0, scale->num_elements(), weight.scales.data()));
-  for (size_t i = 0; i < weight.scales.size(); ++i) {
-    if (std::isfinite(weight.scales[i])) continue;
-    return InvalidArgument("{}: tensor '{}': element {} is {}, must be finite", scale->file,
-                           scale->name, i, weight.scales[i]);
-  }
+  NIBBLE_ASSIGN_OR_RETURN(weight.scales, ReadScales(*scale));
   return weight;
 }
 
@@ -116,38 +130,71 @@ absl::Status WritePackedInt4(std::string_view name, const Int4Weight& weight,
     return InvalidArgument("module '{}' has zero points, the packed form is symmetric", name);
   }
   NIBBLE_RETURN_IF_ERROR(writer->Write(Join(name, kPacked), weight.codes));
-  NIBBLE_RETURN_IF_ERROR(
-      writer->Write(Join(name, kScale), {reinterpret_cast<const uint8_t*>(weight.scales.data()),
-                                         weight.scales.size() * sizeof(float)}));
+  NIBBLE_RETURN_IF_ERROR(writer->Write(Join(name, kScale), Bytes(weight.scales)));
   const int64_t shape[2] = {weight.n, weight.k};
   return writer->Write(Join(name, kShape),
                        {reinterpret_cast<const uint8_t*>(shape), sizeof(shape)});
 }
 
-nlohmann::json QuantizationConfigJson(const QuantizationConfig& quantization) {
-  nlohmann::json weights = {{"num_bits", 4},
+absl::StatusOr<Int8Weight> ReadInt8(const Checkpoint& checkpoint, const Int8Module& module) {
+  for (const std::string_view suffix : {".weight_zero_point", ".input_scale"}) {
+    if (const TensorView* tensor = checkpoint.Find(Join(module.name, suffix))) {
+      return Unimplemented(
+          "{}: tensor '{}': {} not supported (supported: symmetric, dynamic)", tensor->file,
+          tensor->name,
+          suffix == ".input_scale" ? "static activation scales are" : "zero points are");
+    }
+  }
+  Int8Weight weight = {.n = module.n, .k = module.k};
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView* codes,
+                          checkpoint.Get(Join(module.name, kWeight), {module.n, module.k}));
+  NIBBLE_RETURN_IF_ERROR(CheckDType(*codes, DType::kI8));
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView* scale,
+                          checkpoint.Get(Join(module.name, kScale), {module.n, 1}));
+  weight.codes.resize(codes->bytes.size());
+  std::memcpy(weight.codes.data(), codes->bytes.data(), codes->bytes.size());
+  NIBBLE_ASSIGN_OR_RETURN(weight.scales, ReadScales(*scale));
+  return weight;
+}
+
+std::vector<TensorSpec> Int8Specs(const Int8Module& module) {
+  return {
+      {.name = Join(module.name, kWeight), .dtype = DType::kI8, .shape = {module.n, module.k}},
+      {.name = Join(module.name, kScale), .dtype = DType::kF32, .shape = {module.n, 1}},
+  };
+}
+
+absl::Status WriteInt8(std::string_view name, const Int8Weight& weight, SafetensorsWriter* writer) {
+  NIBBLE_RETURN_IF_ERROR(writer->Write(Join(name, kWeight), Bytes(weight.codes)));
+  return writer->Write(Join(name, kScale), Bytes(weight.scales));
+}
+
+nlohmann::json QuantizationConfigJson(const CheckpointScheme& scheme) {
+  const bool grouped = scheme.weight_bits == 4 && scheme.group_size > 0;
+  const std::string_view format = scheme.weight_bits == 4 ? "pack-quantized" : "int-quantized";
+  NIBBLE_CHECK(scheme.weight_bits == 4 || scheme.weight_bits == 8);
+  NIBBLE_CHECK(scheme.activation_bits == 8 || scheme.weight_bits == 4);
+  nlohmann::json weights = {{"num_bits", scheme.weight_bits},
                             {"type", "int"},
                             {"symmetric", true},
-                            {"strategy", "group"},
-                            {"group_size", quantization.group_size},
+                            {"strategy", grouped ? "group" : "channel"},
+                            {"group_size", nullptr},
                             {"dynamic", false}};
+  if (grouped) weights["group_size"] = scheme.group_size;
   nlohmann::json activations = nullptr;
-  if (quantization.activation_bits == 8) {
-    activations = {{"num_bits", 8},
-                   {"type", "int"},
-                   {"symmetric", true},
-                   {"strategy", "token"},
-                   {"dynamic", true}};
+  if (scheme.activation_bits == 8) {
+    activations = {{"num_bits", 8},       {"type", "int"},         {"symmetric", true},
+                   {"strategy", "token"}, {"group_size", nullptr}, {"dynamic", true}};
   }
   nlohmann::json group = {{"targets", nlohmann::json::array({"Linear"})},
                           {"weights", std::move(weights)},
                           {"input_activations", std::move(activations)},
                           {"output_activations", nullptr},
-                          {"format", "pack-quantized"}};
+                          {"format", format}};
   return {
-      {"quant_method", "compressed-tensors"}, {"format", "pack-quantized"},
+      {"quant_method", "compressed-tensors"}, {"format", format},
       {"quantization_status", "compressed"},  {"config_groups", {{"group_0", std::move(group)}}},
-      {"kv_cache_scheme", nullptr},           {"ignore", quantization.ignore}};
+      {"kv_cache_scheme", nullptr},           {"ignore", scheme.ignore}};
 }
 
 }  // namespace nibble::engine

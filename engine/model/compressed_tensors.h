@@ -1,17 +1,20 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// 4-bit weights on disk in the pack-quantized form of compressed-tensors, for a module of weights
-// [n, k] called e.g. "model.layers.0.mlp.up_proj":
+// Weights on disk as compressed-tensors has them, for a module of weights [n, k] called e.g.
+// "model.layers.0.mlp.up_proj". 4 bit, format pack-quantized:
 //
 //   NAME.weight_packed  int32 [n, k / 8]   nibble i (bits 4i..4i+3) of word c is code q + 8 of
 //                                          column 8c + i, q in -8..7
-//   NAME.weight_scale   float [n, ceil(k / group_size)]
+//   NAME.weight_scale   float [n, ceil(k / group_size)]; strategy channel: [n, 1]
 //   NAME.weight_shape   int64 [2] = n, k
 //
 // Bytes of a packed row are those of kernels::Int4Weight (low half first), so both ways are copies.
 // nibble writes scales as float32: the products S * c of the folded form stay what they are, and
-// the integers S are found again when loading.
+// the integers S are found again when loading. 8 bit, format int-quantized:
+//
+//   NAME.weight        int8 [n, k]
+//   NAME.weight_scale  float [n, 1]
 #pragma once
 
 #include <cstdint>
@@ -22,10 +25,10 @@
 #include "nlohmann/json_fwd.hpp"
 
 #include "base/status.h"
-#include "engine/model/model_config.h"
 #include "engine/model/safetensors.h"
 #include "engine/model/safetensors_writer.h"
 #include "kernels/quant/int4_weight.h"
+#include "kernels/quant/int8_weight.h"
 
 namespace nibble::engine {
 
@@ -35,8 +38,8 @@ bool IsPackedInt4(const Checkpoint& checkpoint, std::string_view module);
 struct PackedModule {
   std::string_view name;
   int64_t n = 0;
-  int64_t k = 0;  // a multiple of 8
-  int64_t group_size = 128;
+  int64_t k = 0;             // a multiple of 8
+  int64_t group_size = 128;  // k or more: one scale per output channel
 };
 
 // INVALID_ARGUMENT or NOT_FOUND, naming the tensor, when one is missing, of another shape or type,
@@ -51,7 +54,33 @@ std::vector<TensorSpec> PackedInt4Specs(const PackedModule& module);
 absl::Status WritePackedInt4(std::string_view name, const kernels::Int4Weight& weight,
                              SafetensorsWriter* writer);
 
-// quantization_config of config.json. What ParseModelConfig reads back to `quantization`.
-nlohmann::json QuantizationConfigJson(const QuantizationConfig& quantization);
+struct Int8Module {
+  std::string_view name;
+  int64_t n = 0;
+  int64_t k = 0;
+};
+
+// INVALID_ARGUMENT or NOT_FOUND, naming the tensor, when one is missing, of another shape or type,
+// or a scale is not finite. UNIMPLEMENTED for zero points and static activation scales, by name.
+absl::StatusOr<kernels::Int8Weight> ReadInt8(const Checkpoint& checkpoint,
+                                             const Int8Module& module);
+
+// The tensors that WriteInt8 writes.
+std::vector<TensorSpec> Int8Specs(const Int8Module& module);
+
+absl::Status WriteInt8(std::string_view name, const kernels::Int8Weight& weight,
+                       SafetensorsWriter* writer);
+
+// What nibble writes: the Linear modules but `ignore`, all in one scheme.
+struct CheckpointScheme {
+  int weight_bits = 4;       // 4: pack-quantized, 8: int-quantized, one scale per output channel
+  int64_t group_size = 128;  // of 4-bit weights; 0: one scale per output channel
+  int activation_bits = 8;   // 8: int8, dynamic, one scale per token; 16: not quantized
+  std::vector<std::string> ignore;  // module names left as they are, e.g. "lm_head"
+};
+
+// quantization_config of config.json. What ParseModelConfig reads back.
+// REQUIRES: weight_bits 4, or 8 with activation_bits 8.
+nlohmann::json QuantizationConfigJson(const CheckpointScheme& scheme);
 
 }  // namespace nibble::engine

@@ -19,6 +19,7 @@ namespace {
 
 using kernels::Int4Weight;
 using nibble::testing::TempDir;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 Int4Weight RandomWeight(int64_t n, int64_t k, int64_t group_size) {
@@ -56,6 +57,40 @@ TEST(CompressedTensorsTest, RoundTripKeepsEveryBit) {
     EXPECT_EQ(read->scales, weight.scales);
     EXPECT_TRUE(read->zero_points.empty());
   }
+}
+
+TEST(CompressedTensorsTest, PerChannelScalesAreOneColumn) {
+  const TempDir dir;
+  const Int4Weight weight = RandomWeight(5, 64, 64);
+  Write(dir.path(), "m", weight);
+  const auto checkpoint = Checkpoint::Open(dir.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_THAT(checkpoint->Find("m.weight_scale")->shape, ElementsAre(5, 1));
+  const auto read = ReadPackedInt4(*checkpoint, {.name = "m", .n = 5, .k = 64, .group_size = 64});
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->scales, weight.scales);
+}
+
+TEST(CompressedTensorsTest, Int8RoundTrip) {
+  nibble::testing::Random random(8);
+  kernels::Int8Weight weight = {.n = 3, .k = 40};
+  for (int i = 0; i < 120; ++i) weight.codes.push_back(static_cast<int8_t>(random.Bits()));
+  weight.scales = random.Normals(3, 0.01F);
+  const TempDir dir;
+  auto writer = SafetensorsWriter::Create(dir.path(), Int8Specs({.name = "m", .n = 3, .k = 40}));
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  ASSERT_TRUE(WriteInt8("m", weight, &*writer).ok());
+  ASSERT_TRUE(writer->Finish().ok());
+  const auto checkpoint = Checkpoint::Open(dir.path());
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ(checkpoint->Find("m.weight")->dtype, DType::kI8);
+  EXPECT_THAT(checkpoint->Find("m.weight_scale")->shape, ElementsAre(3, 1));
+  const auto read = ReadInt8(*checkpoint, {.name = "m", .n = 3, .k = 40});
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->codes, weight.codes);
+  EXPECT_EQ(read->scales, weight.scales);
+  EXPECT_THAT(std::string(ReadInt8(*checkpoint, {.name = "m", .n = 3, .k = 41}).status().message()),
+              HasSubstr("m.weight"));
 }
 
 // The layout itself, by hand: nibble i of word c is column 8c + i, code 8 is zero.

@@ -277,7 +277,7 @@ TEST(ModelConfigTest, AbsurdValuesAreRefusedWithValueAndLimit) {
 }
 
 TEST(ModelConfigTest, QuantizationRoundTrip) {
-  const QuantizationConfig written = {
+  const CheckpointScheme written = {
       .group_size = 64, .activation_bits = 8, .ignore = {"lm_head"}};
   const ModelConfig config =
       Parse(With({{"quantization_config", QuantizationConfigJson(written)}}));
