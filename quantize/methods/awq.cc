@@ -1,0 +1,120 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "quantize/methods/awq.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace nibble::quantize {
+namespace {
+
+using Magnitude = SiteChange::Magnitude;
+
+// Largest weight of every column over all consumers.
+std::vector<float> ColumnMaxima(const std::vector<const Matrix*>& consumers) {
+  const auto k = static_cast<size_t>(consumers.front()->k);
+  std::vector<float> maxima(k);
+  for (const Matrix* matrix : consumers) {
+    for (size_t i = 0; i < matrix->weight.size(); ++i) {
+      maxima[i % k] = std::max(maxima[i % k], std::abs(matrix->weight[i]));
+    }
+  }
+  return maxima;
+}
+
+// Divides by the root of largest times least (AWQ's normalization): it leaves the products W * s in
+// the middle of the range and does not change how anything rounds, unless s meets a limit.
+// Channels of no magnitude keep 1.
+void Center(std::vector<float>* scale) {
+  float least = INFINITY;
+  float largest = 0.0F;
+  for (const float s : *scale) {
+    if (!(s > 0.0F) || !std::isfinite(s)) continue;
+    least = std::min(least, s);
+    largest = std::max(largest, s);
+  }
+  if (largest == 0.0F) return;
+  const float middle = std::sqrt(least) * std::sqrt(largest);
+  for (float& s : *scale) s = s > 0.0F && std::isfinite(s) ? s / middle : 1.0F;
+}
+
+std::vector<float> Candidate(Magnitude magnitude, double alpha, const InputStatistics& statistics,
+                             const std::vector<float>& column_maxima) {
+  std::vector<float> scale(column_maxima.size());
+  for (size_t j = 0; j < scale.size(); ++j) {
+    const double base =
+        magnitude == Magnitude::kMean ? statistics.abs_mean[j] : statistics.abs_max[j];
+    double s = std::pow(base, alpha);
+    if (magnitude == Magnitude::kMaxOverWeights) s /= std::pow(column_maxima[j], 1.0 - alpha);
+    scale[j] = static_cast<float>(s);
+  }
+  Center(&scale);
+  return scale;
+}
+
+absl::StatusOr<SiteChange> SearchSite(size_t site_idx, const EqualizationContext& context,
+                                      const AwqOptions& options, const BlockWeights& block,
+                                      const InputStatistics& statistics) {
+  const Site site = kSites[site_idx];
+  ThreadPool* pool = context.pool;
+  const std::vector<const Matrix*> consumers = ConsumersOf(site, block);
+  NIBBLE_ASSIGN_OR_RETURN(const SiteErrorMeter meter,
+                          SiteErrorMeter::Create({.consumers = consumers,
+                                                  .statistics = &statistics,
+                                                  .scheme = context.schemes[site_idx],
+                                                  .isa = context.isa},
+                                                 pool));
+  SiteChange best;
+  best.site = site;
+  NIBBLE_ASSIGN_OR_RETURN(
+      best.before,
+      meter.Measure(std::vector<float>(static_cast<size_t>(statistics.k), 1.0F), pool));
+  best.after = best.before;
+  const std::vector<float> column_maxima = ColumnMaxima(consumers);
+  for (const Magnitude magnitude :
+       {Magnitude::kMean, Magnitude::kMax, Magnitude::kMaxOverWeights}) {
+    for (int step = 1; step <= options.num_steps; ++step) {
+      const double alpha = static_cast<double>(step) / options.num_steps;
+      std::vector<float> scale = Candidate(magnitude, alpha, statistics, column_maxima);
+      FitScale(site, context.shape, block, &scale);
+      NIBBLE_ASSIGN_OR_RETURN(const SiteError error, meter.Measure(scale, pool));
+      if (!(error.total() < best.after.total())) continue;
+      best.magnitude = magnitude;
+      best.alpha = alpha;
+      best.after = error;
+      best.scale = std::move(scale);
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<SiteChange>> SearchScales(const EqualizationContext& context,
+                                                     const AwqOptions& options, BlockWeights* block,
+                                                     BlockStatistics* statistics) {
+  constexpr int kMaxSteps = 1000;
+  if (options.num_steps < 1 || options.num_steps > kMaxSteps) {
+    return InvalidArgument("num_steps is {}, the range is 1..{}", options.num_steps, kMaxSteps);
+  }
+  NIBBLE_RETURN_IF_ERROR(ValidateBlock(context.shape, *block));
+  // A site's error is of its own columns and inputs, which the other sites' scales do not touch
+  // (they divide rows of v and up): all are searched before any is applied.
+  std::vector<SiteChange> changes;
+  for (size_t i = 0; i < kSites.size(); ++i) {
+    if (!options.sites[i]) continue;
+    NIBBLE_ASSIGN_OR_RETURN(SiteChange change, SearchSite(i, context, options, *block,
+                                                          StatisticsOf(kSites[i], *statistics)));
+    changes.push_back(std::move(change));
+  }
+  for (const SiteChange& change : changes) {
+    if (change.scale.empty()) continue;
+    NIBBLE_RETURN_IF_ERROR(ApplyScale(change.site, context.shape, change.scale, block));
+    NIBBLE_RETURN_IF_ERROR(ScaleStatistics(change.scale, &StatisticsOf(change.site, statistics)));
+  }
+  return changes;
+}
+
+}  // namespace nibble::quantize
