@@ -32,10 +32,11 @@ if(NIBBLE_MOLD)
   target_link_options(nibble_options INTERFACE -fuse-ld=mold)
 endif()
 
-# Flags of the sources that are written for one instruction set (files named *_avx2.cc and *_avx512vnni.cc).
+# Flags of the sources that are written for one instruction set (files named *_avx2.cc, *_avx512vnni.cc and *_amx.cc).
 set(NIBBLE_AVX2_FLAGS -mavx2 -mfma -mf16c)
 set(NIBBLE_AVX512VNNI_FLAGS -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # g++ 12's own AVX-512 intrinsics start from deliberately uninitialized registers.
   list(APPEND NIBBLE_AVX512VNNI_FLAGS -Wno-uninitialized -Wno-maybe-uninitialized)
 endif()
+set(NIBBLE_AMX_FLAGS ${NIBBLE_AVX512VNNI_FLAGS} -mamx-tile -mamx-int8 -mamx-bf16)

@@ -1,6 +1,8 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
+#include "kernels/gemm/amx_gemm.h"
+#include "kernels/gemm/amx_kernels.h"
 #include "kernels/gemm/gemm_kernels.h"
 #include "kernels/gemm/gemm_variant.h"
 
@@ -25,6 +27,14 @@ constexpr Int4Kernels kIntegerAvx512 = {
     32, 12, 12, true, avx512vnni::Int4FewRowsInteger, avx512vnni::Int4ManyRowsInteger};
 constexpr Int4Kernels kFloatAvx512 = {
     32, 12, 12, true, avx512vnni::Int4FewRowsFloat, avx512vnni::Int4ManyRowsFloat};
+// AMX: a tile of 16 rows takes as long however many of them are used. Up to 8 rows vpdpbusd (16
+// cycles a row and 64 k) is as fast as unpacking for tiles (80 cycles and 32 for the products).
+constexpr Int4Kernels kFoldedAmx = {
+    32, 16, 8, false, avx512vnni::Int4FewRowsInteger, nullptr, amx::Int4Folded};
+constexpr Int4Kernels kIntegerAmx = {
+    32, 16, 8, false, avx512vnni::Int4FewRowsInteger, nullptr, amx::Int4Integer};
+constexpr Int4Kernels kFloatAmx = {
+    32, 16, 8, false, avx512vnni::Int4FewRowsFloat, nullptr, amx::Int4Float};
 
 // Lines of the catalog, one function per family of layouts.
 constexpr GemmVariant DenseRef(std::string_view name, DType storage) {
@@ -79,6 +89,15 @@ constexpr GemmVariant kCatalog[] = {
     Int4("w4a8_folded_avx512vnni", Isa::kAvx512Vnni, ScaleForm::kFolded, kFoldedAvx512),
     Int4("w4a8_integer_avx512vnni", Isa::kAvx512Vnni, ScaleForm::kInteger, kIntegerAvx512),
     Int4("w4a8_float_avx512vnni", Isa::kAvx512Vnni, ScaleForm::kFloat, kFloatAvx512),
+
+    // float32 and float16 weights have no tiles: they run as on AVX-512.
+    {.name = "dense_bf16_amx",
+     .isa = Isa::kAmx,
+     .storage = DType::kBf16,
+     .pack_dense = PackDenseAmx},
+    Int4("w4a8_folded_amx", Isa::kAmx, ScaleForm::kFolded, kFoldedAmx),
+    Int4("w4a8_integer_amx", Isa::kAmx, ScaleForm::kInteger, kIntegerAmx),
+    Int4("w4a8_float_amx", Isa::kAmx, ScaleForm::kFloat, kFloatAmx),
 };
 
 // True when `variant` serves the format of `desc`, on whatever instruction set.

@@ -71,6 +71,7 @@ struct DenseKernels {
   int64_t tile_rows;
   void (*multiply)(const DenseBlock& block);
 };
+struct AmxBlock;  // amx_kernels.h
 struct Int4Kernels {
   int64_t panel;
   int64_t tile_rows;                          // rows per register tile of `many_rows`
@@ -78,6 +79,7 @@ struct Int4Kernels {
   bool many_rows_uses_groups;                 // many_rows reads group_sums (else a_sums)
   void (*few_rows)(const Int4Block& block);   // unpacks in registers: each weight byte is read once
   void (*many_rows)(const Int4Block& block);  // unpacks into cache first; rows <= kMaxBlockRows
+  void (*on_tiles)(const AmxBlock& block) = nullptr;  // AMX: instead of many_rows
 };
 
 namespace avx2 {

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "base/aligned_buffer.h"
+#include "kernels/gemm/amx_gemm.h"
 #include "kernels/gemm/dense_elements.h"
 #include "kernels/gemm/gemm_kernels.h"
 #include "kernels/gemm/gemm_variant.h"
@@ -142,6 +143,7 @@ class Int4Panels final : public GemmWeight {
   AlignedBuffer<int8_t> PadRows(const GemmArgs& args) const;
   AlignedBuffer<int8_t> TileRows(const GemmArgs& args, ThreadPool* pool) const;
   AlignedBuffer<int32_t> SumGroups(const GemmArgs& args, int64_t rows, ThreadPool* pool) const;
+  void MultiplyOnTiles(const GemmArgs& args, ThreadPool* pool) const;
 
   const Int4Kernels& kernels_;
   int64_t num_panels_ = 0;
@@ -256,8 +258,32 @@ AlignedBuffer<int32_t> Int4Panels::SumGroups(const GemmArgs& args, int64_t rows,
   return sums;
 }
 
+void Int4Panels::MultiplyOnTiles(const GemmArgs& args, ThreadPool* pool) const {
+  const auto at = [](const auto& buffer) { return buffer.empty() ? nullptr : buffer.data(); };
+  // The float form scales each group's sum: it must not share a tile step with the next group.
+  const bool whole_steps = desc_.scale_form == ScaleForm::kFloat;
+  const int64_t group = whole_steps ? RoundUp(packed_group_, kAmxRowBytes) : packed_group_;
+  const int64_t k = (num_groups_ - 1) * group + packed_last_group_;
+  const AmxWeight weight = {.n = desc_.n,
+                            .k = desc_.k,
+                            .block = {.num_steps = CeilDiv(k, kAmxRowBytes),
+                                      .int4 = {.codes = codes_.data(),
+                                               .integers = at(integers_),
+                                               .integer_offset = at(integer_offset_),
+                                               .zeros = at(zeros_),
+                                               .float_scales = at(float_scales_),
+                                               .packed_k = packed_k_,
+                                               .group = packed_group_,
+                                               .num_groups = num_groups_},
+                                      .channel = at(channel_)},
+                            .multiply = kernels_.on_tiles};
+  MultiplyAmxInt8(weight, {.group = group_, .packed_group = group, .num_groups = num_groups_}, args,
+                  pool);
+}
+
 void Int4Panels::Multiply(const GemmArgs& args, ThreadPool* pool) const {
   const bool few = args.m <= kernels_.max_few_rows;
+  if (!few && kernels_.on_tiles != nullptr) return MultiplyOnTiles(args, pool);
   const int64_t unit_rows = few ? 1 : kernels_.tile_rows;
   const int8_t* a = args.a8.values;
   int64_t a_stride = args.a8.stride;

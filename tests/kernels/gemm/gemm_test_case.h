@@ -15,13 +15,17 @@
 #include "base/cpu_features.h"
 #include "base/thread_pool.h"
 #include "kernels/gemm/gemm.h"
+#include "tests/kernels/gemm/amx_emulator.h"
 #include "tests/testing/random.h"
 
 namespace nibble::kernels {
 
 inline const Isa kAllIsas[] = {Isa::kRef, Isa::kAvx2, Isa::kAvx512Vnni, Isa::kAmx};
 
-inline bool HostRuns(Isa isa) { return isa <= HostCpuFeatures().Best(); }
+// AMX kernels run on every CPU that has AVX-512, where it lacks AMX through the emulator.
+inline bool HostRuns(Isa isa) {
+  return isa == Isa::kAmx ? amx::InstallAmxEmulator() : isa <= HostCpuFeatures().Best();
+}
 
 #define NIBBLE_SKIP_UNLESS_HOST_RUNS(isa)                                                   \
   if (!HostRuns(isa)) {                                                                     \

@@ -1,0 +1,49 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Many rows on AMX: arranges activations into tiles and hands blocks of rows and panels to the
+// kernels of amx_kernels.h. Weights stay in the panel layouts, which the AVX-512 kernels read too.
+#pragma once
+
+#include <cstdint>
+
+#include "base/thread_pool.h"
+#include "kernels/gemm/amx_kernels.h"
+#include "kernels/gemm/gemm_variant.h"
+
+namespace nibble::kernels {
+
+// How rows of int8 activations become the packed k of a weight: groups of `group` bytes, each at
+// the next multiple of `packed_group`.
+struct AmxGroups {
+  int64_t group;
+  int64_t packed_group;
+  int64_t num_groups;
+};
+
+// A packed weight. `block` holds what its description of weights has, for the panels from 0 on.
+struct AmxWeight {
+  int64_t n;
+  int64_t k;
+  AmxBlock block;
+  void (*multiply)(const AmxBlock& block);
+};
+
+// d = the product over groups of k bytes of args.a8. A group starts a new step when packed_group is
+// a multiple of a step.
+void MultiplyAmxInt8(const AmxWeight& weight, const AmxGroups& groups, const GemmArgs& args,
+                     ThreadPool* pool);
+
+// How the work is cut: blocks of `rows` (a multiple of two tiles, but for the last) times `panels`.
+struct AmxUnits {
+  int64_t rows;
+  int64_t panels;
+};
+AmxUnits ChooseAmxUnits(int64_t m, int64_t row_bytes, int64_t num_panels, int64_t num_threads);
+
+// dense_bf16_amx: a layout of its own, because the tiles want two k of a channel side by side and
+// all numbers of rows must see the same arithmetic.
+std::unique_ptr<GemmWeight> PackDenseAmx(const GemmVariant&, const GemmDesc&, const DenseSource&,
+                                         ThreadPool*);
+
+}  // namespace nibble::kernels
