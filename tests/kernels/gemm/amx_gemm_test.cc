@@ -7,10 +7,17 @@
 #include "kernels/gemm/amx_gemm.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
+#include <iterator>
+#include <limits>
+#include <vector>
 
 #include "gtest/gtest.h"
 
+#include "base/float16.h"
 #include "kernels/gemm/gemm_variant.h"
+#include "tests/kernels/gemm/gemm_test_case.h"
 
 namespace nibble::kernels {
 namespace {
@@ -56,6 +63,111 @@ TEST(AmxGemm, UnitsFitTheCacheAndServeAllThreads) {
         }
       }
     }
+  }
+}
+
+// Large products are cut into blocks of several panels and of 512 rows; a few of the same rows are
+// one block of one panel each. (That those are right, the tests of all variants say.)
+constexpr int64_t kLargeN = 101;
+constexpr int64_t kLargeK = 4200;
+
+void ExpectRowsOfSmallBlocks(const PackedWeight& weight, Int8Activations* x, int64_t m) {
+  ThreadPool pool(1);
+  const AmxUnits unit = ChooseAmxUnits(m, kLargeK, (kLargeN + 31) / 32, 1);
+  ASSERT_GT(unit.panels, 1);
+  const Output all = RunInt8(weight, x, 0, m, &pool);
+  for (const int64_t first : {int64_t{0}, m - 20}) {
+    EXPECT_TRUE(SameBits(RunInt8(weight, x, first, 20, &pool), 20, kLargeN, all, first))
+        << weight.variant_name() << ", rows from " << first;
+  }
+}
+
+TEST(AmxGemm, Int4RowsInLargeBlocksEqualRowsInSmallOnes) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(Isa::kAmx);
+  ThreadPool pool(2);
+  testing::Random random(1);
+  constexpr int64_t kM = 140;
+  Int8Activations x = RandomActivations(&random, kM, kLargeN, kLargeK);
+  Int4Weight plain = {.n = kLargeN, .k = kLargeK, .group_size = 100};
+  plain.codes.resize(static_cast<size_t>(kLargeN * plain.row_bytes()));
+  for (uint8_t& byte : plain.codes) byte = static_cast<uint8_t>(random.Bits());
+  for (int64_t i = 0; i < kLargeN * plain.num_groups(); ++i) {
+    plain.scales.push_back(0.25F * static_cast<float>(random.Int(1, 16)));
+  }
+  for (const bool has_zeros : {false, true}) {
+    if (has_zeros) {
+      for (size_t i = 0; i < plain.scales.size(); ++i) {
+        plain.zero_points.push_back(static_cast<uint8_t>(random.Int(0, 15)));
+      }
+    }
+    for (const ScaleForm form : {ScaleForm::kFolded, ScaleForm::kInteger, ScaleForm::kFloat}) {
+      if (has_zeros && form == ScaleForm::kFolded) continue;
+      auto weight = PackInt4(plain, form, Isa::kAmx, &pool);
+      ASSERT_TRUE(weight.ok()) << weight.status();
+      ExpectRowsOfSmallBlocks(**weight, &x, kM);
+    }
+  }
+}
+
+TEST(AmxGemm, Int8RowsInLargeBlocksEqualRowsInSmallOnes) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(Isa::kAmx);
+  ThreadPool pool(2);
+  testing::Random random(2);
+  constexpr int64_t kM = 140;
+  Int8Activations x = RandomActivations(&random, kM, kLargeN, kLargeK);
+  Int8Weight plain = {.n = kLargeN, .k = kLargeK, .codes = {}, .scales = random.Normals(kLargeN)};
+  plain.codes.resize(static_cast<size_t>(kLargeN * kLargeK));
+  for (int8_t& code : plain.codes) code = static_cast<int8_t>(random.Int(-128, 127));
+  auto weight = PackInt8(plain, Isa::kAmx, &pool);
+  ASSERT_TRUE(weight.ok()) << weight.status();
+  ExpectRowsOfSmallBlocks(**weight, &x, kM);
+}
+
+TEST(AmxGemm, DenseRowsInLargeBlocksEqualRowsInSmallOnes) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(Isa::kAmx);
+  ThreadPool pool(1);
+  testing::Random random(3);
+  constexpr int64_t kM = 530;  // two blocks of rows
+  constexpr int64_t kK = 1100;
+  const std::vector<float> plain = random.Normals(kLargeN * kK);
+  const std::vector<float> a = random.Normals(kM * kK);
+  ASSERT_GT(ChooseAmxUnits(kM, 2 * kK, (kLargeN + 31) / 32, 1).panels, 1);
+  auto weight = PackDense(plain.data(), DType::kF32, kLargeN, kK, DType::kBf16, Isa::kAmx, &pool);
+  ASSERT_TRUE(weight.ok()) << weight.status();
+  const auto run = [&](int64_t first, int64_t m) {
+    Output d(m, kLargeN, kLargeN + 3);
+    const GemmArgs args = {
+        .m = m, .a = a.data() + first * kK, .a_stride = kK, .d = d.data(), .d_stride = d.stride()};
+    kernels::Run(**weight, args, &pool);
+    EXPECT_TRUE(d.CanariesIntact());
+    return d;
+  };
+  const Output all = run(0, kM);
+  for (const int64_t first : {int64_t{0}, int64_t{255}, kM - 1}) {
+    EXPECT_TRUE(SameBits(run(first, 1), 1, kLargeN, all, first)) << "row " << first;
+  }
+}
+
+// Activations are rounded to nearest even; NaN and infinity stay what they are.
+TEST(AmxGemm, DenseRoundsActivations) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(Isa::kAmx);
+  ThreadPool pool(1);
+  const float one = 1.0F;
+  auto weight = PackDense(&one, DType::kF32, 1, 1, DType::kBf16, Isa::kAmx, &pool);
+  ASSERT_TRUE(weight.ok()) << weight.status();
+  const float inf = std::numeric_limits<float>::infinity();
+  const float values[] = {1.0F,  1.0F + 0x1p-8F, 1.0F + 0x3p-8F, 1.0F + 0x1.02p-8F,
+                          -3.3F, 0x1p-9F,        3.4e38F,        inf,
+                          -inf,  -0x1.fep-3F};
+  const auto count = static_cast<int64_t>(std::size(values));
+  std::vector<float> d(std::size(values));
+  const GemmArgs args = {.m = count, .a = values, .a_stride = 1, .d = d.data(), .d_stride = 1};
+  kernels::Run(**weight, args, &pool);
+  for (size_t i = 0; i < d.size(); ++i) EXPECT_EQ(d[i], ToFloat(ToBFloat16(values[i]))) << i;
+  for (const uint32_t bits : {0x7fc00000U, 0x7f800001U, 0xffffffffU}) {
+    const auto nan = std::bit_cast<float>(bits);
+    kernels::Run(**weight, {.m = 1, .a = &nan, .a_stride = 1, .d = d.data(), .d_stride = 1}, &pool);
+    EXPECT_TRUE(std::isnan(d[0])) << std::hex << bits;
   }
 }
 
