@@ -80,6 +80,7 @@ absl::StatusOr<std::unique_ptr<LocalExecutor>> LocalExecutor::Create(
                            chosen.max_model_len, config.max_position_embeddings);
   }
   NIBBLE_RETURN_IF_ERROR(CheckStepLimits(chosen));
+  NIBBLE_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa());
   NIBBLE_RETURN_IF_ERROR(model->Reserve(
       {.max_tokens = chosen.max_num_batched_tokens, .max_positions = chosen.max_model_len}, pool));
   NIBBLE_ASSIGN_OR_RETURN(AlignedBuffer<float> logits,
@@ -87,16 +88,17 @@ absl::StatusOr<std::unique_ptr<LocalExecutor>> LocalExecutor::Create(
   NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(config, chosen.num_blocks,
                                                          chosen.block_size, model->kv_dtype()));
   return std::unique_ptr<LocalExecutor>(
-      new LocalExecutor(std::move(model), std::move(cache), std::move(logits), chosen, pool));
+      new LocalExecutor(std::move(model), std::move(cache), std::move(logits), chosen, isa, pool));
 }
 
 LocalExecutor::LocalExecutor(std::unique_ptr<Model> model, KvCache cache,
                              AlignedBuffer<float> logits, const LocalExecutorOptions& options,
-                             ThreadPool* pool)
+                             Isa isa, ThreadPool* pool)
     : model_(std::move(model)),
       cache_(std::move(cache)),
       logits_(std::move(logits)),
       options_(options),
+      isa_(isa),
       pool_(pool) {}
 
 ExecutorLimits LocalExecutor::limits() const {
@@ -135,7 +137,7 @@ absl::StatusOr<StepOutput> LocalExecutor::Execute(const StepPlan& plan) {
   NIBBLE_RETURN_IF_ERROR(CheckSampling(plan, vocab_size));
   try {
     NIBBLE_RETURN_IF_ERROR(model_->Forward(plan, &cache_, logits_.data(), pool_));
-    return SampleRows(logits_.data(), vocab_size, plan.sampling, pool_);
+    return SampleRows(logits_.data(), vocab_size, plan.sampling, pool_, isa_);
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("memory ran out in a step of {} tokens", plan.num_tokens());
   }

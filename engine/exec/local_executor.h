@@ -8,6 +8,7 @@
 #include <memory>
 #include <thread>
 
+#include "base/cpu_features.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "engine/exec/executor.h"
@@ -40,7 +41,7 @@ class LocalExecutor final : public Executor {
 
  private:
   LocalExecutor(std::unique_ptr<Model> model, KvCache cache, AlignedBuffer<float> logits,
-                const LocalExecutorOptions& options, ThreadPool* pool);
+                const LocalExecutorOptions& options, Isa isa, ThreadPool* pool);
 
   absl::Status CheckSize(const StepPlan& plan) const;
 
@@ -48,6 +49,7 @@ class LocalExecutor final : public Executor {
   KvCache cache_;
   AlignedBuffer<float> logits_;  // [max_num_seqs, vocab_size]
   const LocalExecutorOptions options_;
+  const Isa isa_;  // for sampling; the model has its own
   ThreadPool* pool_;
   std::thread::id caller_;  // of the last Execute(), bound to the pool's first CPU
 };

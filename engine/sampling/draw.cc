@@ -9,51 +9,54 @@
 #include <limits>
 #include <vector>
 
-#include "engine/sampling/exp.h"
+#include "kernels/sampling/softmax_weights.h"
 
 namespace nibble::engine {
 namespace {
 
-// Weight of a logit relative to the most likely token's weight of 1.
-struct WeightFunction {
-  float max_logit;
-  float temperature;
-  float min_exponent;  // log(min_p): anything below weighs 0
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr size_t kChunk = kernels::kWeightChunk;
 
-  // Subtracting first keeps tiny temperatures finite: 0 for the best token, -inf for the others.
-  float operator()(float logit) const {
-    const float exponent = (logit - max_logit) / temperature;
-    return exponent >= min_exponent ? ExpNonPositive(exponent) : 0.0F;
+// A row of logits and the weights that the request gives them, computed where they are needed.
+class WeightedRow {
+ public:
+  WeightedRow(std::span<const float> logits, const kernels::SoftmaxWeights& weights, Isa isa)
+      : logits_(logits), weights_(weights), isa_(isa) {}
+
+  std::span<const float> logits() const { return logits_; }
+  float max_logit() const { return weights_.max_logit; }
+  float temperature() const { return weights_.temperature; }
+
+  // Sums over chunks of kChunk tokens.
+  std::vector<double> SumChunks() const {
+    std::vector<double> sums((logits_.size() + kChunk - 1) / kChunk);
+    kernels::SumWeights(Of(logits_), sums.data(), isa_);
+    return sums;
   }
+  void Weigh(std::span<const float> logits, float* weights) const {
+    kernels::WeighLogits(Of(logits), weights, isa_);
+  }
+
+ private:
+  kernels::SoftmaxWeights Of(std::span<const float> logits) const {
+    kernels::SoftmaxWeights args = weights_;
+    args.logits = logits.data();
+    args.count = static_cast<int64_t>(logits.size());
+    return args;
+  }
+
+  std::span<const float> logits_;
+  kernels::SoftmaxWeights weights_;
+  Isa isa_;
 };
 
-constexpr size_t kChunk = 256;
-constexpr size_t kLanes = 8;
+// A token that may be drawn.
+struct Choice {
+  Candidate candidate;
+  float weight = 0.0F;
+};
 
-// In a fixed order: kLanes interleaved sums, then the rest.
-double SumWeights(std::span<const float> logits, const WeightFunction& weight) {
-  std::array<double, kLanes> lanes{};
-  size_t i = 0;
-  for (; i + kLanes <= logits.size(); i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      lanes[lane] += static_cast<double>(weight(logits[i + lane]));
-    }
-  }
-  double sum = 0.0;
-  for (const double lane : lanes) sum += lane;
-  for (; i < logits.size(); ++i) sum += static_cast<double>(weight(logits[i]));
-  return sum;
-}
-
-std::vector<double> SumChunks(std::span<const float> logits, const WeightFunction& weight) {
-  std::vector<double> sums;
-  sums.reserve(logits.size() / kChunk + 1);
-  for (size_t begin = 0; begin < logits.size(); begin += kChunk) {
-    sums.push_back(
-        SumWeights(logits.subspan(begin, std::min(kChunk, logits.size() - begin)), weight));
-  }
-  return sums;
-}
+bool RanksBefore(const Choice& a, const Choice& b) { return RanksBefore(a.candidate, b.candidate); }
 
 double Total(const std::vector<double>& sums) {
   double total = 0.0;
@@ -62,8 +65,7 @@ double Total(const std::vector<double>& sums) {
 }
 
 // Inverse of the cumulative distribution in id order: the chunk first, then the token in it.
-int32_t DrawFromAll(std::span<const float> logits, const WeightFunction& weight,
-                    const std::vector<double>& sums, float uniform) {
+int32_t DrawFromAll(const WeightedRow& row, const std::vector<double>& sums, float uniform) {
   const double target = static_cast<double>(uniform) * Total(sums);
   double cumulative = 0.0;
   size_t chunk = 0;
@@ -74,29 +76,32 @@ int32_t DrawFromAll(std::span<const float> logits, const WeightFunction& weight,
     cumulative += sums[chunk];
   }
   if (chunk == sums.size()) chunk = last_chunk;  // by rounding only
-  const size_t end = std::min(logits.size(), (chunk + 1) * kChunk);
-  size_t chosen = chunk * kChunk;
-  for (size_t i = chunk * kChunk; i < end; ++i) {
-    const float w = weight(logits[i]);
-    if (w <= 0.0F) continue;
-    chosen = i;
-    cumulative += static_cast<double>(w);
+  const size_t begin = chunk * kChunk;
+  const auto logits = row.logits().subspan(begin, std::min(kChunk, row.logits().size() - begin));
+  std::array<float, kChunk> weights;
+  row.Weigh(logits, weights.data());
+  size_t chosen = begin;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (weights[i] <= 0.0F) continue;
+    chosen = begin + i;
+    cumulative += static_cast<double>(weights[i]);
     if (cumulative > target) break;
   }
   return static_cast<int32_t>(chosen);
 }
 
-// The last of the most likely candidates that together hold at least `mass` (the very last one when
-// all do not). By halves, as selecting an element by its place is: O(candidates), where sorting a
-// flat row of 128 k tokens takes tens of milliseconds.
-Candidate FindCutoff(std::vector<Candidate> candidates, const WeightFunction& weight, double mass) {
-  auto begin = candidates.begin();
-  auto end = candidates.end();
+// The last of the most likely choices that together hold at least `mass` (the very last one when
+// all do not). By halves, as selecting an element by its place is: O(choices), where sorting a flat
+// row of 128 k tokens takes tens of milliseconds.
+Choice FindCutoff(std::vector<Choice> choices, double mass) {
+  auto begin = choices.begin();
+  auto end = choices.end();
   while (end - begin > 1) {
     const auto middle = begin + (end - begin) / 2;
-    std::nth_element(begin, middle, end, RanksBefore);
+    std::nth_element(begin, middle, end,
+                     [](const Choice& a, const Choice& b) { return RanksBefore(a, b); });
     double sum = 0.0;
-    for (auto c = begin; c != middle; ++c) sum += static_cast<double>(weight(c->logit));
+    for (auto c = begin; c != middle; ++c) sum += static_cast<double>(c->weight);
     if (sum >= mass) {
       end = middle;
     } else {
@@ -107,74 +112,87 @@ Candidate FindCutoff(std::vector<Candidate> candidates, const WeightFunction& we
   return *begin;
 }
 
-// Draws from the most likely candidates that hold `mass`, walked in the order they are given in.
-int32_t DrawFromMass(const std::vector<Candidate>& candidates, const WeightFunction& weight,
-                     double mass, float uniform) {
-  const Candidate last = FindCutoff(candidates, weight, mass);
+// Draws from the most likely choices that hold `mass`, walked in the order they are given in.
+int32_t DrawFromMass(const std::vector<Choice>& choices, double mass, float uniform) {
+  const Choice last = FindCutoff(choices, mass);
   double kept = 0.0;
-  for (const Candidate& c : candidates) {
-    if (!RanksBefore(last, c)) kept += static_cast<double>(weight(c.logit));
+  for (const Choice& c : choices) {
+    if (!RanksBefore(last, c)) kept += static_cast<double>(c.weight);
   }
   const double target = static_cast<double>(uniform) * kept;
   double cumulative = 0.0;
-  int32_t chosen = candidates.front().token_id;
-  for (const Candidate& c : candidates) {
-    const float w = weight(c.logit);
-    if (w <= 0.0F || RanksBefore(last, c)) continue;
-    chosen = c.token_id;
-    cumulative += static_cast<double>(w);
+  int32_t chosen = choices.front().candidate.token_id;
+  for (const Choice& c : choices) {
+    if (c.weight <= 0.0F || RanksBefore(last, c)) continue;
+    chosen = c.candidate.token_id;
+    cumulative += static_cast<double>(c.weight);
     if (cumulative > target) break;
   }
   return chosen;
 }
 
-// Tokens among which the most likely ones that hold `mass` are, by id. The bar sinks until enough
-// is above it; most rows of a trained model are done at the first one, with few candidates.
-std::vector<Candidate> GatherMass(std::span<const float> logits, const WeightFunction& weight,
-                                  double mass) {
-  std::vector<Candidate> candidates;
-  for (const float exponent : {-4.0F, -8.0F, -16.0F, -std::numeric_limits<float>::infinity()}) {
-    candidates.clear();
-    const float bar = weight.max_logit + exponent * weight.temperature;
-    double gathered = 0.0;
+// Tokens of at least `bar` that weigh anything, by id, and what they weigh together.
+double GatherFrom(const WeightedRow& row, float bar, std::vector<Choice>* choices) {
+  choices->clear();
+  double gathered = 0.0;
+  std::array<float, kChunk> weights;
+  for (size_t begin = 0; begin < row.logits().size(); begin += kChunk) {
+    const auto logits = row.logits().subspan(begin, std::min(kChunk, row.logits().size() - begin));
+    row.Weigh(logits, weights.data());
     for (size_t i = 0; i < logits.size(); ++i) {
-      if (!(logits[i] >= bar)) continue;
-      const float w = weight(logits[i]);
-      if (w <= 0.0F) continue;
-      gathered += static_cast<double>(w);
-      candidates.push_back({.logit = logits[i], .token_id = static_cast<int32_t>(i)});
+      if (!(logits[i] >= bar) || weights[i] <= 0.0F) continue;
+      gathered += static_cast<double>(weights[i]);
+      choices->push_back(
+          {.candidate = {.logit = logits[i], .token_id = static_cast<int32_t>(begin + i)},
+           .weight = weights[i]});
     }
-    if (gathered >= mass) break;
   }
-  return candidates;
+  return gathered;
+}
+
+// Tokens among which the most likely ones that hold `mass` are, by id. The bar sinks until enough
+// is above it; most rows of a trained model are done at the first one, with few choices.
+std::vector<Choice> GatherMass(const WeightedRow& row, double mass) {
+  std::vector<Choice> choices;
+  for (const float exponent : {-4.0F, -8.0F, -16.0F, -kInfinity}) {
+    if (GatherFrom(row, row.max_logit() + exponent * row.temperature(), &choices) >= mass) break;
+  }
+  return choices;
+}
+
+// The top_k tokens. min_p removes the tail of the same order, so its weights of 0 may as well come
+// after the selection.
+int32_t DrawFromTop(const WeightedRow& row, const SamplingRow& params, float uniform) {
+  std::vector<Choice> choices;
+  double total = 0.0;
+  for (const Candidate& candidate : FindTop(row.logits(), static_cast<size_t>(params.top_k))) {
+    choices.push_back({.candidate = candidate});
+    row.Weigh({&candidate.logit, 1}, &choices.back().weight);
+    total += static_cast<double>(choices.back().weight);
+  }
+  const double mass = params.top_p < 1.0F ? static_cast<double>(params.top_p) * total
+                                          : std::numeric_limits<double>::infinity();
+  return DrawFromMass(choices, mass, uniform);
 }
 
 }  // namespace
 
-int32_t DrawToken(std::span<const float> logits, const Candidate& best, const SamplingRow& row,
-                  float uniform) {
-  const WeightFunction weight{.max_logit = best.logit,
-                              .temperature = row.temperature,
-                              .min_exponent = row.min_p > 0.0F
-                                                  ? std::log(row.min_p)
-                                                  : -std::numeric_limits<float>::infinity()};
-  if (row.top_k > 0 && static_cast<size_t>(row.top_k) < logits.size()) {
-    // min_p removes the tail of the same order, so it may as well come after the selection.
-    const std::vector<Candidate> candidates = FindTop(logits, static_cast<size_t>(row.top_k));
-    double total = 0.0;
-    for (const Candidate& candidate : candidates) {
-      total += static_cast<double>(weight(candidate.logit));
-    }
-    const double mass = row.top_p < 1.0F ? static_cast<double>(row.top_p) * total
-                                         : std::numeric_limits<double>::infinity();
-    return DrawFromMass(candidates, weight, mass, uniform);
+int32_t DrawToken(std::span<const float> logits, const Candidate& best, const SamplingRow& params,
+                  float uniform, Isa isa) {
+  const WeightedRow row(logits,
+                        {.max_logit = best.logit,
+                         .temperature = params.temperature,
+                         .min_exponent = params.min_p > 0.0F ? std::log(params.min_p) : -kInfinity},
+                        isa);
+  if (params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size()) {
+    return DrawFromTop(row, params, uniform);
   }
-  const std::vector<double> sums = SumChunks(logits, weight);
-  if (row.top_p < 1.0F) {
-    const double mass = static_cast<double>(row.top_p) * Total(sums);
-    return DrawFromMass(GatherMass(logits, weight, mass), weight, mass, uniform);
+  const std::vector<double> sums = row.SumChunks();
+  if (params.top_p < 1.0F) {
+    const double mass = static_cast<double>(params.top_p) * Total(sums);
+    return DrawFromMass(GatherMass(row, mass), mass, uniform);
   }
-  return DrawFromAll(logits, weight, sums, uniform);
+  return DrawFromAll(row, sums, uniform);
 }
 
 }  // namespace nibble::engine

@@ -3,43 +3,39 @@
 
 #include "engine/sampling/logprobs.h"
 
-#include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <vector>
 
-#include "engine/sampling/exp.h"
 #include "engine/sampling/top_tokens.h"
+#include "kernels/sampling/softmax_weights.h"
 
 namespace nibble::engine {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr size_t kLanes = 8;
 
 // log sum exp(logits - max_logit), max_logit finite.
-double LogSumExp(std::span<const float> logits, float max_logit) {
-  std::array<double, kLanes> lanes{};
-  size_t i = 0;
-  for (; i + kLanes <= logits.size(); i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      lanes[lane] += static_cast<double>(ExpNonPositive(logits[i + lane] - max_logit));
-    }
-  }
-  double sum = 0.0;
-  for (const double lane : lanes) sum += lane;
-  for (; i < logits.size(); ++i) sum += static_cast<double>(ExpNonPositive(logits[i] - max_logit));
-  return std::log(sum);
+double LogSumExp(std::span<const float> logits, float max_logit, Isa isa) {
+  std::vector<double> sums((logits.size() + kernels::kWeightChunk - 1) / kernels::kWeightChunk);
+  kernels::SumWeights({.logits = logits.data(),
+                       .count = static_cast<int64_t>(logits.size()),
+                       .max_logit = max_logit,
+                       .min_exponent = -kInfinity},
+                      sums.data(), isa);
+  return std::log(std::accumulate(sums.begin(), sums.end(), 0.0));
 }
 
 class LogSoftmax {
  public:
-  explicit LogSoftmax(std::span<const float> logits) : max_logit_(FindBest(logits).logit) {
+  LogSoftmax(std::span<const float> logits, Isa isa) : max_logit_(FindBest(logits).logit) {
     if (max_logit_ == kInfinity) {
       double num_infinite = 0.0;
       for (const float logit : logits) num_infinite += logit == kInfinity ? 1.0 : 0.0;
       log_sum_ = std::log(num_infinite);
     } else if (max_logit_ > -kInfinity) {
-      log_sum_ = LogSumExp(logits, max_logit_);
+      log_sum_ = LogSumExp(logits, max_logit_, isa);
     }
   }
 
@@ -68,8 +64,9 @@ int32_t Rank(std::span<const float> logits, int32_t token_id) {
 
 }  // namespace
 
-TokenLogprobs ComputeLogprobs(std::span<const float> logits, int32_t token_id, int32_t num_top) {
-  const LogSoftmax log_softmax(logits);
+TokenLogprobs ComputeLogprobs(std::span<const float> logits, int32_t token_id, int32_t num_top,
+                              Isa isa) {
+  const LogSoftmax log_softmax(logits, isa);
   TokenLogprobs result;
   result.sampled = {.token_id = token_id,
                     .logprob = log_softmax(logits[static_cast<size_t>(token_id)]),

@@ -23,7 +23,7 @@ void CollapseInfinities(std::span<float> logits) {
   for (float& logit : logits) logit = logit == kInfinity ? 0.0F : -kInfinity;
 }
 
-int32_t ChooseToken(std::span<float> logits, const SamplingRow& row) {
+int32_t ChooseToken(std::span<float> logits, const SamplingRow& row, Isa isa) {
   Candidate best = FindBest(logits);
   if (!(row.temperature > 0.0F) || best.logit == -kInfinity) return best.token_id;
   if (best.logit == kInfinity) {
@@ -31,12 +31,12 @@ int32_t ChooseToken(std::span<float> logits, const SamplingRow& row) {
     best.logit = 0.0F;
   }
   const float uniform = UniformFromCounter(row.seed, static_cast<uint64_t>(row.output_index));
-  return DrawToken(logits, best, row, uniform);
+  return DrawToken(logits, best, row, uniform, isa);
 }
 
 }  // namespace
 
-SampledToken SampleRow(std::span<float> logits, const SamplingRow& row) {
+SampledToken SampleRow(std::span<float> logits, const SamplingRow& row, Isa isa) {
   SampledToken token;
   // As good as free: the first logit of a sound row is finite.
   token.no_finite_logit = std::ranges::none_of(logits, [](float x) { return std::isfinite(x); });
@@ -44,25 +44,25 @@ SampledToken SampleRow(std::span<float> logits, const SamplingRow& row) {
   const bool adjusted = HasAdjustments(row);
   if (row.logprobs < 0) {
     if (adjusted) AdjustLogits(logits, row);
-    token.token_id = ChooseToken(logits, row);
+    token.token_id = ChooseToken(logits, row, isa);
     return token;
   }
   const std::vector<float> raw(logits.begin(), logits.end());
   if (adjusted) AdjustLogits(logits, row);
-  token.token_id = ChooseToken(logits, row);
-  token.logprobs = ComputeLogprobs(raw, token.token_id, row.logprobs);
+  token.token_id = ChooseToken(logits, row, isa);
+  token.logprobs = ComputeLogprobs(raw, token.token_id, row.logprobs, isa);
   return token;
 }
 
 StepOutput SampleRows(float* logits, int64_t vocab_size, std::span<const SamplingRow> rows,
-                      ThreadPool* pool) {
+                      ThreadPool* pool, Isa isa) {
   StepOutput output;
   output.tokens.resize(rows.size());
   pool->ParallelFor(static_cast<int64_t>(rows.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       output.tokens[static_cast<size_t>(row)] =
           SampleRow({logits + row * vocab_size, static_cast<size_t>(vocab_size)},
-                    rows[static_cast<size_t>(row)]);
+                    rows[static_cast<size_t>(row)], isa);
     }
   });
   return output;

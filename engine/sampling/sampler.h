@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <span>
 
+#include "base/cpu_features.h"
 #include "base/thread_pool.h"
 #include "engine/scheduler/step_plan.h"
 
@@ -22,10 +23,11 @@ float UniformFromCounter(uint64_t seed, uint64_t index);
 // temperature; min_p; top_k; top_p; draw. `logits` [vocab_size] is overwritten. NaN logits never
 // win. A row without a finite logit is reported as such (SampledToken::no_finite_logit); one that
 // only the request's own bans empty gives token 0.
-SampledToken SampleRow(std::span<float> logits, const SamplingRow& row);
+// All instruction sets choose the same token.
+SampledToken SampleRow(std::span<float> logits, const SamplingRow& row, Isa isa = Isa::kRef);
 
 // All rows of a step, spread over the pool. `logits` [rows.size(), vocab_size] is overwritten.
 StepOutput SampleRows(float* logits, int64_t vocab_size, std::span<const SamplingRow> rows,
-                      ThreadPool* pool);
+                      ThreadPool* pool, Isa isa = Isa::kRef);
 
 }  // namespace nibble::engine

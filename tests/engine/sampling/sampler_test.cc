@@ -14,7 +14,6 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-#include "engine/sampling/exp.h"
 #include "engine/sampling/top_tokens.h"
 #include "tests/testing/random.h"
 
@@ -79,17 +78,6 @@ std::set<int32_t> Support(const std::vector<float>& logits, const SamplingRow& r
     if (histogram[i] > 0) support.insert(static_cast<int32_t>(i));
   }
   return support;
-}
-
-TEST(ExpTest, WithinTwoUnitsInTheLastPlace) {
-  for (float x = 0.0F; x > -87.0F; x -= 0.00137F) {
-    const double expected = std::exp(static_cast<double>(x));
-    ASSERT_NEAR(ExpNonPositive(x), expected, 2.4e-7 * expected) << x;
-  }
-  EXPECT_EQ(ExpNonPositive(0.0F), 1.0F);
-  EXPECT_EQ(ExpNonPositive(-88.0F), 0.0F);
-  EXPECT_EQ(ExpNonPositive(-kInfinity), 0.0F);
-  EXPECT_EQ(ExpNonPositive(kNaN), 0.0F);
 }
 
 TEST(TopTokensTest, AgreesWithSortingEverything) {
@@ -405,7 +393,7 @@ TEST(LogprobsTest, SumToOneOverALargeVocabulary) {
   }
 }
 
-TEST(SampleRowsTest, DoesNotDependOnThreadsOrNeighbours) {
+TEST(SampleRowsTest, DoesNotDependOnThreadsNeighboursOrInstructionSet) {
   Random random(9);
   constexpr int64_t kVocab = 3001;
   std::vector<SamplingRow> rows;
@@ -427,6 +415,9 @@ TEST(SampleRowsTest, DoesNotDependOnThreadsOrNeighbours) {
   ThreadPool four(4);
   const StepOutput a = SampleRows(one_copy.data(), kVocab, rows, &one);
   const StepOutput b = SampleRows(four_copy.data(), kVocab, rows, &four);
+  std::vector<float> best_copy = logits;
+  const StepOutput best =
+      SampleRows(best_copy.data(), kVocab, rows, &one, HostCpuFeatures().Best());
   ASSERT_EQ(a.tokens.size(), rows.size());
   for (size_t i = 0; i < rows.size(); ++i) {
     std::vector<float> alone(logits.begin() + static_cast<ptrdiff_t>(i) * kVocab,
@@ -434,6 +425,8 @@ TEST(SampleRowsTest, DoesNotDependOnThreadsOrNeighbours) {
     const SampledToken token = SampleRow(alone, rows[i]);
     EXPECT_EQ(a.tokens[i].token_id, b.tokens[i].token_id);
     EXPECT_EQ(a.tokens[i].token_id, token.token_id);
+    EXPECT_EQ(a.tokens[i].token_id, best.tokens[i].token_id);
+    EXPECT_EQ(a.tokens[i].logprobs.sampled.logprob, best.tokens[i].logprobs.sampled.logprob);
     EXPECT_EQ(a.tokens[i].logprobs.sampled.logprob, b.tokens[i].logprobs.sampled.logprob);
     EXPECT_EQ(a.tokens[i].logprobs.top.size(), rows[i].logprobs > 0 ? 4U : 0U);
   }

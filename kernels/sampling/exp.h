@@ -7,7 +7,7 @@
 #include <bit>
 #include <cstdint>
 
-namespace nibble::engine {
+namespace nibble::kernels {
 
 // exp(x) for x <= 0 within 2 units in the last place; 0 below -87 (where float becomes subnormal)
 // and for NaN. Straight-line code, so that loops over it are vectorized; the same bits either way.
@@ -38,4 +38,4 @@ inline float ExpNonPositive(float x) {
   return x >= kLowest ? value : 0.0F;
 }
 
-}  // namespace nibble::engine
+}  // namespace nibble::kernels
