@@ -38,13 +38,6 @@ struct Channel {
   }
 };
 
-// Rounds to 7 significant bits, so that S * c is exact (kernels/quant/rtn.cc).
-float RoundChannelScale(float value) {
-  int exponent = 0;
-  const float mantissa = std::frexp(value, &exponent);
-  return std::ldexp(RoundToInteger(mantissa * 128.0F) / 128.0F, exponent);
-}
-
 // The free scale of each sign that costs least; 0 for a group of zeros.
 void SurveyGroup(const Channel& channel, int64_t group, bool signs, float max_abs,
                  float best_scale[2], double best_error[2]) {

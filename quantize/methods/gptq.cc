@@ -6,108 +6,247 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
-#include <numeric>
 #include <utility>
 
 #include "quantize/methods/clip.h"
 #include "quantize/methods/grid.h"
 #include "quantize/methods/rounding.h"
+#include "quantize/methods/triangular.h"
 
 namespace nibble::quantize {
 namespace {
 
 // Columns whose errors are passed on to the rest of the row at once.
 constexpr int64_t kBlock = 128;
+// Rows that go through the factor and the Hessian together.
+constexpr int64_t kTileRows = 32;
+// Passes over the columns within a round of refinement.
+constexpr int kMaxSweeps = 8;
 
-// Lower triangle of `a` [k, k] becomes L with L L^T = a. False when a pivot is not positive.
-bool Cholesky(double* a, int64_t k, ThreadPool* pool) {
-  for (int64_t j = 0; j < k; ++j) {
-    const double pivot = a[j * k + j];
-    if (!(pivot > 0.0) || !std::isfinite(pivot)) return false;
-    const double root = std::sqrt(pivot);
-    for (int64_t i = j; i < k; ++i) a[i * k + j] /= root;
-    pool->ParallelFor(k - j - 1, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = j + 1 + begin; i < j + 1 + end; ++i) {
-        const double factor = a[i * k + j];
-        for (int64_t l = j + 1; l <= i; ++l) a[i * k + l] -= factor * a[l * k + j];
+// What every tile reads.
+struct Problem {
+  const Matrix& matrix;
+  const double* hessian;
+  const HessianFactor& factor;
+  const Grid& grid;
+  const float* units;  // [n, num_groups]; scales are units * channels
+  int refinement_rounds;
+  SubtractProductFunction subtract_product;
+};
+
+// Some rows of the matrix on their way. z is what they become: scale * code.
+class Tile {
+ public:
+  Tile(const Problem& problem, int64_t first_row, int64_t num_rows, int8_t* codes, float* scales,
+       float* channels)
+      : problem_(problem),
+        first_row_(first_row),
+        k_(problem.matrix.k),
+        num_rows_(num_rows),
+        weights_(problem.matrix.weight.data() + first_row * k_),
+        codes_(codes + first_row * k_),
+        scales_(scales + first_row * problem.grid.num_groups),
+        channels_(channels + first_row),
+        added_(problem.factor.added()) {}
+
+  // GPTQ proper.
+  void Round() {
+    const std::vector<int32_t>& order = problem_.factor.order();
+    std::vector<double> left(static_cast<size_t>(num_rows_ * k_));  // to round, in rounding order
+    for (int64_t row = 0; row < num_rows_; ++row) {
+      for (int64_t i = 0; i < k_; ++i) {
+        left[static_cast<size_t>(row * k_ + i)] =
+            weights_[row * k_ + order[static_cast<size_t>(i)]];
       }
-    });
-  }
-  return true;
-}
-
-// `l` lower triangular becomes its inverse.
-void InvertLower(double* l, int64_t k) {
-  for (int64_t j = 0; j < k; ++j) {
-    l[j * k + j] = 1.0 / l[j * k + j];
-    for (int64_t i = j + 1; i < k; ++i) {
-      double sum = 0.0;
-      for (int64_t m = j; m < i; ++m) sum += l[i * k + m] * l[m * k + j];
-      l[i * k + j] = -sum / l[i * k + i];
+    }
+    std::vector<double> errors(static_cast<size_t>(num_rows_ * kBlock));
+    for (int64_t first = 0; first < k_; first += kBlock) {
+      const int64_t width = std::min(kBlock, k_ - first);
+      for (int64_t row = 0; row < num_rows_; ++row) {
+        RoundBlock(row, first, width, left.data() + row * k_ + first, errors.data() + row * kBlock);
+      }
+      const int64_t next = first + width;
+      problem_.subtract_product({.m = num_rows_,
+                                 .n = k_ - next,
+                                 .depth = width,
+                                 .a = errors.data(),
+                                 .lda = kBlock,
+                                 .b = problem_.factor.data() + first * k_ + next,
+                                 .ldb = k_,
+                                 .c = left.data() + next,
+                                 .ldc = k_});
     }
   }
+
+  // Alternates channel scales and codes.
+  void Refine() {
+    StartGradients();
+    for (int round = 0; round < problem_.refinement_rounds; ++round) {
+      bool changed = false;
+      for (int64_t row = 0; row < num_rows_; ++row) {
+        if (round > 0) changed |= RescaleRow(row);
+        for (int sweep = 0; sweep < kMaxSweeps && SweepRow(row); ++sweep) changed = true;
+      }
+      if (!changed) break;
+    }
+  }
+
+  // d^T H d and w^T H w of every row. REQUIRES Refine().
+  void Measure(double* errors, double* signals) const {
+    for (int64_t row = 0; row < num_rows_; ++row) {
+      errors[row] = 0.0;
+      signals[row] = 0.0;
+      for (int64_t i = 0; i < k_; ++i) {
+        const double w = weights_[row * k_ + i];
+        const double d = w - Value(row, i);
+        // The damping is no part of the error.
+        errors[row] -= d * (gradients_[static_cast<size_t>(row * k_ + i)] + added_ * d);
+        signals[row] -= w * (outputs_[static_cast<size_t>(row * k_ + i)] + added_ * w);
+      }
+    }
+  }
+
+ private:
+  float Scale(int64_t row, int64_t column) const {
+    return scales_[row * problem_.grid.num_groups + column / problem_.grid.group_size];
+  }
+
+  float Level(double value, double scale) const {
+    if (scale == 0.0) return 0.0F;
+    return RoundToLevel(static_cast<float>(value / scale), static_cast<float>(problem_.grid.low),
+                        static_cast<float>(problem_.grid.high));
+  }
+
+  void RoundBlock(int64_t row, int64_t first, int64_t width, double* left, double* errors) {
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t column = problem_.factor.order()[static_cast<size_t>(first + i)];
+      const double* u = problem_.factor.data() + (first + i) * k_ + first;
+      const double scale = Scale(row, column);
+      const float level = Level(left[i], scale);
+      codes_[row * k_ + column] = static_cast<int8_t>(level);
+      errors[i] = (left[i] - scale * level) / u[i];
+      for (int64_t j = i + 1; j < width; ++j) left[j] -= errors[i] * u[j];
+    }
+  }
+
+  // outputs = -W (H + added), gradients = -(W - Z) (H + added).
+  void StartGradients() {
+    const auto size = static_cast<size_t>(num_rows_ * k_);
+    outputs_.assign(size, 0.0);
+    gradients_.assign(size, 0.0);
+    std::vector<double> operand(size);
+    std::copy_n(weights_, size, operand.begin());
+    MultiplyHessian(operand, &outputs_);
+    for (int64_t row = 0; row < num_rows_; ++row) {
+      for (int64_t i = 0; i < k_; ++i) {
+        operand[static_cast<size_t>(row * k_ + i)] -= Value(row, i);
+      }
+    }
+    MultiplyHessian(operand, &gradients_);
+  }
+
+  void MultiplyHessian(const std::vector<double>& operand, std::vector<double>* product) {
+    problem_.subtract_product({.m = num_rows_,
+                               .n = k_,
+                               .depth = k_,
+                               .a = operand.data(),
+                               .lda = k_,
+                               .b = problem_.hessian,
+                               .ldb = k_,
+                               .c = product->data(),
+                               .ldc = k_});
+    for (size_t i = 0; i < operand.size(); ++i) (*product)[i] -= added_ * operand[i];
+  }
+
+  double Value(int64_t row, int64_t column) const {
+    return static_cast<double>(Scale(row, column)) * codes_[row * k_ + column];
+  }
+
+  // Each code in turn to the level that is best given all others. True when one changed.
+  bool SweepRow(int64_t row) {
+    double* gradient = gradients_.data() + row * k_;
+    bool changed = false;
+    for (const int32_t column : problem_.factor.order()) {
+      const double* hessian = problem_.hessian + column * k_;
+      const double curvature = hessian[column] + added_;
+      const double scale = Scale(row, column);
+      if (hessian[column] == 0.0 || scale == 0.0) continue;
+      int8_t& code = codes_[row * k_ + column];
+      const float level = Level(scale * code - gradient[column] / curvature, scale);
+      const double step = scale * (level - static_cast<float>(code));  // z moves by this
+      // 0 where the level is the same; ties and rounding must not make sweeps go on for ever.
+      const double gain = -step * (2.0 * gradient[column] + step * curvature);
+      if (!(gain > 1e-9 * scale * scale * curvature)) continue;
+      code = static_cast<int8_t>(level);
+      changed = true;
+      for (int64_t j = 0; j < k_; ++j) gradient[j] += step * hessian[j];
+      gradient[column] += step * added_;
+    }
+    return changed;
+  }
+
+  // The factor of all scales of the row that is best given its codes. True when it is not 1.
+  bool RescaleRow(int64_t row) {
+    double* gradient = gradients_.data() + row * k_;
+    const double* output = outputs_.data() + row * k_;
+    double product = 0.0;  // z H w
+    double norm = 0.0;     // z H z
+    for (int64_t i = 0; i < k_; ++i) {
+      const double z = Value(row, i);
+      product -= z * output[i];
+      norm += z * (gradient[i] - output[i]);
+    }
+    if (!(norm > 0.0) || !(product > 0.0)) return false;
+    const float before = channels_[row];
+    const float after = RoundChannelScale(static_cast<float>(before * (product / norm)));
+    if (after == before || !(after > 0.0F)) return false;
+    channels_[row] = after;
+    const int64_t num_groups = problem_.grid.num_groups;
+    for (int64_t g = 0; g < num_groups; ++g) {
+      scales_[row * num_groups + g] = problem_.units[(first_row_ + row) * num_groups + g] * after;
+    }
+    const double ratio = static_cast<double>(after) / before;
+    for (int64_t i = 0; i < k_; ++i) {
+      gradient[i] = output[i] + ratio * (gradient[i] - output[i]);
+    }
+    return true;
+  }
+
+  const Problem& problem_;
+  const int64_t first_row_;
+  const int64_t k_;
+  const int64_t num_rows_;
+  const float* weights_;
+  int8_t* codes_;
+  float* scales_;
+  float* channels_;
+  const double added_;
+  std::vector<double> outputs_;
+  std::vector<double> gradients_;
+};
+
+// Scales as units * channels: S * c where the scheme folds, else the scales themselves times 1.
+struct SplitScales {
+  std::vector<float> units;
+  std::vector<float> channels;
+};
+
+absl::StatusOr<SplitScales> Split(const std::vector<float>& scales, int64_t n, int64_t num_groups,
+                                  const WeightScheme& scheme) {
+  SplitScales split = {.units = scales,
+                       .channels = std::vector<float>(static_cast<size_t>(n), 1.0F)};
+  if (scheme.bits != 4 || !scheme.folded_scales) return split;
+  // A weight of one column per group stands for its scales.
+  kernels::Int4Weight stand_in = {.n = n, .k = num_groups, .group_size = 1};
+  stand_in.codes.resize(static_cast<size_t>(n * stand_in.row_bytes()));
+  stand_in.scales = scales;
+  NIBBLE_ASSIGN_OR_RETURN(kernels::FoldedScales folded, kernels::FindFoldedScales(stand_in));
+  split.units.assign(folded.integers.begin(), folded.integers.end());
+  split.channels = std::move(folded.channel);
+  return split;
 }
 
 }  // namespace
-
-absl::StatusOr<HessianFactor> HessianFactor::Create(std::string_view name,
-                                                    const InputStatistics& statistics,
-                                                    const DampingOptions& options,
-                                                    ThreadPool* pool) try {
-  const int64_t k = statistics.k;
-  NIBBLE_RETURN_IF_ERROR(CheckStatistics(name, statistics, k));
-  if (!(options.damping >= 0.0 && options.damping <= 1.0) ||
-      !(options.max_damping >= options.damping && options.max_damping <= 1e6)) {
-    return InvalidArgument("{}: damping {} up to {}, the range is 0..1 up to 1e6", name,
-                           options.damping, options.max_damping);
-  }
-  const std::vector<double>& hessian = statistics.hessian;
-  const auto diagonal = [&](int64_t i) { return hessian[static_cast<size_t>(i * (k + 1))]; };
-  HessianFactor factor;
-  factor.order_.resize(static_cast<size_t>(k));
-  std::iota(factor.order_.begin(), factor.order_.end(), 0);
-  if (options.activation_order) {
-    std::stable_sort(factor.order_.begin(), factor.order_.end(),
-                     [&](int32_t a, int32_t b) { return diagonal(a) > diagonal(b); });
-  }
-  factor.dead_.resize(static_cast<size_t>(k));
-  double mean = 0.0;
-  for (int64_t i = 0; i < k; ++i) {
-    mean += diagonal(i) / static_cast<double>(k);
-    factor.dead_[static_cast<size_t>(i)] = diagonal(i) == 0.0;
-    factor.num_dead_columns_ += diagonal(i) == 0.0 ? 1 : 0;
-  }
-  // In reversed order J H J = L L^T, so U = J L^-1 J is upper triangular and U^T U = H^-1.
-  factor.factor_.resize(static_cast<size_t>(k * k));
-  std::vector<double> work(static_cast<size_t>(k * k));
-  for (factor.damping_ = options.damping;; factor.damping_ = std::max(factor.damping_ * 10, 1e-4)) {
-    if (factor.damping_ > options.max_damping) {
-      return absl::FailedPreconditionError(fmt::format(
-          "{}: the Hessian of the inputs is not positive definite with damping up to {}", name,
-          options.max_damping));
-    }
-    for (int64_t i = 0; i < k; ++i) {
-      const int64_t row = factor.order_[static_cast<size_t>(k - 1 - i)];
-      for (int64_t j = 0; j < k; ++j) {
-        const int64_t column = factor.order_[static_cast<size_t>(k - 1 - j)];
-        work[static_cast<size_t>(i * k + j)] = hessian[static_cast<size_t>(row * k + column)];
-      }
-      work[static_cast<size_t>(i * (k + 1))] += factor.IsDead(row) ? 1.0 : factor.damping_ * mean;
-    }
-    if (Cholesky(work.data(), k, pool)) break;
-  }
-  InvertLower(work.data(), k);
-  for (int64_t i = 0; i < k; ++i) {
-    for (int64_t j = 0; j <= i; ++j) {
-      factor.factor_[static_cast<size_t>((k - 1 - i) * k + k - 1 - j)] =
-          work[static_cast<size_t>(i * k + j)];
-    }
-  }
-  return factor;
-} catch (const std::bad_alloc&) {
-  return ResourceExhausted("{}: no memory for the factor of a Hessian of {} inputs", name,
-                           statistics.k);
-}
 
 absl::StatusOr<GptqResult> QuantizeGptq(const Matrix& matrix, const InputStatistics& statistics,
                                         const HessianFactor& factor, const WeightScheme& scheme,
@@ -124,54 +263,34 @@ absl::StatusOr<GptqResult> QuantizeGptq(const Matrix& matrix, const InputStatist
   const Grid grid = GridOf(scheme, k);
   std::vector<float> scales;
   if (options.scales != nullptr) {
-    NIBBLE_RETURN_IF_ERROR(Annotate(CheckScales(*options.scales, n, grid.num_groups), matrix.name));
     scales = *options.scales;
+    NIBBLE_RETURN_IF_ERROR(Annotate(CheckScales(scales, n, grid.num_groups), matrix.name));
   } else {
     NIBBLE_ASSIGN_OR_RETURN(ClipResult clip, SearchClipping(matrix, statistics, scheme, pool));
     scales = std::move(clip.scales);
   }
+  auto split = Split(scales, n, grid.num_groups, scheme);
+  if (!split.ok()) return Annotate(split.status(), matrix.name);
+  NIBBLE_ASSIGN_OR_RETURN(const SubtractProductFunction subtract_product, ChooseSubtractProduct());
 
+  const Problem problem = {.matrix = matrix,
+                           .hessian = statistics.hessian.data(),
+                           .factor = factor,
+                           .grid = grid,
+                           .units = split->units.data(),
+                           .refinement_rounds = options.refinement_rounds,
+                           .subtract_product = subtract_product};
   std::vector<int8_t> codes(static_cast<size_t>(n * k));
-  pool->ParallelFor(n, 1, [&](int64_t begin, int64_t end) {
-    std::vector<double> row(static_cast<size_t>(k));  // what is left to round, in rounding order
-    std::vector<double> errors(kBlock);
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t i = 0; i < k; ++i) {
-        row[static_cast<size_t>(i)] =
-            matrix.weight[static_cast<size_t>(r * k + factor.order()[static_cast<size_t>(i)])];
-      }
-      for (int64_t first = 0; first < k; first += kBlock) {
-        const int64_t last = std::min(first + kBlock, k);
-        for (int64_t i = first; i < last; ++i) {
-          const int64_t column = factor.order()[static_cast<size_t>(i)];
-          const float scale =
-              scales[static_cast<size_t>(r * grid.num_groups + column / grid.group_size)];
-          const auto value = static_cast<float>(row[static_cast<size_t>(i)]);
-          const float level = scale == 0.0F
-                                  ? 0.0F
-                                  : RoundToLevel(value / scale, static_cast<float>(grid.low),
-                                                 static_cast<float>(grid.high));
-          codes[static_cast<size_t>(r * k + column)] = static_cast<int8_t>(level);
-          const double* u = factor.Row(i);
-          const double error =
-              (row[static_cast<size_t>(i)] - static_cast<double>(scale) * level) / u[0];
-          errors[static_cast<size_t>(i - first)] = error;
-          for (int64_t j = i + 1; j < last; ++j) {
-            row[static_cast<size_t>(j)] -= error * u[j - i];
-          }
-        }
-        for (int64_t i = first; i < last; ++i) {
-          const double* u = factor.Row(i);
-          const double error = errors[static_cast<size_t>(i - first)];
-          for (int64_t j = last; j < k; ++j) row[static_cast<size_t>(j)] -= error * u[j - i];
-        }
-      }
-    }
+  std::vector<double> errors(static_cast<size_t>(n));
+  std::vector<double> signals(static_cast<size_t>(n));
+  pool->ParallelFor(n, kTileRows, [&](int64_t begin, int64_t end) {
+    Tile tile(problem, begin, end - begin, codes.data(), scales.data(), split->channels.data());
+    tile.Round();
+    tile.Refine();
+    tile.Measure(errors.data() + begin, signals.data() + begin);
   });
-  GptqResult result = {.weight = PackCodes(n, k, scheme, codes, std::move(scales))};
-  NIBBLE_ASSIGN_OR_RETURN(result.output_error,
-                          OutputError(matrix.weight.data(), result.weight, statistics, pool));
-  return result;
+  return GptqResult{.weight = PackCodes(n, k, scheme, codes, std::move(scales)),
+                    .output_error = RelativeError(errors, signals)};
 } catch (const std::bad_alloc&) {
   return ResourceExhausted("{}: no memory to quantize [{}, {}]", matrix.name, matrix.n, matrix.k);
 }

@@ -41,9 +41,15 @@ inline float RoundToLevel(float x, float low, float high) {
   return RoundToInteger(std::min(std::max(x, low), high));
 }
 
+// Rounds to 16 significant bits: S * c, S at most 16, is then exact in float32.
+float RoundChannelScale(float value);
+
 // codes [n, k] in low..high, scales [n, num_groups].
 QuantizedWeight PackCodes(int64_t n, int64_t k, const WeightScheme& scheme,
                           const std::vector<int8_t>& codes, std::vector<float> scales);
+
+// sqrt(sum of errors / sum of signals), both squared already; 0 where there is no signal.
+double RelativeError(const std::vector<double>& errors, const std::vector<double>& signals);
 
 // Above this the squared error of a channel could leave the float range, and searches with it.
 inline constexpr float kLargestWeight = 1e15F;

@@ -9,6 +9,7 @@
 
 #include "kernels/quant/rtn.h"
 #include "quantize/methods/grid.h"
+#include "quantize/methods/triangular.h"
 
 namespace nibble::quantize {
 namespace {
@@ -21,6 +22,30 @@ absl::Status CheckShape(int64_t n, int64_t k) {
                            k, kMaxDimension, kMaxDimension);
   }
   return absl::OkStatus();
+}
+
+// forms[i] = x_i^T H x_i for the rows x_i of `rows` [m, k].
+void QuadraticForms(const std::vector<double>& rows, const InputStatistics& statistics,
+                    SubtractProductFunction subtract_product, double* forms) {
+  const int64_t k = statistics.k;
+  const int64_t m = static_cast<int64_t>(rows.size()) / k;
+  std::vector<double> product(rows.size());  // -X H
+  subtract_product({.m = m,
+                    .n = k,
+                    .depth = k,
+                    .a = rows.data(),
+                    .lda = k,
+                    .b = statistics.hessian.data(),
+                    .ldb = k,
+                    .c = product.data(),
+                    .ldc = k});
+  for (int64_t row = 0; row < m; ++row) {
+    double form = 0.0;
+    for (int64_t i = row * k; i < (row + 1) * k; ++i) {
+      form -= rows[static_cast<size_t>(i)] * product[static_cast<size_t>(i)];
+    }
+    forms[row] = form;
+  }
 }
 
 }  // namespace
@@ -42,6 +67,12 @@ std::vector<float> Dequantize(const QuantizedWeight& weight) {
     }
   }
   return values;
+}
+
+float RoundChannelScale(float value) {
+  int exponent = 0;
+  const float mantissa = std::frexp(value, &exponent);
+  return std::ldexp(std::nearbyint(mantissa * 65536.0F) / 65536.0F, exponent);
 }
 
 QuantizedWeight PackCodes(int64_t n, int64_t k, const WeightScheme& scheme,
@@ -167,34 +198,29 @@ absl::StatusOr<double> OutputError(const float* w, const QuantizedWeight& quanti
                                    const InputStatistics& statistics, ThreadPool* pool) {
   const auto [n, k] = std::visit([](const auto& q) { return std::pair(q.n, q.k); }, quantized);
   NIBBLE_RETURN_IF_ERROR(CheckStatistics("output error", statistics, k));
+  NIBBLE_RETURN_IF_ERROR(CheckFinite(w, n, k, pool));
+  NIBBLE_ASSIGN_OR_RETURN(const SubtractProductFunction subtract_product, ChooseSubtractProduct());
   const std::vector<float> values = Dequantize(quantized);
-  const double* hessian = statistics.hessian.data();
   std::vector<double> error(static_cast<size_t>(n));
   std::vector<double> signal(static_cast<size_t>(n));
-  pool->ParallelFor(n, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      for (int64_t i = 0; i < k; ++i) {
-        const double wi = w[row * k + i];
-        const double di = wi - values[static_cast<size_t>(row * k + i)];
-        double wh = 0.0;
-        double dh = 0.0;
-        for (int64_t j = 0; j < k; ++j) {
-          const double wj = w[row * k + j];
-          wh += hessian[i * k + j] * wj;
-          dh += hessian[i * k + j] * (wj - values[static_cast<size_t>(row * k + j)]);
-        }
-        signal[static_cast<size_t>(row)] += wi * wh;
-        error[static_cast<size_t>(row)] += di * dh;
-      }
-    }
+  pool->ParallelFor(n, 32, [&](int64_t begin, int64_t end) {
+    const auto size = static_cast<size_t>((end - begin) * k);
+    std::vector<double> operand(size);
+    for (size_t i = 0; i < size; ++i) operand[i] = w[begin * k + static_cast<int64_t>(i)];
+    QuadraticForms(operand, statistics, subtract_product, signal.data() + begin);
+    for (size_t i = 0; i < size; ++i) operand[i] -= values[static_cast<size_t>(begin * k) + i];
+    QuadraticForms(operand, statistics, subtract_product, error.data() + begin);
   });
-  double total_error = 0.0;
-  double total_signal = 0.0;
-  for (int64_t row = 0; row < n; ++row) {
-    total_error += error[static_cast<size_t>(row)];
-    total_signal += signal[static_cast<size_t>(row)];
-  }
-  return total_signal > 0.0 ? std::sqrt(std::max(total_error, 0.0) / total_signal) : 0.0;
+  return RelativeError(error, signal);
+}
+
+double RelativeError(const std::vector<double>& errors, const std::vector<double>& signals) {
+  // Added in order, whatever thread computed them. A null space may leave a little below 0.
+  double error = 0.0;
+  double signal = 0.0;
+  for (const double e : errors) error += e;
+  for (const double s : signals) signal += s;
+  return signal > 0.0 ? std::sqrt(std::max(error, 0.0) / signal) : 0.0;
 }
 
 }  // namespace nibble::quantize

@@ -65,7 +65,6 @@ TEST(Gptq, CostsLessThanRoundToNearest) {
       auto rtn_error = OutputError(matrix.weight.data(), *rtn, statistics, &pool);
       ASSERT_TRUE(rtn_error.ok());
       EXPECT_LT(gptq->output_error, *rtn_error);
-             scheme.group_size, scheme.folded_scales, *rtn_error, gptq->output_error);
     }
   }
 }
