@@ -56,11 +56,6 @@ template <int kC, int kA, int kB>
 static inline void DotSigned() {
   __asm__ volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
 }
-// The same with A signed and B unsigned.
-template <int kC, int kA, int kB>
-static inline void DotSignedUnsigned() {
-  __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
-}
 // float C[m][n] += A[m][2 k + j] * B[k][2 n + j] over bfloat16. From zero, one chain of fused
 // multiply-adds over k for j = 0 and one for j = 1; then their sum, then C plus that. Rounds to
 // nearest even whatever MXCSR says; subnormal inputs and results are zeros.

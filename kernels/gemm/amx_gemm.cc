@@ -53,7 +53,7 @@ AlignedBuffer<uint8_t> ArrangeInt8(const AmxGroups& groups, int64_t k, int64_t n
     for (int64_t tile = begin; tile < end; ++tile) {
       uint8_t* out = arranged.data() + tile * tile_bytes;
       const int64_t rows = std::min(kAmxTileRows, args.m - tile * kAmxTileRows);
-      if (rows < kAmxTileRows || gaps || k != num_steps * kAmxRowBytes) {
+      if (rows < kAmxTileRows || k != num_steps * kAmxRowBytes) {
         std::fill_n(out, tile_bytes, uint8_t{0});
       }
       for (int64_t r = 0; r < rows; ++r) {
@@ -100,7 +100,7 @@ void SkipPanels(int64_t panel, AmxBlock* block) {
   int4.integer_offset = Advance(int4.integer_offset, panel * kAmxPanel);
   int4.zeros = Advance(int4.zeros, panel * int4.num_groups * kAmxPanel);
   int4.float_scales = Advance(int4.float_scales, panel * int4.num_groups * kAmxPanel);
-  block->weights = Advance(block->weights, panel * block->weight_rows * kAmxPanelRowBytes);
+  block->weights = Advance(block->weights, panel * block->num_steps * kAmxPanelStepBytes);
   block->channel = Advance(block->channel, panel * kAmxPanel);
 }
 
@@ -128,7 +128,6 @@ void MultiplyBlocks(const AmxWeight& weight, const uint8_t* a, const GemmArgs& a
       block.a = a + row * num_steps * kAmxRowBytes;
       block.rows = std::min(unit.rows, args.m - row);
       block.a_scales = Advance(static_cast<const float*>(args.a8.scales), row);
-      block.a_sums = Advance(static_cast<const int32_t*>(args.a8.sums), row);
       block.num_panels = std::min(unit.panels, num_panels - panel);
       block.columns = std::min(block.num_panels * kAmxPanel, weight.n - column);
       block.bias = Advance(args.bias, column);
@@ -142,43 +141,85 @@ void MultiplyBlocks(const AmxWeight& weight, const uint8_t* a, const GemmArgs& a
   });
 }
 
-// [panels, k / 2, panel, 2 bfloat16], k rounded up to whole steps.
-class DenseAmx final : public GemmWeight {
+// [panels, steps, 16, panel, 4 bytes]: element k of channel n is one of 4 (int8) or 2 (bfloat16).
+template <typename Element>
+class TilePanels {
  public:
-  DenseAmx(const GemmVariant& variant, const GemmDesc& desc, const DenseSource& source,
-           ThreadPool* pool)
-      : GemmWeight(variant, desc),
-        num_steps_(CeilDiv(desc.k, kAmxRowBytes / 2)),
-        num_panels_(CeilDiv(desc.n, kAmxPanel)),
-        weights_(AlignedBuffer<uint8_t>::Zeroed(
-            static_cast<size_t>(num_panels_ * num_steps_ * kAmxPanelStepBytes))) {
-    pool->ParallelFor(num_panels_, 1, [&](int64_t begin, int64_t end) {
+  static constexpr int64_t kPerWord = 4 / static_cast<int64_t>(sizeof(Element));
+
+  // load(n, k) is element k of output channel n.
+  template <typename Load>
+  TilePanels(const GemmDesc& desc, ThreadPool* pool, const Load& load)
+      : num_steps_(CeilDiv(desc.k, kAmxStepRows * kPerWord)),
+        elements_(AlignedBuffer<Element>::Zeroed(
+            static_cast<size_t>(CeilDiv(desc.n, kAmxPanel) * num_steps_ * kAmxPanelStepBytes) /
+            sizeof(Element))) {
+    pool->ParallelFor(CeilDiv(desc.n, kAmxPanel), 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin * kAmxPanel; n < std::min(end * kAmxPanel, desc.n); ++n) {
-        uint8_t* panel = weights_.data() + n / kAmxPanel * num_steps_ * kAmxPanelStepBytes;
+        Element* panel =
+            elements_.data() + n / kAmxPanel * num_steps_ * kAmxStepRows * kAmxPanel * kPerWord;
         for (int64_t k = 0; k < desc.k; ++k) {
-          const float value = LoadElement(source.weights, source.storage, n * desc.k + k);
-          StoreElement(value, DType::kBf16, (k / 2 * kAmxPanel + n % kAmxPanel) * 2 + k % 2, panel);
+          panel[(k / kPerWord * kAmxPanel + n % kAmxPanel) * kPerWord + k % kPerWord] = load(n, k);
         }
       }
     });
   }
-  size_t size_bytes() const override { return weights_.size_bytes(); }
-
-  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
-    const AlignedBuffer<uint8_t> a = ArrangeBf16(desc_.k, num_steps_, args, pool);
-    const AmxWeight weight = {.n = desc_.n,
-                              .k = desc_.k,
-                              .block = {.num_steps = num_steps_,
-                                        .weights = weights_.data(),
-                                        .weight_rows = num_steps_ * kAmxStepRows},
-                              .multiply = amx::Bf16};
-    MultiplyBlocks(weight, a.data(), args, pool);
+  int64_t num_steps() const { return num_steps_; }
+  size_t size_bytes() const { return elements_.size_bytes(); }
+  AmxBlock Block() const {
+    return {.num_steps = num_steps_, .weights = reinterpret_cast<const uint8_t*>(elements_.data())};
   }
 
  private:
   const int64_t num_steps_;
-  const int64_t num_panels_;
-  AlignedBuffer<uint8_t> weights_;
+  AlignedBuffer<Element> elements_;
+};
+
+class DenseAmx final : public GemmWeight {
+ public:
+  DenseAmx(const GemmVariant& variant, const GemmDesc& desc, const DenseSource& source,
+           ThreadPool* pool)
+      : GemmWeight(variant, desc), panels_(desc, pool, [&](int64_t n, int64_t k) {
+          return ToBFloat16(LoadElement(source.weights, source.storage, n * desc.k + k)).bits;
+        }) {}
+  size_t size_bytes() const override { return panels_.size_bytes(); }
+
+  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+    const AlignedBuffer<uint8_t> a = ArrangeBf16(desc_.k, panels_.num_steps(), args, pool);
+    const AmxWeight weight = {
+        .n = desc_.n, .k = desc_.k, .block = panels_.Block(), .multiply = amx::Bf16};
+    MultiplyBlocks(weight, a.data(), args, pool);
+  }
+
+ private:
+  const TilePanels<uint16_t> panels_;
+};
+
+class Int8Amx final : public GemmWeight {
+ public:
+  Int8Amx(const GemmVariant& variant, const GemmDesc& desc, const Int8Weight& weight,
+          ThreadPool* pool)
+      : GemmWeight(variant, desc),
+        panels_(desc, pool,
+                [&](int64_t n, int64_t k) {
+                  return weight.codes[static_cast<size_t>(n * desc.k + k)];
+                }),
+        channel_(AlignedBuffer<float>::Zeroed(static_cast<size_t>(RoundUp(desc.n, kAmxPanel)))) {
+    std::copy(weight.scales.begin(), weight.scales.end(), channel_.begin());
+  }
+  size_t size_bytes() const override { return panels_.size_bytes() + channel_.size_bytes(); }
+
+  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+    AmxWeight weight = {
+        .n = desc_.n, .k = desc_.k, .block = panels_.Block(), .multiply = amx::Int8};
+    weight.block.channel = channel_.data();
+    const AmxGroups one = {.group = desc_.k, .packed_group = desc_.k, .num_groups = 1};
+    MultiplyAmxInt8(weight, one, args, pool);
+  }
+
+ private:
+  const TilePanels<int8_t> panels_;
+  AlignedBuffer<float> channel_;  // [n] and zeros to a whole panel
 };
 
 }  // namespace
@@ -211,6 +252,11 @@ void MultiplyAmxInt8(const AmxWeight& weight, const AmxGroups& groups, const Gem
 std::unique_ptr<GemmWeight> PackDenseAmx(const GemmVariant& variant, const GemmDesc& desc,
                                          const DenseSource& source, ThreadPool* pool) {
   return std::make_unique<DenseAmx>(variant, desc, source, pool);
+}
+
+std::unique_ptr<GemmWeight> PackInt8Amx(const GemmVariant& variant, const GemmDesc& desc,
+                                        const Int8Weight& weight, ThreadPool* pool) {
+  return std::make_unique<Int8Amx>(variant, desc, weight, pool);
 }
 
 }  // namespace nibble::kernels

@@ -1,8 +1,9 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Many rows on AMX: arranges activations into tiles and hands blocks of rows and panels to the
-// kernels of amx_kernels.h. Weights stay in the panel layouts, which the AVX-512 kernels read too.
+// AMX: arranges activations into tiles and hands blocks of rows and panels to the kernels of
+// amx_kernels.h. 4-bit weights stay in the panels of PackInt4Panels, which the AVX-512 kernels read
+// too.
 #pragma once
 
 #include <cstdint>
@@ -41,9 +42,11 @@ struct AmxUnits {
 };
 AmxUnits ChooseAmxUnits(int64_t m, int64_t row_bytes, int64_t num_panels, int64_t num_threads);
 
-// dense_bf16_amx: a layout of its own, because the tiles want two k of a channel side by side and
-// all numbers of rows must see the same arithmetic.
+// Weights in the layout of tiles (README.md), which all numbers of rows run on. Dense rows must see
+// the same arithmetic always; and nothing is unpacked, so that few rows wait for memory anyway.
 std::unique_ptr<GemmWeight> PackDenseAmx(const GemmVariant&, const GemmDesc&, const DenseSource&,
                                          ThreadPool*);
+std::unique_ptr<GemmWeight> PackInt8Amx(const GemmVariant&, const GemmDesc&, const Int8Weight&,
+                                        ThreadPool*);
 
 }  // namespace nibble::kernels

@@ -48,14 +48,13 @@ struct AmxBlock {
   int64_t num_steps;
   int64_t rows;
   const float* a_scales;  // [rows]; integer weights
-  const int32_t* a_sums;  // [rows] sum over k; where weights are stored as w + 128
 
   int64_t num_panels;
   int64_t columns;  // output channels of the panels that exist
   AmxInt4 int4;
-  // W8A8 and dense: [num_panels, weight_rows, panel, 4 bytes], 4 int8 or 2 bfloat16 of k.
+  // W8A8 and dense: [num_panels, num_steps, 16, panel, 4 bytes], 4 int8 or 2 bfloat16 of k; zeros
+  // where k ends.
   const uint8_t* weights;
-  int64_t weight_rows;
   const float* channel;  // [num_panels, panel] c; integer weights
   const float* bias;     // [columns] or null
 

@@ -30,12 +30,6 @@ struct SignedBytes {
     DotSigned<kC, kA, kB>();
   }
 };
-struct UnsignedWeights {
-  template <int kC, int kA, int kB>
-  static inline void Dot() {
-    DotSignedUnsigned<kC, kA, kB>();
-  }
-};
 struct Bf16Pairs {
   template <int kC, int kA, int kB>
   static inline void Dot() {
@@ -188,22 +182,11 @@ struct StoredForm {
   const AmxBlock& block;
 
   inline const uint8_t* At(int64_t panel, int64_t step) const {
-    return block.weights + (panel * block.weight_rows + step * kAmxStepRows) * kAmxPanelRowBytes;
+    return block.weights + (panel * block.num_steps + step) * kAmxPanelStepBytes;
   }
   inline void Weights(int /*pass*/, int64_t panel, Stretch* stretch) const {
-    const uint8_t* from = At(panel, stretch->begin);
-    const int64_t rows = stretch->num_steps * kAmxStepRows;
-    const int64_t rows_left = block.weight_rows - stretch->begin * kAmxStepRows;
-    stretch->weights = from;
-    if (rows_left < rows) {  // the last step is not whole
-      for (int64_t i = 0; i < rows * kAmxPanelRowBytes; i += 64) {
-        const __m512i bytes = i < rows_left * kAmxPanelRowBytes ? _mm512_loadu_si512(from + i)
-                                                                : _mm512_setzero_si512();
-        _mm512_store_si512(block.scratch + i, bytes);
-      }
-      stretch->weights = block.scratch;
-    }
     const bool last = panel + 1 == block.num_panels;
+    stretch->weights = At(panel, stretch->begin);
     stretch->next =
         last ? At(0, stretch->begin + stretch->num_steps) : At(panel + 1, stretch->begin);
     stretch->next_bytes = stretch->num_steps * kAmxPanelStepBytes;

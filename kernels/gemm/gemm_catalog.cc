@@ -98,6 +98,7 @@ constexpr GemmVariant kCatalog[] = {
     Int4("w4a8_folded_amx", Isa::kAmx, ScaleForm::kFolded, kFoldedAmx),
     Int4("w4a8_integer_amx", Isa::kAmx, ScaleForm::kInteger, kIntegerAmx),
     Int4("w4a8_float_amx", Isa::kAmx, ScaleForm::kFloat, kFloatAmx),
+    {.name = "w8a8_amx", .isa = Isa::kAmx, .format = WeightFormat::kW8A8, .pack_int8 = PackInt8Amx},
 };
 
 // True when `variant` serves the format of `desc`, on whatever instruction set.

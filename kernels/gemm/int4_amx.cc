@@ -165,18 +165,12 @@ void UnpackGroup(const AmxInt4& weight, int64_t panel, int64_t group, const uint
   }
 }
 
-// Zero bytes for k in [begin, end) of a scratch that starts at k = 0.
-inline void ClearRows(uint8_t* out, int64_t begin, int64_t end) {
-  for (int64_t at = begin * kAmxPanel; at < end * kAmxPanel; at += 64) {
-    _mm512_store_si512(out + at, _mm512_setzero_si512());
-  }
-}
-
 inline const uint8_t* Codes(const AmxInt4& weight, int64_t panel, int64_t k) {
   return weight.codes + (panel * weight.packed_k + k) * (kAmxPanel / 2);
 }
 
-// k in [begin, end) of a panel; zeros past packed_k. Groups follow each other without gaps.
+// k in [begin, end) of a panel. Past packed_k `out` keeps what it has: activations are zero there.
+// Groups follow each other without gaps.
 template <typename ToBytes>
 void Unpack(const AmxInt4& weight, int64_t panel, int64_t begin, int64_t end, uint8_t* out) {
   const int64_t limit = end < weight.packed_k ? end : weight.packed_k;
@@ -188,7 +182,6 @@ void Unpack(const AmxInt4& weight, int64_t panel, int64_t begin, int64_t end, ui
                          out + (k - begin) * kAmxPanel);
     k = stop;
   }
-  ClearRows(out, limit - begin, end - begin);
 }
 
 // One pass per ToBytes.
@@ -268,7 +261,6 @@ void Int4Float(const AmxBlock& block) {
     const int64_t num_steps = (length + kAmxRowBytes - 1) / kAmxRowBytes;
     for (int64_t panel = 0; panel < block.num_panels; ++panel) {
       UnpackGroup<Difference>(weight, panel, group, Codes(weight, panel, k), length, block.scratch);
-      ClearRows(block.scratch, length, num_steps * kAmxRowBytes);
       auto* sums = reinterpret_cast<float*>(PanelSums(block, panel));
       if (group == 0) {
         for (int64_t i = 0; i < NumRowTiles(block) * kAmxTileRows * kAmxPanel; i += kLanes) {

@@ -23,12 +23,9 @@ void BeginTiles() {
 void EndTiles() { ReleaseTiles(); }
 
 void Int8(const AmxBlock& block) {
-  Multiply(block, StoredForm<UnsignedWeights>{block});
-  ForSums(block, [&](int64_t row, int64_t column, __m512i sum) {
-    // The weight bytes are 128 too large.
-    const __m512i excess = _mm512_slli_epi32(_mm512_set1_epi32(block.a_sums[row]), 7);
-    StoreScaled(block, row, column, _mm512_sub_epi32(sum, excess));
-  });
+  Multiply(block, StoredForm<SignedBytes>{block});
+  ForSums(block,
+          [&](int64_t row, int64_t column, __m512i sum) { StoreScaled(block, row, column, sum); });
 }
 
 }  // namespace nibble::kernels::amx

@@ -102,23 +102,16 @@ const char* Execute(const Instruction& i, TileModel* tiles) {
     }
     case 0x349:
       return i.is_memory ? "not AMX" : tiles->Zero(i.reg);
-    case 0x14b:  // the hint of TILELOADDT1 changes no result
     case 0x34b:
       return i.is_memory ? tiles->Load(i.reg, memory, i.index) : "not AMX";
     case 0x24b:
       return i.is_memory ? tiles->Store(i.reg, memory, i.index) : "not AMX";
-    case 0x05e:
-      return tiles->DotInt8(i.reg, i.rm, i.vvvv, false, false);
-    case 0x15e:
-      return tiles->DotInt8(i.reg, i.rm, i.vvvv, false, true);
-    case 0x25e:
-      return tiles->DotInt8(i.reg, i.rm, i.vvvv, true, false);
     case 0x35e:
-      return tiles->DotInt8(i.reg, i.rm, i.vvvv, true, true);
+      return tiles->DotSigned(i.reg, i.rm, i.vvvv);
     case 0x25c:
       return tiles->DotBf16(i.reg, i.rm, i.vvvv);
     default:
-      return "not AMX";
+      return "not an AMX instruction that kernels use";
   }
 }
 

@@ -95,19 +95,16 @@ const char* TileModel::CheckDot(int c, int a, int b) const {
   return nullptr;
 }
 
-const char* TileModel::DotInt8(int c, int a, int b, bool a_is_signed, bool b_is_signed) {
+const char* TileModel::DotSigned(int c, int a, int b) {
   if (const char* fault = CheckDot(c, a, b)) return fault;
-  const auto widen = [](uint8_t byte, bool is_signed) {
-    return is_signed ? int32_t{static_cast<int8_t>(byte)} : int32_t{byte};
-  };
   for (int m = 0; m < rows_[c]; ++m) {
     uint32_t sums[kMaxRowBytes / 4];
     std::memcpy(sums, data_[c][m], sizeof(sums));
     for (int k = 0; k < rows_[b]; ++k) {
       for (int n = 0; n < row_bytes_[c] / 4; ++n) {
         for (int j = 0; j < 4; ++j) {
-          sums[n] += static_cast<uint32_t>(widen(data_[a][m][4 * k + j], a_is_signed) *
-                                           widen(data_[b][k][4 * n + j], b_is_signed));
+          sums[n] += static_cast<uint32_t>(static_cast<int8_t>(data_[a][m][4 * k + j]) *
+                                           static_cast<int8_t>(data_[b][k][4 * n + j]));
         }
       }
     }

@@ -23,8 +23,8 @@ class TileModel {
   const char* Zero(int tile);
   const char* Load(int tile, const void* base, int64_t stride);
   const char* Store(int tile, void* base, int64_t stride) const;
-  // 8-bit dot products into 32-bit integers that wrap.
-  const char* DotInt8(int c, int a, int b, bool a_is_signed, bool b_is_signed);
+  // Signed 8-bit dot products into 32-bit integers that wrap.
+  const char* DotSigned(int c, int a, int b);
   const char* DotBf16(int c, int a, int b);
 
  private:
