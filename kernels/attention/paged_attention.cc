@@ -15,7 +15,9 @@ void PagedAttention(const KvCacheView& cache, const PagedAttentionArgs& args, Is
   NIBBLE_CHECK_GT(cache.block_size, 0);
   NIBBLE_CHECK_EQ(args.num_heads % cache.num_kv_heads, 0);
   NIBBLE_CHECK(cache.dtype == DType::kF32 || cache.dtype == DType::kBf16 ||
-               cache.dtype == DType::kF16);
+               cache.dtype == DType::kF16 || cache.dtype == DType::kI8);
+  NIBBLE_CHECK((cache.dtype == DType::kI8) == (cache.key_scales != nullptr));
+  NIBBLE_CHECK((cache.dtype == DType::kI8) == (cache.value_scales != nullptr));
   switch (isa) {
     case Isa::kRef:
       ref::PagedAttention(cache, args, pool);

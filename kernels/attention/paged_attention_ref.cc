@@ -13,20 +13,40 @@
 namespace nibble::kernels::ref {
 namespace {
 
-double Load(const KvCacheView& cache, const void* data, int64_t index) {
-  if (cache.dtype == DType::kF32)
-    return static_cast<double>(static_cast<const float*>(data)[index]);
+double Load(DType dtype, const void* data, int64_t index) {
+  if (dtype == DType::kF32) return static_cast<double>(static_cast<const float*>(data)[index]);
+  if (dtype == DType::kI8) return static_cast<double>(static_cast<const int8_t*>(data)[index]);
   const uint16_t bits = static_cast<const uint16_t*>(data)[index];
-  return static_cast<double>(cache.dtype == DType::kBf16 ? ToFloat(BFloat16{bits})
-                                                         : ToFloat(Float16{bits}));
+  return static_cast<double>(dtype == DType::kBf16 ? ToFloat(BFloat16{bits})
+                                                   : ToFloat(Float16{bits}));
 }
 
-// Index of component 0 of position `position` in `keys` and `values`.
-int64_t RowIndex(const KvCacheView& cache, const int32_t* block_table, int64_t kv_head,
-                 int64_t position) {
+// Where one head's position lies in a cache (kernels/kv/kv_cache.h).
+struct Place {
+  int64_t block;  // of all blocks of all heads
+  int64_t offset;
+};
+
+Place PlaceOf(const KvCacheView& cache, const int32_t* block_table, int64_t kv_head,
+              int64_t position) {
   const int64_t block = block_table[position / cache.block_size];
-  const int64_t offset = position % cache.block_size;
-  return ((block * cache.num_kv_heads + kv_head) * cache.block_size + offset) * cache.head_dim;
+  return {block * cache.num_kv_heads + kv_head, position % cache.block_size};
+}
+
+double Key(const KvCacheView& cache, Place place, int64_t d) {
+  const double scale =
+      cache.key_scales != nullptr
+          ? static_cast<double>(cache.key_scales[place.block * cache.block_size + place.offset])
+          : 1.0;
+  const int64_t at = (place.block * cache.head_dim + d) * cache.block_size + place.offset;
+  return Load(cache.dtype, cache.keys, at) * scale;
+}
+
+double Value(const KvCacheView& cache, Place place, int64_t d) {
+  const int64_t row = place.block * cache.block_size + place.offset;
+  const double scale =
+      cache.value_scales != nullptr ? static_cast<double>(cache.value_scales[row]) : 1.0;
+  return Load(cache.dtype, cache.values, row * cache.head_dim + d) * scale;
 }
 
 void AttendOne(const KvCacheView& cache, const PagedAttentionArgs& args, const int32_t* block_table,
@@ -37,10 +57,10 @@ void AttendOne(const KvCacheView& cache, const PagedAttentionArgs& args, const i
   std::vector<double> weights;
   double max_score = -std::numeric_limits<double>::infinity();
   for (int64_t j = begin; j <= position; ++j) {
-    const int64_t row = RowIndex(cache, block_table, kv_head, j);
+    const Place place = PlaceOf(cache, block_table, kv_head, j);
     double dot = 0.0;
     for (int64_t d = 0; d < cache.head_dim; ++d) {
-      dot += static_cast<double>(q[d]) * Load(cache, cache.keys, row + d);
+      dot += static_cast<double>(q[d]) * Key(cache, place, d);
     }
     weights.push_back(dot * static_cast<double>(args.scale));
     max_score = std::max(max_score, weights.back());
@@ -49,10 +69,10 @@ void AttendOne(const KvCacheView& cache, const PagedAttentionArgs& args, const i
   for (double& weight : weights) sum += weight = std::exp(weight - max_score);
   std::vector<double> result(static_cast<size_t>(cache.head_dim), 0.0);
   for (int64_t j = begin; j <= position; ++j) {
-    const int64_t row = RowIndex(cache, block_table, kv_head, j);
+    const Place place = PlaceOf(cache, block_table, kv_head, j);
     const double weight = weights[static_cast<size_t>(j - begin)] / sum;
     for (size_t d = 0; d < result.size(); ++d) {
-      result[d] += weight * Load(cache, cache.values, row + static_cast<int64_t>(d));
+      result[d] += weight * Value(cache, place, static_cast<int64_t>(d));
     }
   }
   for (size_t d = 0; d < result.size(); ++d) out[d] = static_cast<float>(result[d]);

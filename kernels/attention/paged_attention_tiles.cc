@@ -5,68 +5,37 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstring>
-#include <limits>
+#include <utility>
 #include <vector>
 
-#include "base/aligned_buffer.h"
 #include "base/check.h"
+#include "kernels/attention/attention_tasks.h"
+#include "kernels/device/thread_scratch.h"
 
 namespace nibble::kernels {
 namespace {
 
-// A task packs each tile once for at most this many rows (query heads of tokens): enough to make
-// packing a small part of the work, few enough for the rows' state to stay in the L2 cache.
-constexpr int64_t kTaskRows = 64;
+// Up to this many rows read a tile where it lies in the cache; more have it packed, that is
+// converted once for all of them.
+constexpr int64_t kMaxDirectRows = 12;
 
-// Tiles are merged into segments of this many positions, cut at absolute multiples, and segments
-// into the result in ascending order. Always, so that whether threads share one sequence's segments
-// shows in no bit.
-constexpr int64_t kSegmentKeys = 512;
-static_assert(kSegmentKeys % kTileKeys == 0);
-
-int64_t RoundUp(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
+KvElement ElementOf(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return KvElement::kF32;
+    case DType::kBf16:
+      return KvElement::kBf16;
+    case DType::kF16:
+      return KvElement::kF16;
+    default:
+      return KvElement::kI8;
+  }
 }
 
-// Tokens [token_begin, token_end) of one sequence, counted from its first new one, and one KV head.
-struct Task {
-  int64_t seq = 0;
-  int64_t kv_head = 0;
-  int64_t token_begin = 0;
-  int64_t token_end = 0;
-  // Positions that any of its rows sees.
-  int64_t key_begin = 0;
-  int64_t key_end = 0;
-
-  int64_t first_segment() const { return key_begin / kSegmentKeys; }
-  int64_t end_segment() const { return (key_end + kSegmentKeys - 1) / kSegmentKeys; }
-};
-
-class StateBuffer {
- public:
-  StateBuffer(int64_t num_rows, int64_t padded_dim)
-      : num_rows_(num_rows),
-        padded_dim_(padded_dim),
-        buffer_(static_cast<size_t>(RoundUp(2 * num_rows, kPadColumns) + num_rows * padded_dim)) {}
-
-  AttentionState state() {
-    float* data = buffer_.data();
-    return {
-        .max = data, .sum = data + num_rows_, .acc = data + RoundUp(2 * num_rows_, kPadColumns)};
-  }
-  void Clear() {
-    const AttentionState state = this->state();
-    std::fill_n(state.max, num_rows_, -std::numeric_limits<float>::infinity());
-    std::fill_n(state.sum, num_rows_, 0.0F);
-    std::fill_n(state.acc, num_rows_ * padded_dim_, 0.0F);
-  }
-
- private:
-  int64_t num_rows_;
-  int64_t padded_dim_;
-  AlignedBuffer<float> buffer_;
+// Pieces of one task and one segment, when segments are shared out.
+struct Unit {
+  const AttentionTask* task;
+  int64_t segment;
 };
 
 class Attention {
@@ -77,244 +46,305 @@ class Attention {
         args_(args),
         functions_(functions),
         group_(args.num_heads / cache.num_kv_heads),
-        padded_dim_(RoundUp(cache.head_dim, kPadColumns)) {
-    MakeTasks();
-  }
+        padded_dim_((cache.head_dim + kPadColumns - 1) / kPadColumns * kPadColumns),
+        element_(ElementOf(cache.dtype)),
+        element_bytes_(static_cast<int64_t>(SizeOf(cache.dtype))),
+        whole_strips_(cache.block_size % kStripKeys == 0) {}
 
   void Run(ThreadPool* pool) {
-    const auto num_tasks = static_cast<int64_t>(tasks_.size());
+    thread_local std::vector<AttentionTask> tasks;
+    MakeAttentionTasks(args_, cache_.num_kv_heads, group_, pool->num_threads(), &tasks);
+    const auto num_tasks = static_cast<int64_t>(tasks.size());
     int64_t num_units = 0;
-    for (const Task& task : tasks_) num_units += task.end_segment() - task.first_segment();
+    for (const AttentionTask& task : tasks) {
+      num_units += task.num_segments();
+      max_rows_ = std::max(max_rows_, NumRows(task));
+      NIBBLE_CHECK_LE(task.key_end, args_.max_blocks_per_seq * cache_.block_size);
+    }
     // Too few tasks for the threads (decoding few sequences) and long contexts: the segments are
     // shared out too.
-    if (pool->num_threads() > 1 && num_tasks < 2 * pool->num_threads() && num_units > num_tasks) {
-      RunSegments(num_units, pool);
+    if (pool->num_threads() > 1 && num_tasks < 8 * pool->num_threads() && num_units > num_tasks) {
+      RunSegments(tasks, num_units, pool);
       return;
     }
     const int64_t grain = std::clamp<int64_t>(num_tasks / (8 * pool->num_threads()), 1, 16);
-    pool->ParallelFor(num_tasks, grain, [&](int64_t begin, int64_t end) {
-      Scratch scratch(*this, MaxRows(begin, end));
-      for (int64_t i = begin; i < end; ++i) RunTask(tasks_[static_cast<size_t>(i)], scratch);
+    pool->ParallelFor(num_tasks, grain, [&, all = tasks.data()](int64_t begin, int64_t end) {
+      const Scratch scratch = ThisThreadsScratch();
+      for (int64_t i = begin; i < end; ++i) RunTask(all[i], scratch);
     });
   }
 
  private:
   // What one thread works in.
   struct Scratch {
-    Scratch(const Attention& attention, int64_t num_rows)
-        : q(static_cast<size_t>(num_rows * attention.cache_.head_dim)),
-          keys(AlignedBuffer<float>::Zeroed(
-              static_cast<size_t>(attention.cache_.head_dim * kTileKeys))),
-          values(static_cast<size_t>(attention.padded_dim_ * kTileKeys)),
-          key_begin(static_cast<size_t>(num_rows)),
-          key_end(static_cast<size_t>(num_rows)),
-          zero_row(static_cast<size_t>(attention.cache_.head_dim), 0.0F),
-          segment(num_rows, attention.padded_dim_),
-          total(num_rows, attention.padded_dim_) {}
-
-    AlignedBuffer<float> q;       // [num_rows, head_dim]
-    AlignedBuffer<float> keys;    // [head_dim, kTileKeys]
-    AlignedBuffer<float> values;  // [kTileKeys, padded_dim]
-    std::vector<int32_t> key_begin;
-    std::vector<int32_t> key_end;
-    std::vector<float> zero_row;  // stands for positions that no row sees, in any element type
-    std::array<const void*, kTileKeys> key_rows{};
-    std::array<const void*, kTileKeys> value_rows{};
-    StateBuffer segment;
-    StateBuffer total;
+    float* q;             // [max_rows, head_dim]
+    float* keys;          // [head_dim, kTileKeys]
+    float* values;        // [kTileKeys, padded_dim]
+    float* key_scales;    // [kTileKeys]
+    float* value_scales;  // [kTileKeys]
+    float* segment;       // a state of max_rows
+    float* total;         // likewise
+    int32_t* key_begin;   // [max_rows]
+    int32_t* key_end;     // [max_rows]
   };
 
-  int64_t NumNew(int64_t seq) const { return args_.query_start[seq + 1] - args_.query_start[seq]; }
-  int64_t NumRows(const Task& task) const { return (task.token_end - task.token_begin) * group_; }
-  int64_t MaxRows(int64_t begin, int64_t end) const {
-    int64_t rows = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      rows = std::max(rows, NumRows(tasks_[static_cast<size_t>(i)]));
-    }
-    return rows;
-  }
-  // Position of a sequence's token, and the first position that it sees.
-  int64_t Position(int64_t seq, int64_t token) const {
-    return args_.context_lens[seq] - NumNew(seq) + token;
-  }
-  int64_t FirstVisible(int64_t position) const {
-    return args_.sliding_window > 0 ? std::max<int64_t>(0, position - args_.sliding_window + 1) : 0;
-  }
-
-  void MakeTasks() {
-    const int64_t task_tokens = std::max<int64_t>(1, kTaskRows / group_);
-    for (int64_t seq = 0; seq < args_.num_seqs; ++seq) {
-      const int64_t num_new = NumNew(seq);
-      NIBBLE_CHECK_LE(num_new, args_.context_lens[seq]);
-      NIBBLE_CHECK_LE(args_.context_lens[seq], args_.max_blocks_per_seq * cache_.block_size);
-      for (int64_t begin = 0; begin < num_new; begin += task_tokens) {
-        const int64_t end = std::min(num_new, begin + task_tokens);
-        for (int64_t kv_head = 0; kv_head < cache_.num_kv_heads; ++kv_head) {
-          tasks_.push_back({.seq = seq,
-                            .kv_head = kv_head,
-                            .token_begin = begin,
-                            .token_end = end,
-                            .key_begin = FirstVisible(Position(seq, begin)),
-                            .key_end = Position(seq, end - 1) + 1});
-        }
-      }
-    }
+  Scratch ThisThreadsScratch() const {
+    struct Purpose;
+    const int64_t state = StateFloats(max_rows_, padded_dim_);
+    const int64_t rows = (max_rows_ + kPadColumns - 1) / kPadColumns * kPadColumns;
+    const int64_t floats =
+        rows * padded_dim_ + 2 * kTileKeys * padded_dim_ + 2 * kTileKeys + 2 * state;
+    float* at = ThreadScratch<Purpose, float>(static_cast<size_t>(floats));
+    int32_t* ranges = ThreadScratch<Purpose, int32_t>(static_cast<size_t>(2 * max_rows_));
+    Scratch scratch{};
+    const auto take = [&at](int64_t count) { return std::exchange(at, at + count); };
+    scratch.q = take(rows * padded_dim_);
+    scratch.keys = take(kTileKeys * padded_dim_);
+    scratch.values = take(kTileKeys * padded_dim_);
+    scratch.key_scales = take(kTileKeys);
+    scratch.value_scales = take(kTileKeys);
+    scratch.segment = take(state);
+    scratch.total = take(state);
+    scratch.key_begin = ranges;
+    scratch.key_end = ranges + max_rows_;
+    return scratch;
   }
 
-  void RunTask(const Task& task, Scratch& scratch) const {
+  // Rows of a task that share a KV head, and all of them.
+  int64_t HeadRows(const AttentionTask& task) const {
+    return (task.token_end - task.token_begin) * group_;
+  }
+  int64_t NumRows(const AttentionTask& task) const { return HeadRows(task) * task.num_heads(); }
+  // Tiles are read in the cache: whole vectors lie there.
+  bool Direct(const AttentionTask& task) const {
+    return whole_strips_ && padded_dim_ == cache_.head_dim &&
+           (cache_.dtype == DType::kF32 || HeadRows(task) <= kMaxDirectRows);
+  }
+
+  void RunTask(const AttentionTask& task, const Scratch& scratch) const {
+    const int64_t num_rows = NumRows(task);
+    const AttentionState segment_state = StateIn(scratch.segment, num_rows);
+    const AttentionState total = StateIn(scratch.total, num_rows);
     LoadQueries(task, scratch);
-    scratch.total.Clear();
+    ClearState(total, num_rows, padded_dim_);
     for (int64_t segment = task.first_segment(); segment < task.end_segment(); ++segment) {
-      scratch.segment.Clear();
-      RunSegment(task, segment, scratch, scratch.segment.state());
-      Merge(NumRows(task), scratch.segment.state(), scratch.total.state());
+      RunSegment(task, segment, scratch, segment_state);
+      MergeState(segment_state, num_rows, padded_dim_, total);
     }
-    StoreOutputs(task, scratch.total.state());
+    StoreOutputs(task, total);
   }
 
-  void RunSegments(int64_t num_units, ThreadPool* pool) const {
-    struct Unit {
-      const Task* task;
-      int64_t segment;
-    };
-    std::vector<Unit> units;
-    std::vector<StateBuffer> states;
-    units.reserve(static_cast<size_t>(num_units));
-    states.reserve(static_cast<size_t>(num_units));
-    std::vector<int64_t> first_unit;  // of each task
-    for (const Task& task : tasks_) {
-      first_unit.push_back(static_cast<int64_t>(units.size()));
+  void RunSegments(const std::vector<AttentionTask>& tasks, int64_t num_units,
+                   ThreadPool* pool) const {
+    thread_local std::vector<Unit> units;
+    units.clear();
+    for (const AttentionTask& task : tasks) {
       for (int64_t segment = task.first_segment(); segment < task.end_segment(); ++segment) {
         units.push_back({.task = &task, .segment = segment});
-        states.emplace_back(NumRows(task), padded_dim_);
       }
     }
-    pool->ParallelFor(num_units, 1, [&](int64_t begin, int64_t end) {
+    struct Purpose;
+    const int64_t state_floats = StateFloats(max_rows_, padded_dim_);
+    float* const states =
+        ThreadScratch<Purpose, float>(static_cast<size_t>(num_units * state_floats));
+    pool->ParallelFor(num_units, 1, [&, all = units.data()](int64_t begin, int64_t end) {
+      const Scratch scratch = ThisThreadsScratch();
       for (int64_t i = begin; i < end; ++i) {
-        const Unit& unit = units[static_cast<size_t>(i)];
-        StateBuffer& state = states[static_cast<size_t>(i)];
-        Scratch scratch(*this, NumRows(*unit.task));
-        LoadQueries(*unit.task, scratch);
-        state.Clear();
-        RunSegment(*unit.task, unit.segment, scratch, state.state());
+        const AttentionTask& task = *all[i].task;
+        LoadQueries(task, scratch);
+        RunSegment(task, all[i].segment, scratch,
+                   StateIn(states + i * state_floats, NumRows(task)));
       }
     });
-    pool->ParallelFor(static_cast<int64_t>(tasks_.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const Task& task = tasks_[static_cast<size_t>(i)];
-        StateBuffer total(NumRows(task), padded_dim_);
-        total.Clear();
-        for (int64_t segment = task.first_segment(); segment < task.end_segment(); ++segment) {
-          const int64_t unit = first_unit[static_cast<size_t>(i)] + segment - task.first_segment();
-          Merge(NumRows(task), states[static_cast<size_t>(unit)].state(), total.state());
-        }
-        StoreOutputs(task, total.state());
+    const Scratch scratch = ThisThreadsScratch();
+    float* state = states;
+    for (const AttentionTask& task : tasks) {
+      const AttentionState total = StateIn(scratch.total, NumRows(task));
+      ClearState(total, NumRows(task), padded_dim_);
+      for (int64_t i = 0; i < task.num_segments(); ++i, state += state_floats) {
+        MergeState(StateIn(state, NumRows(task)), NumRows(task), padded_dim_, total);
       }
-    });
+      StoreOutputs(task, total);
+    }
   }
 
-  // Row r is head r % group_ of the KV head's, of token token_begin + r / group_.
-  const float* QueryRow(const Task& task, int64_t row) const {
-    const int64_t token = args_.query_start[task.seq] + task.token_begin + row / group_;
-    return args_.q + token * args_.q_stride +
-           (task.kv_head * group_ + row % group_) * cache_.head_dim;
+  // Where a row of a task lies in q and out: rows are ordered by KV head, token, and head among the
+  // KV head's group_.
+  int64_t Token(const AttentionTask& task, int64_t row) const {
+    return args_.query_start[task.seq] + task.token_begin + row % HeadRows(task) / group_;
+  }
+  int64_t Column(const AttentionTask& task, int64_t row) const {
+    const int64_t kv_head = task.head_begin + row / HeadRows(task);
+    return (kv_head * group_ + row % group_) * cache_.head_dim;
   }
 
-  void LoadQueries(const Task& task, Scratch& scratch) const {
+  void LoadQueries(const AttentionTask& task, const Scratch& scratch) const {
     for (int64_t row = 0; row < NumRows(task); ++row) {
-      std::copy_n(QueryRow(task, row), cache_.head_dim, scratch.q.data() + row * cache_.head_dim);
+      std::copy_n(args_.q + Token(task, row) * args_.q_stride + Column(task, row), cache_.head_dim,
+                  scratch.q + row * cache_.head_dim);
     }
   }
 
-  // The task's rows over the tiles of one segment; `state` is empty before.
-  void RunSegment(const Task& task, int64_t segment, Scratch& scratch,
-                  const AttentionState& state) const {
-    const int64_t begin = std::max(task.key_begin, segment * kSegmentKeys);
-    const int64_t end = std::min(task.key_end, (segment + 1) * kSegmentKeys);
-    for (int64_t tile = begin / kTileKeys * kTileKeys; tile < end; tile += kTileKeys) {
-      LoadTile(task, tile, scratch);
-      for (int64_t row = 0; row < NumRows(task); ++row) {
-        const int64_t position = Position(task.seq, task.token_begin + row / group_);
-        const int64_t first = std::max<int64_t>(FirstVisible(position) - tile, 0);
-        const int64_t last = std::min(position + 1 - tile, kTileKeys);
-        const bool any = first < last;
-        scratch.key_begin[static_cast<size_t>(row)] = any ? static_cast<int32_t>(first) : 0;
-        scratch.key_end[static_cast<size_t>(row)] = any ? static_cast<int32_t>(last) : 0;
-      }
-      functions_.attend({.num_rows = NumRows(task),
-                         .head_dim = cache_.head_dim,
-                         .padded_dim = padded_dim_,
-                         .q = scratch.q.data(),
-                         .scale = args_.scale,
-                         .keys = scratch.keys.data(),
-                         .values = scratch.values.data(),
-                         .key_begin = scratch.key_begin.data(),
-                         .key_end = scratch.key_end.data(),
-                         .state = state});
-    }
-  }
-
-  // Packs the positions of the tile at `tile` that any row of the task sees.
-  void LoadTile(const Task& task, int64_t tile, Scratch& scratch) const {
-    const int64_t begin = std::max(task.key_begin, tile);
-    const int64_t end = std::min(task.key_end, tile + kTileKeys);
-    scratch.key_rows.fill(scratch.zero_row.data());
-    scratch.value_rows.fill(scratch.zero_row.data());
-    const int32_t* block_table = args_.block_tables + task.seq * args_.max_blocks_per_seq;
-    const auto row_bytes = cache_.head_dim * static_cast<int64_t>(SizeOf(cache_.dtype));
-    for (int64_t position = begin; position < end;) {
-      const int64_t block = block_table[position / cache_.block_size];
-      NIBBLE_CHECK(block >= 0 && block < cache_.num_blocks);
-      const int64_t offset = position % cache_.block_size;
-      const int64_t run = std::min(cache_.block_size - offset, end - position);
-      const int64_t row = (block * cache_.num_kv_heads + task.kv_head) * cache_.block_size + offset;
-      for (int64_t i = 0; i < run; ++i) {
-        const auto slot = static_cast<size_t>(position + i - tile);
-        const int64_t bytes = (row + i) * row_bytes;
-        scratch.key_rows[slot] = static_cast<const char*>(cache_.keys) + bytes;
-        scratch.value_rows[slot] = static_cast<const char*>(cache_.values) + bytes;
-      }
-      position += run;
-    }
-    functions_.pack({.element = cache_.dtype == DType::kF32    ? KvElement::kF32
-                                : cache_.dtype == DType::kBf16 ? KvElement::kBf16
-                                                               : KvElement::kF16,
-                     .head_dim = cache_.head_dim,
-                     .padded_dim = padded_dim_,
-                     .key_begin = begin - tile,
-                     .key_end = end - tile,
-                     .key_rows = scratch.key_rows.data(),
-                     .value_rows = scratch.value_rows.data(),
-                     .keys = scratch.keys.data(),
-                     .values = scratch.values.data()});
-  }
-
-  // total += part, both relative to the larger maximum. A row whose part is empty (every key of the
-  // segment masked) stays as it is; the first part is taken over to the bit.
-  void Merge(int64_t num_rows, const AttentionState& part, const AttentionState& total) const {
-    constexpr float kEmpty = -std::numeric_limits<float>::infinity();
-    for (int64_t row = 0; row < num_rows; ++row) {
-      if (part.max[row] == kEmpty && part.sum[row] == 0.0F) continue;
-      const bool first = total.max[row] == kEmpty && total.sum[row] == 0.0F;
-      const float max = std::max(total.max[row], part.max[row]);
-      const float keep = first ? 0.0F : std::exp(total.max[row] - max);
-      const float add = first ? 1.0F : std::exp(part.max[row] - max);
-      total.max[row] = max;
-      total.sum[row] = total.sum[row] * keep + part.sum[row] * add;
-      float* into = total.acc + row * padded_dim_;
-      const float* from = part.acc + row * padded_dim_;
-      for (int64_t d = 0; d < padded_dim_; ++d) into[d] = into[d] * keep + from[d] * add;
-    }
-  }
-
-  void StoreOutputs(const Task& task, const AttentionState& total) const {
+  void StoreOutputs(const AttentionTask& task, const AttentionState& total) const {
     for (int64_t row = 0; row < NumRows(task); ++row) {
-      const int64_t token = args_.query_start[task.seq] + task.token_begin + row / group_;
-      float* out = args_.out + token * args_.out_stride +
-                   (task.kv_head * group_ + row % group_) * cache_.head_dim;
+      float* out = args_.out + Token(task, row) * args_.out_stride + Column(task, row);
       const float inverse = 1.0F / total.sum[row];
       const float* acc = total.acc + row * padded_dim_;
       for (int64_t d = 0; d < cache_.head_dim; ++d) out[d] = acc[d] * inverse;
+    }
+  }
+
+  // The task's rows over the tiles of one segment, into `state`.
+  void RunSegment(const AttentionTask& task, int64_t segment, const Scratch& scratch,
+                  const AttentionState& state) const {
+    ClearState(state, NumRows(task), padded_dim_);
+    const int64_t segment_end = std::min(task.key_end, (segment + 1) * kSegmentKeys);
+    const bool direct = Direct(task);
+    const int64_t head_rows = HeadRows(task);
+    AttendTileArgs attend{.element = direct ? element_ : KvElement::kF32,
+                          .num_rows = head_rows,
+                          .head_dim = cache_.head_dim,
+                          .padded_dim = padded_dim_,
+                          .scale = args_.scale,
+                          .key_stride = direct ? cache_.block_size : kTileKeys,
+                          .value_stride = padded_dim_,
+                          .key_begin = scratch.key_begin,
+                          .key_end = scratch.key_end};
+    TileRange range = FirstTile(task, segment * kSegmentKeys);
+    // Of the tile and head at work, and of the next one.
+    KvStrip strips[2][kTileStrips];
+    StripRows rows = direct ? FindStrips(task, range) : StripRows{};
+    int at = 0;
+    if (direct) PointAtTile(rows, task.head_begin, strips[at]);
+    while (range.begin < segment_end) {
+      FindVisibleKeys(task, range, scratch);
+      const TileRange next_range = NextTile(task, range);
+      for (int64_t head = task.head_begin; head < task.head_end; ++head) {
+        attend.strips = strips[at];
+        if (direct) {
+          at ^= 1;
+          const bool last = head + 1 == task.head_end;
+          if (last && next_range.begin < task.key_end) rows = FindStrips(task, next_range);
+          PointAtTile(rows, last ? task.head_begin : head + 1, strips[at]);
+          attend.next = strips[at];
+        } else {
+          PackTile(task, head, range, scratch, strips[at]);
+        }
+        const int64_t row = (head - task.head_begin) * head_rows;
+        attend.q = scratch.q + row * cache_.head_dim;
+        attend.state = {
+            .max = state.max + row, .sum = state.sum + row, .acc = state.acc + row * padded_dim_};
+        functions_.attend(attend);
+      }
+      range = next_range;
+    }
+  }
+
+  // The positions of a tile that a task's rows see.
+  struct TileRange {
+    int64_t begin;
+    int64_t end;
+
+    int64_t tile() const { return begin / kTileKeys * kTileKeys; }
+  };
+  // The first at or after `position`; empty behind the task's last key.
+  static TileRange FirstTile(const AttentionTask& task, int64_t position) {
+    const int64_t begin = std::max(task.key_begin, position);
+    return {begin, std::min(task.key_end, (begin / kTileKeys + 1) * kTileKeys)};
+  }
+  static TileRange NextTile(const AttentionTask& task, TileRange range) {
+    return FirstTile(task, range.tile() + kTileKeys);
+  }
+
+  // What the rows of each of the task's heads see of a tile.
+  void FindVisibleKeys(const AttentionTask& task, TileRange range, const Scratch& scratch) const {
+    int64_t row = 0;
+    for (int64_t token = task.token_begin; token < task.token_end; ++token) {
+      const int64_t position = TokenPosition(args_, task.seq, token);
+      const int64_t first = std::max<int64_t>(FirstVisible(args_, position) - range.tile(), 0);
+      const int64_t last = std::min(position + 1 - range.tile(), kTileKeys);
+      const bool any = first < last;
+      for (int64_t i = 0; i < group_; ++i, ++row) {
+        scratch.key_begin[row] = any ? static_cast<int32_t>(first) : 0;
+        scratch.key_end[row] = any ? static_cast<int32_t>(last) : 0;
+      }
+    }
+  }
+
+  // Index among all positions of all heads of the cache.
+  int64_t RowIndex(const AttentionTask& task, int64_t kv_head, int64_t position) const {
+    const int64_t block =
+        args_.block_tables[task.seq * args_.max_blocks_per_seq + position / cache_.block_size];
+    NIBBLE_CHECK(block >= 0 && block < cache_.num_blocks);
+    return (block * cache_.num_kv_heads + kv_head) * cache_.block_size +
+           position % cache_.block_size;
+  }
+  // Component 0 of the key, and of the value, of a row.
+  const char* Key(int64_t row_index) const {
+    const int64_t offset = row_index % cache_.block_size;
+    return static_cast<const char*>(cache_.keys) +
+           ((row_index - offset) * cache_.head_dim + offset) * element_bytes_;
+  }
+  const char* Value(int64_t row_index) const {
+    return static_cast<const char*>(cache_.values) + row_index * cache_.head_dim * element_bytes_;
+  }
+
+  // Rows of head 0 that the strips of a tile begin with.
+  using StripRows = std::array<int64_t, kTileStrips>;
+
+  // Of the strips that reach into the range; the others repeat one of them.
+  StripRows FindStrips(const AttentionTask& task, TileRange range) const {
+    const int64_t tile = range.tile();
+    StripRows rows;
+    for (int64_t s = 0; s < kTileStrips; ++s) {
+      const int64_t first = (range.begin - tile) / kStripKeys;
+      const int64_t last = (range.end - 1 - tile) / kStripKeys;
+      rows[static_cast<size_t>(s)] =
+          RowIndex(task, 0, tile + std::clamp(s, first, last) * kStripKeys);
+    }
+    return rows;
+  }
+
+  // Strips of a head where they lie.
+  void PointAtTile(const StripRows& rows, int64_t kv_head, KvStrip* strips) const {
+    for (const int64_t head_0_row : rows) {
+      const int64_t row = head_0_row + kv_head * cache_.block_size;
+      *strips++ = {
+          .keys = Key(row),
+          .values = Value(row),
+          .key_scales = cache_.key_scales != nullptr ? cache_.key_scales + row : nullptr,
+          .value_scales = cache_.value_scales != nullptr ? cache_.value_scales + row : nullptr};
+    }
+  }
+
+  // Packs the range.
+  void PackTile(const AttentionTask& task, int64_t kv_head, TileRange range, const Scratch& scratch,
+                KvStrip* strips) const {
+    std::array<KvRow, kTileKeys> rows;
+    const bool scaled = cache_.key_scales != nullptr;
+    for (int64_t position = range.begin; position < range.end; ++position) {
+      const int64_t row = RowIndex(task, kv_head, position);
+      const int64_t slot = position - range.tile();
+      rows[static_cast<size_t>(slot)] = {.key = Key(row), .value = Value(row)};
+      if (!scaled) continue;
+      scratch.key_scales[slot] = cache_.key_scales[row];
+      scratch.value_scales[slot] = cache_.value_scales[row];
+    }
+    functions_.pack({.element = element_,
+                     .head_dim = cache_.head_dim,
+                     .padded_dim = padded_dim_,
+                     .key_begin = range.begin - range.tile(),
+                     .key_end = range.end - range.tile(),
+                     .key_stride = cache_.block_size,
+                     .whole_strips = whole_strips_,
+                     .rows = rows.data(),
+                     .keys = scratch.keys,
+                     .values = scratch.values});
+    for (int64_t s = 0; s < kTileStrips; ++s) {
+      strips[s] = {.keys = scratch.keys + s * kStripKeys,
+                   .values = scratch.values + s * kStripKeys * padded_dim_,
+                   .key_scales = scaled ? scratch.key_scales + s * kStripKeys : nullptr,
+                   .value_scales = scaled ? scratch.value_scales + s * kStripKeys : nullptr};
     }
   }
 
@@ -323,7 +353,10 @@ class Attention {
   const TileFunctions& functions_;
   const int64_t group_;
   const int64_t padded_dim_;
-  std::vector<Task> tasks_;
+  const KvElement element_;
+  const int64_t element_bytes_;
+  const bool whole_strips_;
+  int64_t max_rows_ = 0;  // of a task
 };
 
 }  // namespace

@@ -3,16 +3,11 @@
 
 #include "kernels/rope/rope.h"
 
-#include <algorithm>
-
 #include "base/check.h"
+#include "kernels/device/row_loop.h"
 #include "kernels/rope/rope_head.h"
 
 namespace nibble::kernels {
-namespace {
-
-// Elements a thread takes at a time: a few microseconds of work.
-constexpr int64_t kPieceElements = 16384;
 
 RotateHeadFunction ChooseRotateHead(Isa isa) {
   switch (isa) {
@@ -27,15 +22,11 @@ RotateHeadFunction ChooseRotateHead(Isa isa) {
   return ref::RotateHead;
 }
 
-}  // namespace
-
 void ApplyRope(const RopeTable& table, const RopeArgs& args, Isa isa, ThreadPool* pool) {
   NIBBLE_CHECK_LE(table.rotary_dim, args.head_dim);
   const RotateHeadFunction rotate = ChooseRotateHead(isa);
   const int64_t half = table.rotary_dim / 2;
-  const int64_t row_elements = std::max<int64_t>(1, args.num_heads * args.head_dim);
-  const int64_t grain = std::max<int64_t>(1, kPieceElements / row_elements);
-  pool->ParallelFor(args.num_tokens, grain, [&](int64_t begin, int64_t end) {
+  ForRows(pool, args.num_tokens, args.num_heads * args.head_dim, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {
       const int64_t position = args.positions[token];
       NIBBLE_CHECK(position >= 0 && position < table.max_positions);

@@ -7,12 +7,17 @@
 
 #include <cstdint>
 
+namespace nibble {
+enum class Isa;  // base/cpu_features.h
+}
+
 namespace nibble::kernels {
 
 // For i in [0, half): (x[i], x[i + half]) is rotated by the angle whose cosine and sine are cos[i]
 // and sin[i]. Two products and a sum, each rounded to float, as transformers does it in fp32: all
 // variants are bit-equal.
 using RotateHeadFunction = void (*)(float* x, const float* cos, const float* sin, int64_t half);
+RotateHeadFunction ChooseRotateHead(Isa isa);
 
 namespace ref {
 void RotateHead(float* x, const float* cos, const float* sin, int64_t half);

@@ -4,6 +4,7 @@
 #include "kernels/attention/paged_attention.h"
 
 #include <string>
+#include <vector>
 
 #include "gtest/gtest.h"
 
@@ -50,7 +51,7 @@ void ExpectMatchesReference(const AttentionShape& shape, const std::vector<Chunk
 TEST_P(PagedAttentionTest, MatchesReferenceForShapes) {
   uint32_t seed = 1;
   for (const int64_t head_dim : {1, 2, 7, 16, 31, 32, 33, 64, 80, 96, 100, 128, 256}) {
-    for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16}) {
+    for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16, DType::kI8}) {
       const AttentionShape shape{.num_heads = 6,
                                  .num_kv_heads = 2,
                                  .head_dim = head_dim,
@@ -60,6 +61,26 @@ TEST_P(PagedAttentionTest, MatchesReferenceForShapes) {
       const SequenceData b = MakeSequence(shape, 130, ++seed);
       ExpectMatchesReference(shape, {{&a, 0, 75}, {&b, 129, 130}, {&b, 60, 70}}, GetParam(),
                              &pool_);
+    }
+  }
+}
+
+// Whole strips of whole vectors are read where they lie when few rows want them, and packed for
+// many.
+TEST_P(PagedAttentionTest, MatchesReferenceInPlaceAndPacked) {
+  uint32_t seed = 50;
+  for (const int64_t head_dim : {16, 32, 48, 64, 112, 128}) {
+    for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16, DType::kI8}) {
+      ++seed;
+      const AttentionShape shape{.num_heads = 2 * (1 + seed % 13),
+                                 .num_kv_heads = 2,
+                                 .head_dim = head_dim,
+                                 .block_size = 16 * (1 + seed % 4),
+                                 .sliding_window = seed % 3 == 0 ? 77 : 0,
+                                 .dtype = dtype};
+      const SequenceData a = MakeSequence(shape, 150, seed);
+      ExpectMatchesReference(shape, {{&a, 149, 150}, {&a, 64, 65}, {&a, 62, 64}, {&a, 40, 70}},
+                             GetParam(), &pool_);
     }
   }
 }
@@ -103,11 +124,13 @@ TEST_P(PagedAttentionTest, ATokensBitsDependOnNothingAroundIt) {
   ThreadPool one(1);
   ThreadPool five(5);
   for (const int64_t window : {0, 70, 600}) {
-    for (const int64_t group : {1, 3, 4}) {
+    for (const int64_t group : {1, 3, 4, 13}) {
       AttentionShape shape{.num_heads = 2 * group,
                            .num_kv_heads = 2,
                            .head_dim = group == 3 ? 20 : 32,
-                           .sliding_window = window};
+                           .sliding_window = window,
+                           .dtype = std::vector<DType>{DType::kF32, DType::kBf16, DType::kF16,
+                                                       DType::kI8}[(group + window) % 4]};
       constexpr int64_t kLength = 1200;  // more than two segments of merging
       const SequenceData sequence = MakeSequence(shape, kLength, 11);
       const SequenceData other = MakeSequence(shape, 300, 12);
@@ -116,7 +139,8 @@ TEST_P(PagedAttentionTest, ATokensBitsDependOnNothingAroundIt) {
       // Chunks of random sizes among other work, in other blocks, by other threads.
       for (int64_t begin = 0; begin < kLength;) {
         const int64_t end = std::min(kLength, begin + random.Int(1, 200));
-        shape.block_size = random.Int(1, 64);
+        // Strips in one block, which are read in place, and others.
+        shape.block_size = random.Int(0, 1) == 0 ? random.Int(1, 64) : 16 * random.Int(1, 4);
         const auto results =
             Attend(shape, {{&other, 0, 40}, {&sequence, begin, end}, {&other, 299, 300}},
                    GetParam(), &five, random.Bits());
@@ -138,14 +162,49 @@ TEST_P(PagedAttentionTest, ATokensBitsDependOnNothingAroundIt) {
 }
 
 TEST_P(PagedAttentionTest, KeysThatATokenMustNotSeeCannotSpoilIt) {
-  AttentionShape shape{.num_heads = 4, .num_kv_heads = 1, .head_dim = 32};
-  SequenceData sequence = MakeSequence(shape, 100, 5);
-  const auto clean = Attend(shape, {{&sequence, 0, 100}}, GetParam(), &pool_)[0];
-  sequence.k[70 * 32] = std::numeric_limits<float>::quiet_NaN();
-  sequence.v[70 * 32 + 1] = std::numeric_limits<float>::infinity();
-  const auto spoiled = Attend(shape, {{&sequence, 0, 100}}, GetParam(), &pool_)[0];
-  EXPECT_TRUE(SameBits(Rows(shape, spoiled, 0, 70), Rows(shape, clean, 0, 70)));
-  EXPECT_TRUE(std::isnan(spoiled[70 * 128]));
+  for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16, DType::kI8}) {
+    // 20 components are packed; 32 are read in place by one token.
+    for (const int64_t head_dim : {20, 32}) {
+      const AttentionShape shape{
+          .num_heads = 4, .num_kv_heads = 1, .head_dim = head_dim, .dtype = dtype};
+      const int64_t columns = 4 * head_dim;
+      SequenceData sequence = MakeSequence(shape, 100, 5);
+      const std::vector<Chunk> chunks = {{&sequence, 0, 100}, {&sequence, 69, 70}};
+      const auto clean = Attend(shape, chunks, GetParam(), &pool_);
+      sequence.k[static_cast<size_t>(70 * head_dim)] = std::numeric_limits<float>::quiet_NaN();
+      sequence.v[static_cast<size_t>(70 * head_dim + 1)] = std::numeric_limits<float>::infinity();
+      const auto spoiled = Attend(shape, chunks, GetParam(), &pool_);
+      EXPECT_TRUE(SameBits(Rows(shape, spoiled[0], 0, 70), Rows(shape, clean[0], 0, 70)));
+      EXPECT_TRUE(SameBits(spoiled[1], clean[1]));
+      EXPECT_TRUE(std::isnan(spoiled[0][static_cast<size_t>(70 * columns)])) << ToString(dtype);
+    }
+  }
+}
+
+// What int8 costs against the floats themselves. A component of a key is off by at most half a
+// step, max |k| / 254, so a score by scale * sum_d |q_d| max |k| / 254 at most; its size is far
+// below, as signs are random: a standard deviation of scale * |q| * max |k| / (254 sqrt(3)) =
+// 3.5 / 440 for normal vectors (scale * |q| = 1, max |k| of 64 around 2.5, of 7000 keys below 4.5).
+// A weight is off by that factor, a value by another max |v| / 254 at most; the output is an
+// average of both over many keys, never more than 6 deviations of a single score times the
+// largest value, plus half a step of the values.
+TEST_P(PagedAttentionTest, Int8IsWithinItsStepOfFloats) {
+  AttentionShape shape{.num_heads = 4, .num_kv_heads = 2, .head_dim = 64, .dtype = DType::kF32};
+  const SequenceData sequence = MakeSequence(shape, 130, 21);
+  const auto floats = Attend(shape, {{&sequence, 100, 130}}, Isa::kRef, &pool_)[0];
+  shape.dtype = DType::kI8;
+  const auto bytes = Attend(shape, {{&sequence, 100, 130}}, GetParam(), &pool_)[0];
+  constexpr double kMax = 4.5;
+  constexpr double kBound = 6.0 * kMax / 440.0 * kMax + kMax / 254.0;
+  EXPECT_TRUE(AllWithin<float>({bytes.data(), 30, 256, 256}, {floats.data(), 30, 256, 256},
+                               [](int64_t, int64_t) { return kBound; }));
+  // And typically a tenth of that: the mean over the output tells a lost scale from rounding.
+  double error = 0.0;
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    error += std::abs(static_cast<double>(bytes[i]) - static_cast<double>(floats[i]));
+  }
+  EXPECT_LT(error / static_cast<double>(bytes.size()), kBound / 10.0);
+  EXPECT_GT(error, 0.0);
 }
 
 TEST_P(PagedAttentionTest, LargeScoresDoNotOverflow) {
@@ -164,11 +223,19 @@ TEST(PagedAttentionVariants, AreEqualToTheBit) {
   if (HostCpuFeatures().Best() < Isa::kAvx512Vnni) GTEST_SKIP() << "this machine has no AVX-512";
   ThreadPool pool(2);
   for (const int64_t head_dim : {20, 64, 80, 128}) {
-    const AttentionShape shape{
-        .num_heads = 7, .num_kv_heads = 1, .head_dim = head_dim, .sliding_window = 90};
-    const SequenceData sequence = MakeSequence(shape, 150, 9);
-    EXPECT_TRUE(SameBits(Attend(shape, {{&sequence, 0, 150}}, Isa::kAvx2, &pool)[0],
-                         Attend(shape, {{&sequence, 0, 150}}, Isa::kAvx512Vnni, &pool)[0]));
+    for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16, DType::kI8}) {
+      const AttentionShape shape{.num_heads = 7,
+                                 .num_kv_heads = 1,
+                                 .head_dim = head_dim,
+                                 .sliding_window = 90,
+                                 .dtype = dtype};
+      const SequenceData sequence = MakeSequence(shape, 150, 9);
+      const std::vector<Chunk> chunks = {{&sequence, 0, 150}, {&sequence, 149, 150}};
+      const auto avx2 = Attend(shape, chunks, Isa::kAvx2, &pool);
+      const auto avx512 = Attend(shape, chunks, Isa::kAvx512Vnni, &pool);
+      EXPECT_TRUE(SameBits(avx2[0], avx512[0])) << ToString(dtype) << " " << head_dim;
+      EXPECT_TRUE(SameBits(avx2[1], avx512[1])) << ToString(dtype) << " " << head_dim;
+    }
   }
 }
 

@@ -65,11 +65,18 @@ inline std::vector<std::vector<float>> Attend(const AttentionShape& shape,
   const int64_t element = static_cast<int64_t>(SizeOf(shape.dtype));
   const int64_t cache_bytes =
       num_blocks * shape.num_kv_heads * shape.block_size * shape.head_dim * element;
-  // All bits set is a NaN in each of the three types.
+  // All bits set is a NaN in each of the float types, and so are the scales of int8.
   std::vector<char> keys(static_cast<size_t>(cache_bytes), '\xff');
   std::vector<char> values(static_cast<size_t>(cache_bytes), '\xff');
+  const bool scaled = shape.dtype == DType::kI8;
+  std::vector<float> key_scales(
+      static_cast<size_t>(num_blocks * shape.num_kv_heads * shape.block_size),
+      std::numeric_limits<float>::quiet_NaN());
+  std::vector<float> value_scales = key_scales;
   const kernels::KvCacheView cache{.keys = keys.data(),
                                    .values = values.data(),
+                                   .key_scales = scaled ? key_scales.data() : nullptr,
+                                   .value_scales = scaled ? value_scales.data() : nullptr,
                                    .dtype = shape.dtype,
                                    .num_blocks = num_blocks,
                                    .num_kv_heads = shape.num_kv_heads,

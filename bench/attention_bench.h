@@ -1,0 +1,39 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Measures paged attention, decode and prefill, against the machine's own limits, measured in the
+// same run, and prints JSON.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
+
+namespace nibble::bench {
+
+struct AttentionBenchOptions {
+  std::vector<DType> dtypes = {DType::kF32, DType::kBf16, DType::kF16, DType::kI8};
+  std::vector<int64_t> head_dims = {64, 128};  // each 1..1024
+  int64_t num_heads = 32;                      // a multiple of num_kv_heads
+  int64_t num_kv_heads = 8;
+  std::vector<int64_t> sequences = {1, 8, 32};           // decoding together, one new token each
+  std::vector<int64_t> contexts = {4096, 16384, 32768};  // tokens in the cache at each of those
+  std::vector<int64_t> prefills = {512, 2048};           // new tokens of one sequence from empty
+  int64_t block_size = 16;
+  // Blocks of a sequence lie in random order instead of one after the other, as they do in a pool
+  // that was empty.
+  bool scattered = false;
+  // Cases whose cache would be larger are left out, and say so.
+  int64_t max_cache_bytes = int64_t{2} << 30;
+  std::string filter;     // of the instruction set's name; empty: the best one
+  double seconds = 0.15;  // of each case, and at least 3 runs
+};
+
+// INVALID_ARGUMENT, naming the value, for options out of range.
+absl::Status RunAttentionBench(const AttentionBenchOptions& options, ThreadPool* pool);
+
+}  // namespace nibble::bench
