@@ -17,24 +17,19 @@ constexpr DenseKernels kDenseF32Avx512 = {64, 16, 6, avx512vnni::DenseF32};
 constexpr DenseKernels kDenseBf16Avx512 = {64, 16, 6, avx512vnni::DenseBf16};
 constexpr DenseKernels kDenseF16Avx512 = {64, 16, 6, avx512vnni::DenseF16};
 
-constexpr Int4Kernels kIntegerAvx2 = {
-    16, 3, 6, true, avx2::Int4FewRowsInteger, avx2::Int4ManyRowsInteger};
-constexpr Int4Kernels kFloatAvx2 = {
-    16, 3, 6, true, avx2::Int4FewRowsFloat, avx2::Int4ManyRowsFloat};
-constexpr Int4Kernels kFoldedAvx512 = {
-    32, 12, 12, false, avx512vnni::Int4FewRowsInteger, avx512vnni::Int4ManyRowsFolded};
-constexpr Int4Kernels kIntegerAvx512 = {
-    32, 12, 12, true, avx512vnni::Int4FewRowsInteger, avx512vnni::Int4ManyRowsInteger};
-constexpr Int4Kernels kFloatAvx512 = {
-    32, 12, 12, true, avx512vnni::Int4FewRowsFloat, avx512vnni::Int4ManyRowsFloat};
+constexpr Int4Kernels kIntegerAvx2 = {16, 3, avx2::Int4Integer};
+constexpr Int4Kernels kFloatAvx2 = {16, 3, avx2::Int4Float};
+constexpr Int4Kernels kFoldedAvx512 = {32, 12, avx512vnni::Int4Folded};
+constexpr Int4Kernels kIntegerAvx512 = {32, 12, avx512vnni::Int4Integer};
+constexpr Int4Kernels kFloatAvx512 = {32, 12, avx512vnni::Int4Float};
+constexpr Int8Kernels kInt8Avx2 = {16, 3, false, avx2::Int8};
+constexpr Int8Kernels kInt8Avx512 = {32, 12, true, avx512vnni::Int8};
+
 // AMX: a tile of 16 rows takes as long however many of them are used. Up to 8 rows vpdpbusd (16
 // cycles a row and 64 k) is as fast as unpacking for tiles (80 cycles and 32 for the products).
-constexpr Int4Kernels kFoldedAmx = {
-    32, 16, 8, false, avx512vnni::Int4FewRowsInteger, nullptr, amx::Int4Folded};
-constexpr Int4Kernels kIntegerAmx = {
-    32, 16, 8, false, avx512vnni::Int4FewRowsInteger, nullptr, amx::Int4Integer};
-constexpr Int4Kernels kFloatAmx = {
-    32, 16, 8, false, avx512vnni::Int4FewRowsFloat, nullptr, amx::Int4Float};
+constexpr Int4Kernels kFoldedAmx = {32, 12, avx512vnni::Int4Folded, 8, amx::Int4Folded};
+constexpr Int4Kernels kIntegerAmx = {32, 12, avx512vnni::Int4Integer, 8, amx::Int4Integer};
+constexpr Int4Kernels kFloatAmx = {32, 12, avx512vnni::Int4Float, 8, amx::Int4Float};
 
 // Lines of the catalog, one function per family of layouts.
 constexpr GemmVariant DenseRef(std::string_view name, DType storage) {
@@ -65,6 +60,14 @@ constexpr GemmVariant Int4(std::string_view name, Isa isa, ScaleForm form,
           .int4_kernels = &kernels};
 }
 
+constexpr GemmVariant Int8(std::string_view name, Isa isa, const Int8Kernels& kernels) {
+  return {.name = name,
+          .isa = isa,
+          .format = WeightFormat::kW8A8,
+          .pack_int8 = PackInt8Panels,
+          .int8_kernels = &kernels};
+}
+
 // Every variant. To add one, add its line (and its pack function, where the layout is new).
 constexpr GemmVariant kCatalog[] = {
     DenseRef("dense_f32_ref", DType::kF32),
@@ -78,10 +81,12 @@ constexpr GemmVariant kCatalog[] = {
     Dense("dense_f32_avx2", Isa::kAvx2, DType::kF32, kDenseF32Avx2),
     Dense("dense_bf16_avx2", Isa::kAvx2, DType::kBf16, kDenseBf16Avx2),
     Dense("dense_f16_avx2", Isa::kAvx2, DType::kF16, kDenseF16Avx2),
+
     // Folding would saturate vpmaddubsw (int4_avx2.cc); the sums are the same either way.
     Int4("w4a8_folded_avx2", Isa::kAvx2, ScaleForm::kFolded, kIntegerAvx2),
     Int4("w4a8_integer_avx2", Isa::kAvx2, ScaleForm::kInteger, kIntegerAvx2),
     Int4("w4a8_float_avx2", Isa::kAvx2, ScaleForm::kFloat, kFloatAvx2),
+    Int8("w8a8_avx2", Isa::kAvx2, kInt8Avx2),
 
     Dense("dense_f32_avx512vnni", Isa::kAvx512Vnni, DType::kF32, kDenseF32Avx512),
     Dense("dense_bf16_avx512vnni", Isa::kAvx512Vnni, DType::kBf16, kDenseBf16Avx512),
@@ -89,6 +94,7 @@ constexpr GemmVariant kCatalog[] = {
     Int4("w4a8_folded_avx512vnni", Isa::kAvx512Vnni, ScaleForm::kFolded, kFoldedAvx512),
     Int4("w4a8_integer_avx512vnni", Isa::kAvx512Vnni, ScaleForm::kInteger, kIntegerAvx512),
     Int4("w4a8_float_avx512vnni", Isa::kAvx512Vnni, ScaleForm::kFloat, kFloatAvx512),
+    Int8("w8a8_avx512vnni", Isa::kAvx512Vnni, kInt8Avx512),
 
     // float32 and float16 weights have no tiles: they run as on AVX-512.
     {.name = "dense_bf16_amx",

@@ -23,7 +23,10 @@ namespace nibble::kernels {
 // so that their conversion to float is exact.
 inline constexpr int64_t kMaxPackedGroup = 1024;
 // Most rows of one block.
-inline constexpr int64_t kMaxBlockRows = 192;
+inline constexpr int64_t kMaxBlockRows = 96;
+// What the inner loops of integer weights take of k at once, and what packing pads to.
+inline constexpr int64_t kInt4StepK = 8;
+inline constexpr int64_t kInt8StepK = 4;
 
 struct DenseBlock {
   const void* weights;  // one panel: [k, panel] of the storage type
@@ -37,9 +40,26 @@ struct DenseBlock {
   int64_t d_stride;
 };
 
+// Rows of int8 activations as the inner loops read them, and where their outputs go. Rows come in
+// tiles of `tile_rows`, the last one of what is left; a tile of r rows is [k / 4, r, 4] in the
+// packed order of the weights' k: one stream, whatever stride the rows had.
+struct RowBlock {
+  const int8_t* a;
+  int64_t k;                  // packed
+  const float* a_scales;      // [rows]
+  const int32_t* a_sums;      // [rows] sum over k
+  const int32_t* group_sums;  // W4A8: per tile of r rows [num_groups, r], sums over a group's k
+  int64_t rows;
+  int64_t tile_rows;
+  const float* bias;  // [columns] or null
+  float* d;           // [rows, d_stride]
+  int64_t d_stride;
+  int64_t columns;  // of the panel that exist: 1..panel
+};
+
+// One panel of 4-bit weights. Groups are `group` long, the last one `last_group`; both are
+// multiples of 8.
 struct Int4Block {
-  // One panel. Groups are `group` long, the last one `last_group`; both are multiples of 8, because
-  // packing pads groups with zero activations.
   const uint8_t* codes;     // [k / 8, panel, 4]: low halves 4 values of k, high halves the next 4
   const uint8_t* integers;  // [num_groups, panel] S - integer_offset
   const int32_t* integer_offset;  // [panel] 0, or -128 where a channel's scales have mixed signs
@@ -49,22 +69,17 @@ struct Int4Block {
   int64_t num_groups;
   int64_t group;
   int64_t last_group;
-  int64_t columns;    // of the panel that exist: 1..panel
-  const float* bias;  // [columns] or null
-  // Rows. few_rows: a is [rows, a_stride]. many_rows: a is tiles of tile_rows rows, zeros where the
-  // rows end, each [k / 4, tile_rows, 4]: what the inner loop reads is one stream. a_stride is then
-  // the packed k, so that tile t starts at t * tile_rows * a_stride.
-  const int8_t* a;
-  int64_t a_stride;
-  const float* a_scales;      // [rows]
-  const int32_t* a_sums;      // [rows] sum over k
-  const int32_t* group_sums;  // [rows to whole tiles, num_groups] sum over the k of a group
-  int64_t rows;
-  float* d;  // [rows, d_stride]
-  int64_t d_stride;
+  RowBlock rows;
 };
 
-// What a panel variant gives to panel_gemm.cc.
+// One panel of 8-bit weights.
+struct Int8Block {
+  const uint8_t* weights;  // [k / 4, panel, 4]: w + 128 (AVX-512, AMX) or w (AVX2)
+  const float* channel;    // [panel] c
+  RowBlock rows;
+};
+
+// What a panel variant gives to the loops around it.
 struct DenseKernels {
   int64_t panel;  // output channels per panel
   int64_t lanes;  // floats per vector register; bf16 is stored in pairs of vectors
@@ -74,33 +89,51 @@ struct DenseKernels {
 struct AmxBlock;  // amx_kernels.h
 struct Int4Kernels {
   int64_t panel;
-  int64_t tile_rows;                          // rows per register tile of `many_rows`
-  int64_t max_few_rows;                       // up to here `few_rows` is faster
-  bool many_rows_uses_groups;                 // many_rows reads group_sums (else a_sums)
-  void (*few_rows)(const Int4Block& block);   // unpacks in registers: each weight byte is read once
-  void (*many_rows)(const Int4Block& block);  // unpacks into cache first; rows <= kMaxBlockRows
-  void (*on_tiles)(const AmxBlock& block) = nullptr;  // AMX: instead of many_rows
+  int64_t max_tile_rows;                     // most rows of a tile
+  void (*multiply)(const Int4Block& block);  // up to kMaxBlockRows rows
+  // AMX: instead of `multiply` for more rows than these.
+  int64_t max_few_rows = 0;
+  void (*on_tiles)(const AmxBlock& block) = nullptr;
+};
+struct Int8Kernels {
+  int64_t panel;
+  int64_t max_tile_rows;
+  bool offset_weights;  // weights are stored as w + 128
+  void (*multiply)(const Int8Block& block);
+};
+
+// One tile of activations, by RowBlock: rows [rows, a_stride] to [packed k / 4, rows, 4], and the
+// sums of groups. Each group of `group` values (the last one what is left of k) is padded with
+// zeros to the next multiple of `step`.
+struct TileSource {
+  const int8_t* a;
+  int64_t a_stride;
+  int64_t rows;
+  int64_t k;
+  int64_t group;
+  int64_t step;
+  int8_t* tile;
+  int32_t* group_sums;  // [num_groups, rows], or null
 };
 
 namespace avx2 {
+void ArrangeTile(const TileSource& source);
 void DenseF32(const DenseBlock& block);
 void DenseBf16(const DenseBlock& block);
 void DenseF16(const DenseBlock& block);
-void Int4FewRowsInteger(const Int4Block& block);
-void Int4FewRowsFloat(const Int4Block& block);
-void Int4ManyRowsInteger(const Int4Block& block);
-void Int4ManyRowsFloat(const Int4Block& block);
+void Int4Integer(const Int4Block& block);
+void Int4Float(const Int4Block& block);
+void Int8(const Int8Block& block);
 }  // namespace avx2
 
 namespace avx512vnni {
 void DenseF32(const DenseBlock& block);
 void DenseBf16(const DenseBlock& block);
 void DenseF16(const DenseBlock& block);
-void Int4FewRowsInteger(const Int4Block& block);
-void Int4FewRowsFloat(const Int4Block& block);
-void Int4ManyRowsFolded(const Int4Block& block);
-void Int4ManyRowsInteger(const Int4Block& block);
-void Int4ManyRowsFloat(const Int4Block& block);
+void Int4Folded(const Int4Block& block);
+void Int4Integer(const Int4Block& block);
+void Int4Float(const Int4Block& block);
+void Int8(const Int8Block& block);
 }  // namespace avx512vnni
 
 }  // namespace nibble::kernels

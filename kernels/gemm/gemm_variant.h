@@ -81,5 +81,7 @@ std::unique_ptr<GemmWeight> PackDensePanels(const GemmVariant&, const GemmDesc&,
                                             ThreadPool*);
 std::unique_ptr<GemmWeight> PackInt4Panels(const GemmVariant&, const GemmDesc&, const Int4Source&,
                                            ThreadPool*);
+std::unique_ptr<GemmWeight> PackInt8Panels(const GemmVariant&, const GemmDesc&, const Int8Weight&,
+                                           ThreadPool*);
 
 }  // namespace nibble::kernels

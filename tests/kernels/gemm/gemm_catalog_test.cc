@@ -19,6 +19,8 @@ TEST(GemmCatalog, ChoosesTheHighestVariantNotAboveTheIsa) {
   EXPECT_EQ(ChooseVariant(int4, Isa::kAvx2)->name, "w4a8_integer_avx2");
   const GemmDesc int8 = {.format = WeightFormat::kW8A8, .n = 1, .k = 1};
   EXPECT_EQ(ChooseVariant(int8, Isa::kRef)->name, "w8a8_ref");
+  EXPECT_EQ(ChooseVariant(int8, Isa::kAvx2)->name, "w8a8_avx2");
+  EXPECT_EQ(ChooseVariant(int8, Isa::kAvx512Vnni)->name, "w8a8_avx512vnni");
   EXPECT_EQ(ChooseVariant({.storage = DType::kI64}, Isa::kAmx), nullptr);
 }
 

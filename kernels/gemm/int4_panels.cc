@@ -1,0 +1,169 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// 4-bit weights in panels.
+
+#include <algorithm>
+
+#include "base/aligned_buffer.h"
+#include "kernels/gemm/amx_gemm.h"
+#include "kernels/gemm/gemm_kernels.h"
+#include "kernels/gemm/gemm_variant.h"
+#include "kernels/gemm/panel_loops.h"
+
+namespace nibble::kernels {
+namespace {
+
+class Int4Panels final : public GemmWeight {
+ public:
+  Int4Panels(const GemmVariant& variant, const GemmDesc& desc, const Int4Source& source,
+             ThreadPool* pool)
+      : GemmWeight(variant, desc),
+        kernels_(*variant.int4_kernels),
+        // Groups longer than a kernel takes are cut; CheckW4A8 saw to it that the cuts meet their
+        // ends.
+        shape_{.n = desc.n,
+               .panel = kernels_.panel,
+               .groups = {.k = desc.k,
+                          .group = std::min({desc.group_size, desc.k, kMaxPackedGroup}),
+                          .step = kInt4StepK},
+               .group_sums = true,
+               .max_tile_rows = kernels_.max_tile_rows},
+        num_groups_(shape_.groups.num_groups()),
+        packed_k_(shape_.groups.packed_k()) {
+    const int64_t panel = kernels_.panel;
+    const int64_t num_panels = CeilDiv(desc.n, panel);
+    const auto channels = static_cast<size_t>(num_panels * panel);
+    const size_t per_group = channels * static_cast<size_t>(num_groups_);
+    codes_ = AlignedBuffer<uint8_t>::ZeroPages(channels * static_cast<size_t>(packed_k_) / 2);
+    if (desc.scale_form == ScaleForm::kFloat) {
+      float_scales_ = AlignedBuffer<float>::ZeroPages(per_group);
+    } else {
+      integers_ = AlignedBuffer<uint8_t>::ZeroPages(per_group);
+      integer_offset_ = AlignedBuffer<int32_t>::ZeroPages(channels);
+      channel_ = AlignedBuffer<float>::ZeroPages(channels);
+    }
+    if (!source.weight.zero_points.empty()) zeros_ = AlignedBuffer<uint8_t>::ZeroPages(per_group);
+    pool->ParallelFor(num_panels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin * panel; row < std::min(end * panel, desc.n); ++row) {
+        PackCodes(source, row);
+        PackScales(source, row);
+      }
+    });
+  }
+  size_t size_bytes() const override {
+    return codes_.size_bytes() + integers_.size_bytes() + integer_offset_.size_bytes() +
+           zeros_.size_bytes() + float_scales_.size_bytes() + channel_.size_bytes();
+  }
+  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+    if (kernels_.on_tiles != nullptr && args.m > kernels_.max_few_rows) {
+      return MultiplyOnTiles(args, pool);
+    }
+    ForPanels(shape_, args, pool,
+              [&](int64_t panel, const RowBlock& rows) { kernels_.multiply(Block(panel, rows)); });
+  }
+
+ private:
+  void MultiplyOnTiles(const GemmArgs& args, ThreadPool* pool) const;
+  void PackCodes(const Int4Source& source, int64_t row);
+  void PackScales(const Int4Source& source, int64_t row);
+  Int4Block Block(int64_t panel, const RowBlock& rows) const {
+    const auto at = [](const auto& buffer, int64_t offset) {
+      return buffer.empty() ? nullptr : buffer.data() + offset;
+    };
+    const int64_t channels = panel * kernels_.panel;
+    return {.codes = codes_.data() + channels * packed_k_ / 2,
+            .integers = at(integers_, channels * num_groups_),
+            .integer_offset = at(integer_offset_, channels),
+            .zeros = at(zeros_, channels * num_groups_),
+            .float_scales = at(float_scales_, channels * num_groups_),
+            .channel = at(channel_, channels),
+            .num_groups = num_groups_,
+            .group = shape_.groups.packed_group(),
+            .last_group = shape_.groups.packed_last_group(),
+            .rows = rows};
+  }
+
+  const Int4Kernels& kernels_;
+  const PanelShape shape_;
+  const int64_t num_groups_;
+  const int64_t packed_k_;
+  AlignedBuffer<uint8_t> codes_;           // [num_panels, packed_k / 8, panel, 4]
+  AlignedBuffer<uint8_t> integers_;        // [num_panels, num_groups, panel] S - offset
+  AlignedBuffer<int32_t> integer_offset_;  // [num_panels, panel]
+  AlignedBuffer<uint8_t> zeros_;           // [num_panels, num_groups, panel], or empty
+  AlignedBuffer<float> float_scales_;      // [num_panels, num_groups, panel]
+  AlignedBuffer<float> channel_;           // [num_panels, panel]
+};
+
+void Int4Panels::MultiplyOnTiles(const GemmArgs& args, ThreadPool* pool) const {
+  const auto at = [](const auto& buffer) { return buffer.empty() ? nullptr : buffer.data(); };
+  const PackedGroups& groups = shape_.groups;
+  // The float form scales each group's sum: it must not share a tile step with the next group.
+  const bool whole_steps = desc_.scale_form == ScaleForm::kFloat;
+  const int64_t packed_group = groups.packed_group();
+  const int64_t group = whole_steps ? RoundUp(packed_group, kAmxRowBytes) : packed_group;
+  const int64_t k = (num_groups_ - 1) * group + groups.packed_last_group();
+  const AmxWeight weight = {.n = desc_.n,
+                            .k = desc_.k,
+                            .block = {.num_steps = CeilDiv(k, kAmxRowBytes),
+                                      .int4 = {.codes = codes_.data(),
+                                               .integers = at(integers_),
+                                               .integer_offset = at(integer_offset_),
+                                               .zeros = at(zeros_),
+                                               .float_scales = at(float_scales_),
+                                               .packed_k = packed_k_,
+                                               .group = packed_group,
+                                               .num_groups = num_groups_},
+                                      .channel = at(channel_)},
+                            .multiply = kernels_.on_tiles};
+  MultiplyAmxInt8(weight, {.group = groups.group, .packed_group = group, .num_groups = num_groups_},
+                  args, pool);
+}
+
+void Int4Panels::PackCodes(const Int4Source& source, int64_t row) {
+  const int64_t panel = kernels_.panel;
+  const int64_t group = shape_.groups.group;
+  const int64_t packed_group = shape_.groups.packed_group();
+  uint8_t* out = codes_.data() + row / panel * (packed_k_ * panel / 2);
+  const int64_t column = row % panel;
+  for (int64_t k = 0; k < desc_.k; ++k) {
+    const int64_t packed_k = k / group * packed_group + k % group;
+    const int64_t at = (packed_k / 8 * panel + column) * 4 + packed_k % 4;
+    const int shift = packed_k % 8 < 4 ? 0 : 4;
+    out[at] = static_cast<uint8_t>(out[at] | (source.weight.Code(row, k) << shift));
+  }
+}
+
+void Int4Panels::PackScales(const Int4Source& source, int64_t row) {
+  const Int4Weight& weight = source.weight;
+  const int64_t panel = kernels_.panel;
+  const int64_t source_groups = weight.num_groups();
+  int32_t offset = 0;
+  if (!source.integers.empty()) {
+    const auto first = source.integers.begin() + row * source_groups;
+    if (std::any_of(first, first + source_groups, [](int16_t s) { return s < 0; })) offset = -128;
+    integer_offset_[static_cast<size_t>(row)] = offset;
+    channel_[static_cast<size_t>(row)] = source.channel[static_cast<size_t>(row)];
+  }
+  for (int64_t g = 0; g < num_groups_; ++g) {
+    const int64_t k = g * shape_.groups.group;
+    const auto from = static_cast<size_t>(row * source_groups + k / weight.group_size);
+    const auto to = static_cast<size_t>((row / panel * num_groups_ + g) * panel + row % panel);
+    if (source.integers.empty()) {
+      float_scales_[to] = weight.scales[from];
+    } else {
+      integers_[to] = static_cast<uint8_t>(source.integers[from] - offset);
+    }
+    if (!zeros_.empty()) zeros_[to] = static_cast<uint8_t>(weight.Zero(row, k));
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<GemmWeight> PackInt4Panels(const GemmVariant& variant, const GemmDesc& desc,
+                                           const Int4Source& source, ThreadPool* pool) {
+  return std::make_unique<Int4Panels>(variant, desc, source, pool);
+}
+
+}  // namespace nibble::kernels
