@@ -9,6 +9,8 @@
 #include <cstring>
 #include <limits>
 
+#define NIBBLE_UNCHECKED __attribute__((no_sanitize("address", "thread", "undefined")))
+
 namespace nibble::kernels::amx {
 namespace {
 
@@ -96,9 +98,7 @@ const char* TileModel::CheckDot(int c, int a, int b) const {
 }
 
 // Touches the model's registers alone; checking each access makes it many times slower.
-__attribute__((no_sanitize("address", "thread", "undefined")))  //
-const char*
-TileModel::DotSigned(int c, int a, int b) {
+NIBBLE_UNCHECKED const char* TileModel::DotSigned(int c, int a, int b) {
   if (const char* fault = CheckDot(c, a, b)) return fault;
   for (int m = 0; m < rows_[c]; ++m) {
     uint32_t sums[kMaxRowBytes / 4];
