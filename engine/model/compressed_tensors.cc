@@ -3,6 +3,8 @@
 
 #include "engine/model/compressed_tensors.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -21,6 +23,8 @@ constexpr std::string_view kWeight = ".weight";
 constexpr std::string_view kPacked = ".weight_packed";
 constexpr std::string_view kScale = ".weight_scale";
 constexpr std::string_view kShape = ".weight_shape";
+constexpr std::string_view kZeroPoint = ".weight_zero_point";
+constexpr std::string_view kGroupIndex = ".weight_g_idx";
 
 std::string Join(std::string_view module, std::string_view suffix) {
   return fmt::format("{}{}", module, suffix);
@@ -81,6 +85,83 @@ absl::Status CheckModule(const PackedModule& module) {
   return absl::OkStatus();
 }
 
+absl::Status ReadPackedCodes(const Checkpoint& checkpoint, std::string_view name,
+                             Int4Weight* weight) {
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
+                          checkpoint.Get(Join(name, kPacked), {weight->n, weight->k / 8}));
+  NIBBLE_RETURN_IF_ERROR(CheckDType(*tensor, DType::kI32));
+  NIBBLE_RETURN_IF_ERROR(CheckShape(checkpoint, {.name = name, .n = weight->n, .k = weight->k}));
+  weight->codes.assign(tensor->bytes.begin(), tensor->bytes.end());
+  return absl::OkStatus();
+}
+
+// One signed byte a code, in -8..7.
+absl::Status ReadByteCodes(const Checkpoint& checkpoint, std::string_view name, Int4Weight* weight,
+                           ThreadPool* pool) {
+  const bool is_packed_name = checkpoint.Find(Join(name, kWeight)) == nullptr &&
+                              checkpoint.Find(Join(name, kPacked)) != nullptr;
+  NIBBLE_ASSIGN_OR_RETURN(
+      const TensorView* tensor,
+      checkpoint.Get(Join(name, is_packed_name ? kPacked : kWeight), {weight->n, weight->k}));
+  NIBBLE_RETURN_IF_ERROR(CheckDType(*tensor, DType::kI8));
+  const int64_t k = weight->k;
+  const int64_t row_bytes = weight->row_bytes();
+  weight->codes.assign(static_cast<size_t>(weight->n * row_bytes), 0);
+  std::atomic<bool> all_fit{true};
+  pool->ParallelFor(weight->n, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * k; i < end * k; ++i) {
+      const int code = static_cast<int8_t>(tensor->bytes[static_cast<size_t>(i)]) + 8;
+      if (code < 0 || code > 15) all_fit = false;
+      const int64_t column = i % k;
+      weight->codes[static_cast<size_t>(i / k * row_bytes + column / 2)] |=
+          static_cast<uint8_t>(column % 2 == 0 ? code : code << 4);
+    }
+  });
+  if (all_fit) return absl::OkStatus();
+  const auto* codes = reinterpret_cast<const int8_t*>(tensor->bytes.data());
+  const auto fault = std::find_if(codes, codes + tensor->bytes.size(),
+                                  [](int8_t code) { return code < -8 || code > 7; }) -
+                     codes;
+  return InvalidArgument("{}: tensor '{}': element [{}, {}] is {}, 4-bit codes are -8..7",
+                         tensor->file, tensor->name, fault / k, fault % k, codes[fault]);
+}
+
+absl::Status ReadGroupScales(const Checkpoint& checkpoint, std::string_view name,
+                             Int4Weight* weight) {
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
+                          checkpoint.Get(Join(name, kScale), {weight->n, weight->num_groups()}));
+  NIBBLE_ASSIGN_OR_RETURN(weight->scales, ReadScales(*tensor));
+  return absl::OkStatus();
+}
+
+// As codes are stored: nibbles of zero + 8, packed along n; or bytes.
+absl::Status ReadZeroPoints(const Checkpoint& checkpoint, std::string_view name, bool packed,
+                            Int4Weight* weight) {
+  const int64_t num_groups = weight->num_groups();
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
+                          checkpoint.Get(Join(name, kZeroPoint),
+                                         {packed ? (weight->n + 7) / 8 : weight->n, num_groups}));
+  NIBBLE_RETURN_IF_ERROR(CheckDType(*tensor, packed ? DType::kI32 : DType::kI8));
+  weight->zero_points.resize(static_cast<size_t>(weight->n * num_groups));
+  for (int64_t i = 0; i < weight->n * num_groups; ++i) {
+    const int64_t row = i / num_groups;
+    int zero = 0;
+    if (packed) {
+      uint32_t word = 0;
+      std::memcpy(&word, tensor->bytes.data() + (row / 8 * num_groups + i % num_groups) * 4, 4);
+      zero = static_cast<int>((word >> (4 * (row % 8))) & 15);
+    } else {
+      zero = static_cast<int8_t>(tensor->bytes[static_cast<size_t>(i)]) + 8;
+    }
+    if (zero < 0 || zero > 15) {
+      return InvalidArgument("{}: tensor '{}': element [{}, {}] is {}, zero points are -8..7",
+                             tensor->file, tensor->name, row, i % num_groups, zero - 8);
+    }
+    weight->zero_points[static_cast<size_t>(i)] = static_cast<uint8_t>(zero);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 bool IsPackedInt4(const Checkpoint& checkpoint, std::string_view module) {
@@ -90,27 +171,53 @@ bool IsPackedInt4(const Checkpoint& checkpoint, std::string_view module) {
 absl::StatusOr<Int4Weight> ReadPackedInt4(const Checkpoint& checkpoint,
                                           const PackedModule& module) {
   NIBBLE_RETURN_IF_ERROR(CheckModule(module));
-  for (const std::string_view suffix : {".weight_zero_point", ".weight_g_idx"}) {
+  for (const std::string_view suffix : {kZeroPoint, kGroupIndex}) {
     if (const TensorView* tensor = checkpoint.Find(Join(module.name, suffix))) {
       return Unimplemented("{}: tensor '{}': {} not supported (supported: symmetric, in order)",
                            tensor->file, tensor->name,
-                           suffix == ".weight_g_idx" ? "act-order is" : "zero points are");
+                           suffix == kGroupIndex ? "act-order is" : "zero points are");
     }
   }
-  Int4Weight weight;
-  weight.n = module.n;
-  weight.k = module.k;
-  weight.group_size = module.group_size;
-  NIBBLE_ASSIGN_OR_RETURN(const TensorView* packed,
-                          checkpoint.Get(Join(module.name, kPacked), {module.n, module.k / 8}));
-  NIBBLE_RETURN_IF_ERROR(CheckDType(*packed, DType::kI32));
-  NIBBLE_ASSIGN_OR_RETURN(const TensorView* scale, checkpoint.Get(Join(module.name, kScale),
-                                                                  {module.n, weight.num_groups()}));
-  NIBBLE_RETURN_IF_ERROR(CheckShape(checkpoint, module));
-
-  weight.codes.assign(packed->bytes.begin(), packed->bytes.end());
-  NIBBLE_ASSIGN_OR_RETURN(weight.scales, ReadScales(*scale));
+  Int4Weight weight = {.n = module.n, .k = module.k, .group_size = module.group_size};
+  NIBBLE_RETURN_IF_ERROR(ReadPackedCodes(checkpoint, module.name, &weight));
+  NIBBLE_RETURN_IF_ERROR(ReadGroupScales(checkpoint, module.name, &weight));
   return weight;
+}
+
+absl::StatusOr<StoredInt4> ReadCompressedInt4(const Checkpoint& checkpoint, std::string_view name,
+                                              int64_t n, int64_t k, const WeightScheme& scheme,
+                                              ThreadPool* pool) {
+  StoredInt4 stored;
+  Int4Weight& weight = stored.weight;
+  weight.n = n;
+  weight.k = k;
+  weight.group_size = scheme.group_size == 0 ? k : scheme.group_size;
+  const bool packed = scheme.layout == WeightLayout::kPacked;
+  if (packed) {
+    NIBBLE_RETURN_IF_ERROR(
+        CheckModule({.name = name, .n = n, .k = k, .group_size = weight.group_size}));
+    NIBBLE_RETURN_IF_ERROR(ReadPackedCodes(checkpoint, name, &weight));
+  } else {
+    NIBBLE_RETURN_IF_ERROR(ReadByteCodes(checkpoint, name, &weight, pool));
+  }
+  NIBBLE_RETURN_IF_ERROR(ReadGroupScales(checkpoint, name, &weight));
+  if (!scheme.symmetric) {
+    NIBBLE_RETURN_IF_ERROR(ReadZeroPoints(checkpoint, name, packed, &weight));
+  } else if (const TensorView* tensor = checkpoint.Find(Join(name, kZeroPoint))) {
+    return InvalidArgument("{}: tensor '{}', but config.json says that its weights are symmetric",
+                           tensor->file, tensor->name);
+  }
+  if (const TensorView* tensor = checkpoint.Find(Join(name, ".input_scale"))) {
+    return Unimplemented("{}: tensor '{}': static activation scales are not supported",
+                         tensor->file, tensor->name);
+  }
+  const std::string g_idx_name = Join(name, kGroupIndex);
+  if (scheme.act_order || checkpoint.Find(g_idx_name) != nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(const TensorView* g_idx, checkpoint.Get(g_idx_name, {k}));
+    NIBBLE_ASSIGN_OR_RETURN(stored.channel_order, OrderByGroup(*g_idx, weight.group_size));
+    if (!stored.channel_order.empty()) ReorderCodes(stored.channel_order, &weight, pool);
+  }
+  return stored;
 }
 
 std::vector<TensorSpec> PackedInt4Specs(const PackedModule& module) {
@@ -137,7 +244,7 @@ absl::Status WritePackedInt4(std::string_view name, const Int4Weight& weight,
 }
 
 absl::StatusOr<Int8Weight> ReadInt8(const Checkpoint& checkpoint, const Int8Module& module) {
-  for (const std::string_view suffix : {".weight_zero_point", ".input_scale"}) {
+  for (const std::string_view suffix : {kZeroPoint, std::string_view(".input_scale")}) {
     if (const TensorView* tensor = checkpoint.Find(Join(module.name, suffix))) {
       return Unimplemented(
           "{}: tensor '{}': {} not supported (supported: symmetric, dynamic)", tensor->file,

@@ -25,6 +25,9 @@
 #include "nlohmann/json_fwd.hpp"
 
 #include "base/status.h"
+#include "base/thread_pool.h"
+#include "engine/model/channel_order.h"
+#include "engine/model/quantization_config.h"
 #include "engine/model/safetensors.h"
 #include "engine/model/safetensors_writer.h"
 #include "kernels/quant/int4_weight.h"
@@ -42,10 +45,23 @@ struct PackedModule {
   int64_t group_size = 128;  // k or more: one scale per output channel
 };
 
-// INVALID_ARGUMENT or NOT_FOUND, naming the tensor, when one is missing, of another shape or type,
-// or a scale is not finite. UNIMPLEMENTED for zero points and act-order, by name.
+// What WritePackedInt4 wrote. INVALID_ARGUMENT or NOT_FOUND, naming the tensor, when one is
+// missing, of another shape or type, or a scale is not finite. UNIMPLEMENTED for zero points and
+// act-order, by name.
 absl::StatusOr<kernels::Int4Weight> ReadPackedInt4(const Checkpoint& checkpoint,
                                                    const PackedModule& module);
+
+// Reads a 4-bit module of layout kPacked or kBytes in any of its forms:
+//
+//   NAME.weight             int8 [n, k]           kBytes: one code q in -8..7 a byte
+//   NAME.weight_zero_point  int32 [n / 8, groups] asymmetric; nibble i of word (r, g) is the zero
+//                                                 point + 8 of row 8r + i; kBytes: int8 [n, groups]
+//   NAME.weight_g_idx       int32 [k]             the group of each input channel
+//
+// Errors as of ReadPackedInt4; INVALID_ARGUMENT for a code or zero point out of range.
+absl::StatusOr<StoredInt4> ReadCompressedInt4(const Checkpoint& checkpoint, std::string_view name,
+                                              int64_t n, int64_t k, const WeightScheme& scheme,
+                                              ThreadPool* pool);
 
 // The tensors that WritePackedInt4 writes, for SafetensorsWriter::Create.
 std::vector<TensorSpec> PackedInt4Specs(const PackedModule& module);

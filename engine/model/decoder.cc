@@ -59,13 +59,22 @@ int64_t DecoderWeights::size_bytes() const {
   return bytes;
 }
 
+bool DecoderWeights::reorders() const {
+  return lm_head.reorders() ||
+         std::any_of(layers.begin(), layers.end(), [](const DecoderLayer& layer) {
+           return layer.qkv.reorders() || layer.o.reorders() || layer.gate_up.reorders() ||
+                  layer.down.reorders();
+         });
+}
+
 DecoderModel::DecoderModel(ModelConfig config, DecoderWeights weights, Isa isa)
     : config_(std::move(config)),
       weights_(std::move(weights)),
       isa_(isa),
       q_size_(config_.num_heads * config_.head_dim),
       kv_size_(config_.num_kv_heads * config_.head_dim),
-      qkv_size_(q_size_ + 2 * kv_size_) {
+      qkv_size_(q_size_ + 2 * kv_size_),
+      reorders_(weights_.reorders()) {
   NIBBLE_CHECK_EQ(static_cast<int64_t>(weights_.layers.size()), config_.num_layers);
   NIBBLE_CHECK_EQ(static_cast<int64_t>(config_.sliding_window.size()), config_.num_layers);
 }
@@ -133,7 +142,8 @@ absl::Status DecoderModel::ReserveRows(int64_t num_rows) {
   const int64_t max_k = std::max({config_.hidden_size, q_size_, config_.intermediate_size});
   const int64_t floats_per_row =
       2 * config_.hidden_size + qkv_size_ + q_size_ + 2 * config_.intermediate_size;
-  const int64_t bytes = rows * (floats_per_row * 4 + ActivationBuffer::BytesPerRow(max_k));
+  const int64_t bytes =
+      rows * (floats_per_row * 4 + ActivationBuffer::BytesPerRow(max_k, reorders_));
   NIBBLE_RETURN_IF_ERROR(CheckMemory(bytes, fmt::format("a step of {} tokens", num_rows)));
   row_capacity_ = 0;
   // Zeroed: memory that was never written is not yet the process's.
@@ -146,7 +156,7 @@ absl::Status DecoderModel::ReserveRows(int64_t num_rows) {
     qkv_ = allocate(qkv_size_);
     attention_ = allocate(q_size_);
     gate_up_ = allocate(2 * config_.intermediate_size);
-    activations_.Allocate(rows, max_k);
+    activations_.Allocate(rows, max_k, reorders_);
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("{} bytes for a step of {} tokens could not be allocated", bytes,
                              num_rows);

@@ -44,13 +44,15 @@ struct DecoderWeights {
   Linear lm_head;                 // n = vocab_size
   DType kv_dtype = DType::kBf16;
   std::string quantization_name;  // Model::quantization_name()
+  std::vector<std::string> warnings;
 
   int64_t size_bytes() const;
+  bool reorders() const;  // some layer reorders its input channels (act-order)
 };
 
-// Activations of a step are float32, int8 only where a W4A8 layer reads them. Every op computes a
-// row from that row alone (attention: and from the cache), in an order that does not depend on the
-// other rows, so a token's bits do not depend on the batch or the chunk it came in.
+// Activations of a step are float32, int8 only where a quantized layer reads them. Every op
+// computes a row from that row alone (attention: and from the cache), in an order that does not
+// depend on the other rows, so a token's bits do not depend on the batch or the chunk it came in.
 class DecoderModel final : public Model {
  public:
   DecoderModel(ModelConfig config, DecoderWeights weights, Isa isa);
@@ -62,6 +64,7 @@ class DecoderModel final : public Model {
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                        ThreadPool* pool) override;
+  std::vector<std::string> warnings() const override { return weights_.warnings; }
 
  private:
   absl::Status ReserveRows(int64_t num_rows);
@@ -88,6 +91,7 @@ class DecoderModel final : public Model {
 
   PlanChecker checker_;
   kernels::RopeTable rope_;  // of the positions reserved or seen
+  const bool reorders_;     // some layer reorders its input channels
 
   // Workspaces with room for row_capacity_ tokens.
   int64_t row_capacity_ = 0;

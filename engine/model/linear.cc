@@ -3,6 +3,7 @@
 
 #include "engine/model/linear.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/check.h"
@@ -13,47 +14,102 @@ namespace {
 // Rows of int8 start on cache lines.
 int64_t PaddedColumns(int64_t k) { return (k + 63) / 64 * 64; }
 
+bool TakesInt8(const kernels::PackedWeight& weight) {
+  return weight.desc().format != kernels::WeightFormat::kDense;
+}
+
+// out[row, c] = in[row, order[c]]. Scales and sums of rows do not depend on the order.
+void Reorder(const kernels::QuantizedRows& in, const std::vector<int32_t>& order, int64_t num_rows,
+             int8_t* out, ThreadPool* pool) {
+  constexpr int64_t kColumnsPerPiece = 4096;  // one row's columns are shared among threads too
+  const auto k = static_cast<int64_t>(order.size());
+  const int64_t pieces = (k + kColumnsPerPiece - 1) / kColumnsPerPiece;
+  pool->ParallelFor(num_rows * pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int8_t* from = in.values + piece / pieces * in.stride;
+      int8_t* to = out + piece / pieces * in.stride;
+      const int64_t first = piece % pieces * kColumnsPerPiece;
+      const int64_t last = std::min(first + kColumnsPerPiece, k);
+      for (int64_t c = first; c < last; ++c) to[c] = from[order[static_cast<size_t>(c)]];
+    }
+  });
+}
+
 }  // namespace
 
-Linear::Linear(std::unique_ptr<kernels::PackedWeight> weight, std::vector<float> bias)
-    : weight_(std::move(weight)), bias_(std::move(bias)) {
-  if (!bias_.empty()) NIBBLE_CHECK_EQ(static_cast<int64_t>(bias_.size()), n());
+Linear::Linear(std::vector<Part> parts, std::vector<float> bias)
+    : parts_(std::move(parts)), bias_(std::move(bias)) {
+  NIBBLE_CHECK(!parts_.empty());
+  for (const Part& part : parts_) {
+    const bool int8 = TakesInt8(*part.weight);
+    NIBBLE_CHECK_EQ(part.weight->desc().k, k());
+    NIBBLE_CHECK(part.channel_order.empty() ||
+                 (int8 && static_cast<int64_t>(part.channel_order.size()) == k()));
+    n_ += part.weight->desc().n;
+    takes_int8_ = takes_int8_ || int8;
+    takes_floats_ = takes_floats_ || !int8;
+    reorders_ = reorders_ || !part.channel_order.empty();
+  }
+  if (!bias_.empty()) NIBBLE_CHECK_EQ(static_cast<int64_t>(bias_.size()), n_);
 }
 
 int64_t Linear::size_bytes() const {
-  return static_cast<int64_t>(weight_->size_bytes() + bias_.size() * sizeof(float));
+  size_t bytes = bias_.size() * sizeof(float);
+  for (const Part& part : parts_) {
+    bytes += part.weight->size_bytes() + part.channel_order.size() * sizeof(int32_t);
+  }
+  return static_cast<int64_t>(bytes);
 }
 
 void Linear::Run(const LinearInput& input, int64_t num_rows, float* y, ThreadPool* pool) const {
-  kernels::Run(*weight_,
-               {.m = num_rows,
-                .a = input.values,
-                .a_stride = input.stride,
-                .a8 = input.quantized,
-                .bias = bias_.empty() ? nullptr : bias_.data(),
-                .d = y,
-                .d_stride = n()},
-               pool);
+  int64_t column = 0;
+  for (const Part& part : parts_) {
+    kernels::QuantizedRows quantized = input.quantized;
+    if (!part.channel_order.empty()) {
+      Reorder(input.quantized, part.channel_order, num_rows, input.reordered, pool);
+      quantized.values = input.reordered;
+    }
+    kernels::Run(*part.weight,
+                 {.m = num_rows,
+                  .a = input.values,
+                  .a_stride = input.stride,
+                  .a8 = quantized,
+                  .bias = bias_.empty() ? nullptr : bias_.data() + column,
+                  .d = y + column,
+                  .d_stride = n_},
+                 pool);
+    column += part.weight->desc().n;
+  }
 }
 
-void ActivationBuffer::Allocate(int64_t num_rows, int64_t max_k) {
+void ActivationBuffer::Allocate(int64_t num_rows, int64_t max_k, bool reordered) {
   const auto rows = static_cast<size_t>(num_rows);
+  const size_t num_codes = rows * static_cast<size_t>(PaddedColumns(max_k));
   values_ = AlignedBuffer<float>::Zeroed(rows * static_cast<size_t>(max_k));
-  codes_ = AlignedBuffer<int8_t>::Zeroed(rows * static_cast<size_t>(PaddedColumns(max_k)));
+  codes_ = AlignedBuffer<int8_t>::Zeroed(num_codes);
+  reordered_ = AlignedBuffer<int8_t>::Zeroed(reordered ? num_codes : 0);
   scales_ = AlignedBuffer<float>::Zeroed(rows);
   sums_ = AlignedBuffer<int32_t>::Zeroed(rows);
 }
 
-int64_t ActivationBuffer::BytesPerRow(int64_t max_k) {
-  return max_k * 4 + PaddedColumns(max_k) + 8;
+int64_t ActivationBuffer::BytesPerRow(int64_t max_k, bool reordered) {
+  return max_k * 4 + PaddedColumns(max_k) * (reordered ? 2 : 1) + 8;
 }
 
 LinearInput ActivationBuffer::For(const Linear& linear) {
-  if (!linear.takes_int8()) return {.values = values_.data(), .stride = linear.k()};
-  return {.quantized = {.values = codes_.data(),
-                        .scales = scales_.data(),
-                        .sums = sums_.data(),
-                        .stride = PaddedColumns(linear.k())}};
+  LinearInput input;
+  if (linear.takes_floats()) {
+    input.values = values_.data();
+    input.stride = linear.k();
+  }
+  if (linear.takes_int8()) {
+    input.quantized = {.values = codes_.data(),
+                       .scales = scales_.data(),
+                       .sums = sums_.data(),
+                       .stride = PaddedColumns(linear.k())};
+  }
+  if (linear.reorders()) input.reordered = reordered_.data();
+  return input;
 }
 
 }  // namespace nibble::engine

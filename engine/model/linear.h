@@ -21,49 +21,66 @@
 
 namespace nibble::engine {
 
-// Rows of activations in one of two forms: `values` is null, or `quantized.values` is.
+// Rows of activations in the forms that a layer takes: `values` is null, or `quantized.values` is,
+// or neither (a layer of float and int8 parts).
 struct LinearInput {
   float* values = nullptr;  // [num_rows, stride]
   int64_t stride = 0;
   kernels::QuantizedRows quantized;
+  int8_t* reordered = nullptr;  // scratch like quantized.values, for layers that reorder them
 };
 
 // y = x * W^T + bias. Immutable after loading.
 class Linear {
  public:
-  Linear() = default;
-  // `bias` is empty or has one float per output channel.
-  Linear(std::unique_ptr<kernels::PackedWeight> weight, std::vector<float> bias);
+  // Output channels side by side that share one packed weight. Checkpoints may quantize the
+  // projections that are fused here in different ways.
+  struct Part {
+    std::unique_ptr<kernels::PackedWeight> weight;
+    // Column c of an int8-input weight reads input channel channel_order[c]; empty: in order.
+    std::vector<int32_t> channel_order;
+  };
 
-  int64_t n() const { return weight_->desc().n; }
-  int64_t k() const { return weight_->desc().k; }
-  bool takes_int8() const { return weight_->desc().format == kernels::WeightFormat::kW4A8; }
-  const kernels::PackedWeight& weight() const { return *weight_; }
+  Linear() = default;
+  // `bias` is empty or has one float per output channel. REQUIRES: parts of one k.
+  Linear(std::vector<Part> parts, std::vector<float> bias);
+
+  int64_t n() const { return n_; }
+  int64_t k() const { return parts_.front().weight->desc().k; }
+  bool takes_int8() const { return takes_int8_; }
+  bool takes_floats() const { return takes_floats_; }
+  bool reorders() const { return reorders_; }
   int64_t size_bytes() const;
 
   // y [num_rows, n], contiguous. `input` was made For() this layer.
   void Run(const LinearInput& input, int64_t num_rows, float* y, ThreadPool* pool) const;
 
  private:
-  std::unique_ptr<kernels::PackedWeight> weight_;
+  std::vector<Part> parts_;
   std::vector<float> bias_;
+  int64_t n_ = 0;
+  bool takes_int8_ = false;
+  bool takes_floats_ = false;
+  bool reorders_ = false;
 };
 
-// Memory for the input of one linear layer at a time, in either form.
+// Memory for the input of one linear layer at a time, in any form.
 class ActivationBuffer {
  public:
-  // Room for `num_rows` rows of up to `max_k` elements; what was in it is lost.
-  void Allocate(int64_t num_rows, int64_t max_k);
-  static int64_t BytesPerRow(int64_t max_k);
+  // Room for `num_rows` rows of up to `max_k` elements; what was in it is lost. `reordered`: layers
+  // that reorder channels are among them.
+  void Allocate(int64_t num_rows, int64_t max_k, bool reordered);
+  static int64_t BytesPerRow(int64_t max_k, bool reordered);
 
   // A view in the form that `linear` takes. Valid until the next Allocate().
   LinearInput For(const Linear& linear);
 
  private:
-  AlignedBuffer<float> values_;  // [num_rows, max_k]
-  AlignedBuffer<int8_t> codes_;  // [num_rows, max_k rounded up to 64]
-  AlignedBuffer<float> scales_;  // [num_rows]
-  AlignedBuffer<int32_t> sums_;  // [num_rows]
+  AlignedBuffer<float> values_;      // [num_rows, max_k]
+  AlignedBuffer<int8_t> codes_;      // [num_rows, max_k rounded up to 64]
+  AlignedBuffer<int8_t> reordered_;  // the same, or empty
+  AlignedBuffer<float> scales_;      // [num_rows]
+  AlignedBuffer<int32_t> sums_;      // [num_rows]
 };
 
 }  // namespace nibble::engine

@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/aligned_buffer.h"
 #include "base/cpu_features.h"
@@ -23,14 +24,20 @@
 namespace nibble::engine {
 
 enum class Quantization {
-  // Weights and activations as the checkpoint has them: a W4A8 checkpoint stays W4A8. One with
-  // 4-bit
-  // weights and 16-bit activations is UNIMPLEMENTED: which of the two below it becomes has to be
-  // said.
-  kNone,
+  kNone,   // as the checkpoint is stored; 4-bit weights always run with int8 activations (W4A8)
   kW4A8,   // quantize the linear layers while loading, round to nearest, groups of 128
-  kW4A16,  // the same 4-bit weights with float activations: what int8 activations cost is measured
+  kW8A8,   // the same in 8 bits, one scale per output channel
+  kW4A16,  // the weights of kW4A8 with float activations: what int8 activations cost is measured
            // against this
+};
+
+// Of a head that the checkpoint holds in full precision.
+enum class HeadQuantization {
+  kAuto,  // kInt8 when linear layers take int8 and a 16-bit head would be more than 1/8 of the
+          // bytes that a step reads, else kNone
+  kNone,
+  kInt8,  // round to nearest, one scale per token of the vocabulary (W8A8)
+  kInt4,  // round to nearest, groups of 128 (W4A8)
 };
 
 struct LoadOptions {
@@ -39,6 +46,7 @@ struct LoadOptions {
   std::optional<DType> dtype;
   Quantization quantization = Quantization::kNone;
   Isa isa = Isa::kRef;
+  HeadQuantization head_quantization = HeadQuantization::kAuto;
   // Called as loading advances (bytes done, bytes in all), from the loading thread. May be null.
   std::function<void(int64_t, int64_t)> progress;
 };
@@ -83,8 +91,12 @@ class Model {
 
   virtual const ModelConfig& config() const = 0;
   virtual int64_t weight_bytes() const = 0;  // packed weights in memory
-  virtual DType kv_dtype() const = 0;
-  // "w4a8 (folded), head bfloat16": what the banner and `nibble inspect` print.
+  // Of these, what every step reads: not the embedding table, of which it reads a row per token.
+  virtual int64_t step_weight_bytes() const { return weight_bytes(); }
+  virtual DType kv_dtype() const = 0;  // what its KvCache is to be of
+  // What somebody should know who serves this model as it was loaded.
+  virtual std::vector<std::string> warnings() const { return {}; }
+  // "w4a8 (folded), head int8": what the banner prints.
   virtual std::string quantization_name() const = 0;
 
   // Makes what steps within `limits` work in, and takes the memory for it now, so that a server

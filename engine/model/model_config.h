@@ -12,6 +12,7 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
+#include "engine/model/quantization_config.h"
 #include "kernels/rope/rope.h"
 
 namespace nibble::engine {
@@ -19,13 +20,6 @@ namespace nibble::engine {
 enum class Architecture { kLlama, kMistral, kQwen2, kQwen3 };
 
 std::string_view ToString(Architecture architecture);
-
-// 4-bit weights on disk as compressed-tensors writes them (quantization_config of config.json).
-struct QuantizationConfig {
-  int64_t group_size = 128;
-  int activation_bits = 16;  // 8: int8, dynamic, one scale per token (W4A8); 16: not quantized
-  std::vector<std::string> ignore;  // module names left in 16 bit, e.g. "lm_head"
-};
 
 struct ModelConfig {
   Architecture architecture = Architecture::kLlama;

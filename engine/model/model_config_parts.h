@@ -16,5 +16,11 @@ kernels::RopeConfig ParseRope(ConfigReader* reader, int64_t head_dim);
 
 // quantization_config; nullopt when there is none.
 std::optional<QuantizationConfig> ParseQuantization(ConfigReader* reader);
+// The same of one method; `reader` is at quantization_config.
+void ParseCompressedTensors(ConfigReader* reader, QuantizationConfig* quantization);
+// A multiple of 8 in range; a fault otherwise.
+int64_t ParseGroupSize(const char* key, ConfigReader* reader);
+// A fault unless `key` is absent, null, false or empty: features that nibble does not read.
+void ExpectNone(const char* key, ConfigReader* reader);
 
 }  // namespace nibble::engine

@@ -1,113 +1,231 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
+// quantization_config of GPTQ, AWQ and AutoRound; that of compressed-tensors, which is a language
+// of its own, is in model_config_compressed_tensors.cc. Modules that these files leave plain
+// (modules_to_not_convert and its like) are told by their tensors.
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+
 #include "engine/model/model_config_parts.h"
 
 namespace nibble::engine {
 namespace {
 
-constexpr int64_t kMaxGroupSize = 1 << 16;
-constexpr size_t kMaxIgnored = 100'000;
-constexpr std::string_view kSupported =
-    "compressed-tensors, pack-quantized, 4-bit symmetric int weights in groups, activations not "
-    "quantized or 8-bit int, dynamic, per token";
+constexpr int64_t kMaxRules = 100'000;
+constexpr int64_t kLargestBits = 64;  // a module of that many is plain: 16 in practice
 
-// Refuses `key` unless its text (or JSON, for numbers and booleans) is `wanted`.
-void Expect(ConfigReader* reader, const char* key, const nlohmann::json& wanted,
-            const nlohmann::json& default_value = nullptr) {
-  const nlohmann::json* found = reader->Find(key);
-  const nlohmann::json& value = found == nullptr ? default_value : *found;
-  if (value == wanted) return;
-  reader->Fail(Unimplemented("{}: {} {} is not supported (supported: {})", reader->where(), key,
-                             Quote(value), kSupported));
+void RequireBits(const char* key, ConfigReader* reader) {
+  const int64_t bits = reader->Int(key, 1, kLargestBits);
+  if (!reader->ok() || bits == 4) return;
+  reader->Fail(
+      Unimplemented("{}: {} {} is not supported (supported: 4)", reader->where(), key, bits));
 }
 
-// Absent, null, false or empty: features that nibble does not read.
-void ExpectNone(ConfigReader* reader, const char* key) {
+// GPTQ and AWQ say -1 for one scale per output channel.
+int64_t ParseGroupSizeOrChannel(const char* key, ConfigReader* reader) {
+  const nlohmann::json* value = reader->Find(key);
+  if (value != nullptr && *value == -1) return 0;
+  return ParseGroupSize(key, reader);
+}
+
+void AddRule(std::string_view pattern, std::optional<WeightScheme> scheme, ConfigReader* reader,
+             QuantizationConfig* quantization) {
+  absl::StatusOr<NamePattern> target = NamePattern::Parse(pattern);
+  if (!target.ok()) {
+    reader->Fail(
+        InvalidArgument("{}: {}", reader->where(), std::string(target.status().message())));
+    return;
+  }
+  quantization->groups.push_back({.targets = {*std::move(target)}, .scheme = scheme});
+}
+
+// What a rule for some modules changes of `scheme`; nullopt: it leaves them plain.
+std::optional<WeightScheme> ParseOverrides(const nlohmann::json& json, const std::string& where,
+                                           WeightScheme scheme, ConfigReader* parent) {
+  if (!json.is_object()) {
+    parent->Fail(InvalidArgument("{} is {}, must be an object", where, Quote(json)));
+    return std::nullopt;
+  }
+  ConfigReader reader(json, where);
+  const bool plain = reader.Int("bits", 1, kLargestBits, 4) >= 16;
+  if (!plain && reader.Has("bits")) RequireBits("bits", &reader);
+  if (reader.Has("group_size")) scheme.group_size = ParseGroupSizeOrChannel("group_size", &reader);
+  parent->Fail(reader.status());
+  return plain ? std::nullopt : std::optional(scheme);
+}
+
+const nlohmann::json* Rules(const char* key, ConfigReader* reader) {
+  const nlohmann::json* rules = reader->Object(key);
+  if (rules != nullptr && static_cast<int64_t>(rules->size()) > kMaxRules) {
+    reader->Fail(InvalidArgument("{}: {} has {} entries, the limit is {}", reader->where(), key,
+                                 rules->size(), kMaxRules));
+    return nullptr;
+  }
+  return rules;
+}
+
+void ParseGptq(ConfigReader* reader, QuantizationConfig* quantization) {
+  WeightScheme scheme = {.layout = WeightLayout::kGptq};
+  RequireBits("bits", reader);
+  scheme.group_size = ParseGroupSizeOrChannel("group_size", reader);
+  scheme.act_order = reader->Bool("desc_act", false);
+  const char* format_key = reader->Has("checkpoint_format") ? "checkpoint_format" : "format";
+  const std::string format = reader->String(format_key, "gptq");
+  if (format != "gptq" && format != "gptq_v2") {
+    reader->Fail(Unimplemented("{}: {} {} is not supported (supported: gptq, gptq_v2)",
+                               reader->where(), format_key, Quote(format)));
+  }
+  scheme.zeros_less_one = format == "gptq";
+  const std::string word = reader->String("pack_dtype", "int32");
+  if (word != "int32") {
+    reader->Fail(Unimplemented("{}: pack_dtype {} is not supported (supported: int32)",
+                               reader->where(), Quote(word)));
+  }
+  ExpectNone("is_marlin_format", reader);
+  ExpectNone("adapter", reader);
+  AddRule("Linear", scheme, reader, quantization);
+  // GPTQModel: "-:EXPRESSION" leaves modules plain, "+:EXPRESSION" or the expression changes them.
+  const nlohmann::json* dynamic = Rules("dynamic", reader);
+  if (dynamic == nullptr) return;
+  for (const auto& [key, overrides] : dynamic->items()) {
+    const bool plain = key.starts_with("-:");
+    const std::string expression = plain || key.starts_with("+:") ? key.substr(2) : key;
+    const std::string where = fmt::format("{}: dynamic {}", reader->where(), Quote(key));
+    AddRule("re:" + expression,
+            plain ? std::nullopt : ParseOverrides(overrides, where, scheme, reader), reader,
+            quantization);
+    if (!reader->ok()) return;
+  }
+}
+
+void ParseAwq(ConfigReader* reader, QuantizationConfig* quantization) {
+  WeightScheme scheme = {.layout = WeightLayout::kAwq};
+  RequireBits(reader->Has("w_bit") ? "w_bit" : "bits", reader);
+  scheme.group_size =
+      ParseGroupSizeOrChannel(reader->Has("q_group_size") ? "q_group_size" : "group_size", reader);
+  std::string version = reader->String("version", "gemm");
+  std::transform(version.begin(), version.end(), version.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  if (version != "gemm") {
+    reader->Fail(Unimplemented("{}: version {} is not supported (supported: gemm)", reader->where(),
+                               Quote(version)));
+  }
+  const std::string backend = reader->String("backend", "autoawq");
+  if (backend != "autoawq") {
+    reader->Fail(Unimplemented("{}: backend {} is not supported (supported: autoawq)",
+                               reader->where(), Quote(backend)));
+  }
+  AddRule("Linear", scheme, reader, quantization);
+}
+
+struct PackingFormat {
+  std::string_view name;
+  WeightLayout layout;
+  bool zeros_less_one;
+};
+constexpr PackingFormat kPackingFormats[] = {
+    {"auto_round:auto_gptq", WeightLayout::kGptq, true},
+    {"auto_round:gptq", WeightLayout::kGptq, true},
+    {"auto_gptq", WeightLayout::kGptq, true},
+    {"auto_round", WeightLayout::kGptq, false},
+    {"auto_round:gptqmodel", WeightLayout::kGptq, false},
+    {"auto_round:auto_awq", WeightLayout::kAwq, false},
+    {"auto_round:awq", WeightLayout::kAwq, false},
+    {"auto_awq", WeightLayout::kAwq, false},
+};
+
+void ParseAutoRound(ConfigReader* reader, QuantizationConfig* quantization) {
+  WeightScheme scheme;
+  RequireBits("bits", reader);
+  scheme.group_size = ParseGroupSizeOrChannel("group_size", reader);
+  const std::string type = reader->String("data_type", "int");
+  if (!type.starts_with("int")) {
+    reader->Fail(Unimplemented("{}: data_type {} is not supported (supported: int)",
+                               reader->where(), Quote(type)));
+  }
+  const int64_t activation_bits = reader->Int("act_bits", 1, kLargestBits, 16);
+  if (activation_bits < 16) {
+    reader->Fail(Unimplemented("{}: act_bits {} is not supported (supported: 16)", reader->where(),
+                               activation_bits));
+  }
+  ExpectNone("rotation_config", reader);
+  ExpectNone("hadamard_config", reader);
+  const char* format_key = reader->Has("packing_format") ? "packing_format" : "backend";
+  const std::string name = reader->String(format_key, kPackingFormats[0].name);
+  const auto* format =
+      std::find_if(std::begin(kPackingFormats), std::end(kPackingFormats),
+                   [&name](const PackingFormat& known) { return known.name == name; });
+  if (format == std::end(kPackingFormats)) {
+    reader->Fail(Unimplemented(
+        "{}: {} {} is not supported (supported: auto_round:auto_gptq, auto_round:auto_awq, "
+        "auto_gptq, auto_awq, auto_round)",
+        reader->where(), format_key, Quote(name)));
+    return;
+  }
+  scheme.layout = format->layout;
+  scheme.zeros_less_one = format->zeros_less_one;
+  AddRule("Linear", scheme, reader, quantization);
+  const nlohmann::json* rules = Rules("extra_config", reader);
+  if (rules == nullptr) return;
+  for (const auto& [key, overrides] : rules->items()) {
+    const bool is_regex = key.find_first_of("*+?[](){}|\\^$") != std::string::npos;
+    const std::string where = fmt::format("{}: extra_config {}", reader->where(), Quote(key));
+    AddRule(is_regex ? "re:" + key : key, ParseOverrides(overrides, where, scheme, reader), reader,
+            quantization);
+    if (!reader->ok()) return;
+  }
+}
+
+}  // namespace
+
+int64_t ParseGroupSize(const char* key, ConfigReader* reader) {
+  constexpr int64_t kMaxGroupSize = 1 << 16;
+  const int64_t group_size = reader->Int(key, 8, kMaxGroupSize);
+  if (group_size % 8 != 0) {
+    reader->Fail(
+        InvalidArgument("{}: {} is {}, must be a multiple of 8", reader->where(), key, group_size));
+  }
+  return group_size;
+}
+
+void ExpectNone(const char* key, ConfigReader* reader) {
   const nlohmann::json* value = reader->Find(key);
   if (value == nullptr || (value->is_structured() && value->empty()) || *value == false) return;
   reader->Fail(Unimplemented("{}: {} {} is not supported", reader->where(), key, Quote(*value)));
 }
 
-int64_t ParseWeights(const nlohmann::json& json, const std::string& where, ConfigReader* parent) {
-  ConfigReader reader(json, where);
-  Expect(&reader, "num_bits", 4, 8);
-  Expect(&reader, "type", "int", "int");
-  Expect(&reader, "symmetric", true, true);
-  Expect(&reader, "strategy", "group", reader.Has("group_size") ? "group" : "tensor");
-  Expect(&reader, "dynamic", false, false);
-  // "weight" orders columns while quantizing and leaves no trace; "group" needs an index.
-  const std::string order = reader.String("actorder", "");
-  if (order != "" && order != "weight" && order != "static") {
-    reader.Fail(Unimplemented("{}: actorder {} is not supported (supported: null, weight, static)",
-                              where, Quote(order)));
-  }
-  const int64_t group_size = reader.Int("group_size", 8, kMaxGroupSize);
-  if (group_size % 8 != 0) {
-    reader.Fail(
-        InvalidArgument("{}: group_size is {}, must be a multiple of 8", where, group_size));
-  }
-  parent->Fail(reader.status());
-  return group_size;
-}
-
-void ParseActivations(const nlohmann::json& json, const std::string& where, ConfigReader* parent) {
-  ConfigReader reader(json, where);
-  Expect(&reader, "num_bits", 8, 8);
-  Expect(&reader, "type", "int", "int");
-  Expect(&reader, "symmetric", true, true);
-  Expect(&reader, "strategy", "token", "tensor");
-  Expect(&reader, "dynamic", true, false);
-  parent->Fail(reader.status());
-}
-
-}  // namespace
-
 std::optional<QuantizationConfig> ParseQuantization(ConfigReader* parent) {
   const nlohmann::json* json = parent->Object("quantization_config");
   if (json == nullptr) {
-    ExpectNone(parent, "compression_config");  // what quantization_config was called before
+    ExpectNone("compression_config", parent);  // what quantization_config was called before
     return std::nullopt;
   }
-  QuantizationConfig quantization;
+  struct Method {
+    std::string_view name;
+    void (*parse)(ConfigReader*, QuantizationConfig*);
+    bool tensors_decide;
+  };
+  constexpr Method kMethods[] = {{"compressed-tensors", ParseCompressedTensors, false},
+                                 {"gptq", ParseGptq, true},
+                                 {"awq", ParseAwq, true},
+                                 {"auto-round", ParseAutoRound, true}};
   ConfigReader reader(*json, parent->where() + ": quantization_config");
-  Expect(&reader, "quant_method", "compressed-tensors");
-  Expect(&reader, "format", "pack-quantized");
-  Expect(&reader, "quantization_status", "compressed", "compressed");
-  ExpectNone(&reader, "kv_cache_scheme");
-  ExpectNone(&reader, "transform_config");
-  if (const nlohmann::json* sparsity = reader.Object("sparsity_config")) {
-    ConfigReader sparsity_reader(*sparsity, reader.where() + ": sparsity_config");
-    Expect(&sparsity_reader, "format", "dense", "dense");
-    reader.Fail(sparsity_reader.status());
-  }
-  quantization.ignore = reader.Strings("ignore", kMaxIgnored);
-
-  const nlohmann::json* groups = reader.Object("config_groups");
-  if (reader.ok() && (groups == nullptr || groups->size() != 1)) {
-    reader.Fail(Unimplemented("{}: {} config_groups are not supported (supported: 1)",
-                              reader.where(), groups == nullptr ? 0 : groups->size()));
-  }
-  if (reader.ok() && !groups->front().is_object()) {
-    reader.Fail(InvalidArgument("{}: config_groups holds {}, must hold an object", reader.where(),
-                                Quote(groups->front())));
-  }
-  if (reader.ok()) {
-    // Which modules are quantized is read from the tensors (weight_packed), not from `targets`.
-    ConfigReader group(groups->front(), reader.where() + ": config_groups");
-    Expect(&group, "format", "pack-quantized", "pack-quantized");
-    ExpectNone(&group, "output_activations");
-    const nlohmann::json* weights = group.Object("weights");
-    if (weights == nullptr) {
-      group.Fail(InvalidArgument("{}: weights is missing", group.where()));
-    } else {
-      quantization.group_size = ParseWeights(*weights, group.where() + ": weights", &group);
-    }
-    if (const nlohmann::json* activations = group.Object("input_activations")) {
-      ParseActivations(*activations, group.where() + ": input_activations", &group);
-      quantization.activation_bits = 8;
-    }
-    reader.Fail(group.status());
+  QuantizationConfig quantization;
+  quantization.method = reader.String("quant_method", "");
+  const auto* method = std::find_if(
+      std::begin(kMethods), std::end(kMethods),
+      [&quantization](const Method& known) { return known.name == quantization.method; });
+  if (method == std::end(kMethods)) {
+    reader.Fail(Unimplemented(
+        "{}: quant_method {} is not supported (supported: compressed-tensors, gptq, awq, "
+        "auto-round)",
+        reader.where(), Quote(json->contains("quant_method") ? (*json)["quant_method"] : nullptr)));
+  } else {
+    quantization.tensors_decide = method->tensors_decide;
+    method->parse(&reader, &quantization);
   }
   parent->Fail(reader.status());
   return quantization;

@@ -3,54 +3,23 @@
 
 #include "engine/model/weight_loader.h"
 
-#include <algorithm>
-#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "engine/model/compressed_tensors.h"
+#include "engine/model/linear_loader.h"
 #include "engine/model/memory.h"
 #include "engine/model/tensor_convert.h"
-#include "kernels/gemm/gemm.h"
-#include "kernels/quant/int4_weight.h"
-#include "kernels/quant/rtn.h"
 
 namespace nibble::engine {
 namespace {
 
-using kernels::Int4Weight;
-using kernels::PackedWeight;
-using kernels::ScaleForm;
+// Beyond this share of the bytes that a decode step reads, a 16-bit head is worth 8 bits: at 1/8,
+// halving it makes steps bound by memory 6 % faster.
+constexpr double kHeadShare = 1.0 / 8;
 
-// One of the checkpoint's modules that make up a linear layer.
-struct Module {
-  std::string name;  // "model.layers.0.self_attn.q_proj"
-  int64_t n = 0;
-  bool bias = false;
-};
-
-// Puts the rows of `part` under those of `whole`.
-void AppendRows(Int4Weight part, Int4Weight* whole) {
-  if (whole->n == 0) {
-    *whole = std::move(part);
-    return;
-  }
-  const auto fill_zero_points = [](Int4Weight* weight) {
-    weight->zero_points.resize(static_cast<size_t>(weight->n * weight->num_groups()), 8);
-  };
-  if (!part.zero_points.empty() || !whole->zero_points.empty()) {
-    fill_zero_points(whole);
-    fill_zero_points(&part);
-  }
-  whole->n += part.n;
-  const auto append = [](auto& to, const auto& from) {
-    to.insert(to.end(), from.begin(), from.end());
-  };
-  append(whole->codes, part.codes);
-  append(whole->scales, part.scales);
-  append(whole->zero_points, part.zero_points);
-}
+const char kEmbedding[] = "model.embed_tokens";
+const char kHead[] = "lm_head";
 
 class DecoderLoader {
  public:
@@ -60,36 +29,28 @@ class DecoderLoader {
         config_(config),
         options_(options),
         dtype_(options.dtype.value_or(config.dtype)),
-        pool_(pool) {}
+        pool_(pool),
+        linears_(checkpoint, config, options, dtype_, pool) {}
 
   absl::StatusOr<DecoderWeights> Load();
 
  private:
-  absl::Status CheckActivations() const;
   absl::Status CheckFits() const;
   absl::StatusOr<EmbeddingTable> LoadEmbedding();
   absl::StatusOr<DecoderLayer> LoadLayer(int64_t layer_idx);
-  absl::StatusOr<Linear> LoadHead(const EmbeddingTable& embedding);
-  absl::StatusOr<std::vector<float>> LoadVector(const std::string& name, int64_t size);
-  // A layer made of `modules`, one under the other, all reading `k` inputs.
-  absl::StatusOr<Linear> LoadLinear(const std::vector<Module>& modules, int64_t k);
-  absl::StatusOr<std::unique_ptr<PackedWeight>> LoadDense(const std::vector<Module>& modules,
-                                                          int64_t k);
-  absl::StatusOr<Int4Weight> LoadInt4(const Module& module, int64_t k);
-  absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4(const Int4Weight& weight);
+  absl::StatusOr<Linear> LoadHead(const DecoderWeights& weights);
+  WeightForm ChooseHeadForm(const DecoderWeights& weights) const;
+  bool TakesInt8() const;  // some linear layer does
   std::string QuantizationName() const;
-  void Consumed(int64_t num_bytes);
+  std::vector<std::string> Warnings() const;
 
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;
   const LoadOptions& options_;
   const DType dtype_;
   ThreadPool* pool_;
-  int64_t bytes_done_ = 0;
-  int64_t num_dense_ = 0;  // linear layers of each kind
-  int64_t num_folded_ = 0;
-  int64_t num_integer_ = 0;
-  int64_t num_dequantized_ = 0;
+  LinearLoader linears_;
+  std::string head_name_;  // "int8"
 };
 
 absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
@@ -97,7 +58,6 @@ absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
     return Unimplemented("weights stored as {}: supported are float32, bfloat16 and float16",
                          ToString(dtype_));
   }
-  NIBBLE_RETURN_IF_ERROR(CheckActivations());
   NIBBLE_RETURN_IF_ERROR(CheckFits());
   DecoderWeights weights;
   weights.kv_dtype = dtype_;
@@ -107,59 +67,54 @@ absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
     NIBBLE_ASSIGN_OR_RETURN(DecoderLayer layer, LoadLayer(l));
     weights.layers.push_back(std::move(layer));
   }
-  NIBBLE_ASSIGN_OR_RETURN(weights.final_norm, LoadVector("model.norm.weight", config_.hidden_size));
-  NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, LoadHead(weights.embedding));
+  NIBBLE_ASSIGN_OR_RETURN(weights.final_norm,
+                          linears_.LoadVector("model.norm.weight", config_.hidden_size));
+  NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, LoadHead(weights));
   weights.quantization_name = QuantizationName();
+  weights.warnings = Warnings();
   if (options_.progress) options_.progress(checkpoint_.total_bytes(), checkpoint_.total_bytes());
   return weights;
-}
-
-// There is no fast path for 4-bit weights with 16-bit activations, and int8 activations give other
-// logits than the checkpoint's author measured: not without being asked.
-absl::Status DecoderLoader::CheckActivations() const {
-  if (options_.quantization != Quantization::kNone || !config_.quantization.has_value() ||
-      config_.quantization->activation_bits == 8) {
-    return absl::OkStatus();
-  }
-  return Unimplemented(
-      "{}: 4-bit weights with {}-bit activations: pass --quantization w4a8 to run them with int8 "
-      "activations, or w4a16 to hold the weights as float32 (large and slow)",
-      checkpoint_.dir(), config_.quantization->activation_bits);
 }
 
 // A lower bound, so that a model far too large is refused in words and not by the kernel's killing
 // the process half way.
 absl::Status DecoderLoader::CheckFits() const {
   const double vocab_params =
-      2.0 * static_cast<double>(config_.vocab_size) * static_cast<double>(config_.hidden_size);
-  const double tied_params = config_.tie_word_embeddings ? vocab_params / 2 : vocab_params;
-  const double linear_params = static_cast<double>(config_.num_parameters()) - tied_params;
+      static_cast<double>(config_.vocab_size) * static_cast<double>(config_.hidden_size);
+  const double linear_params = static_cast<double>(config_.num_parameters()) -
+                               vocab_params * (config_.tie_word_embeddings ? 1 : 2);
   const auto dense_bytes = static_cast<double>(SizeOf(dtype_));
-  double linear_bytes = dense_bytes;
-  if (options_.quantization == Quantization::kW4A16) {
-    linear_bytes = 4.0;
-  } else if (options_.quantization == Quantization::kW4A8 || config_.quantization.has_value()) {
-    linear_bytes = 0.5;
-  }
-  return CheckMemory(
-      static_cast<int64_t>(linear_params * linear_bytes + vocab_params * dense_bytes),
-      "the model's weights");
-}
-
-void DecoderLoader::Consumed(int64_t num_bytes) {
-  bytes_done_ = std::min(bytes_done_ + num_bytes, checkpoint_.total_bytes());
-  if (options_.progress) options_.progress(bytes_done_, checkpoint_.total_bytes());
+  const WeightScheme* scheme =
+      config_.quantization.has_value() ? config_.quantization->main_scheme() : nullptr;
+  double linear_bytes = scheme == nullptr ? dense_bytes : scheme->weight_bits / 8.0;
+  if (options_.quantization == Quantization::kW4A16) linear_bytes = 4.0;
+  if (options_.quantization == Quantization::kW4A8) linear_bytes = 0.5;
+  if (options_.quantization == Quantization::kW8A8) linear_bytes = 1.0;
+  const double head_bytes =
+      options_.head_quantization == HeadQuantization::kNone && scheme == nullptr ? dense_bytes
+                                                                                 : 0.5;
+  return CheckMemory(static_cast<int64_t>(linear_params * linear_bytes +
+                                          vocab_params * (dense_bytes + head_bytes)),
+                     "the model's weights");
 }
 
 absl::StatusOr<EmbeddingTable> DecoderLoader::LoadEmbedding() {
-  NIBBLE_ASSIGN_OR_RETURN(
-      const TensorView* tensor,
-      checkpoint_.Get("model.embed_tokens.weight", {config_.vocab_size, config_.hidden_size}));
+  if (config_.quantization.has_value()) {
+    NIBBLE_ASSIGN_OR_RETURN(const WeightScheme* scheme,
+                            config_.quantization->Find(kEmbedding, "Embedding"));
+    if (scheme != nullptr) {
+      return Unimplemented("{}: quantized embeddings are not supported ({}: {})", checkpoint_.dir(),
+                           kEmbedding, Describe(*scheme));
+    }
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
+                          checkpoint_.Get(std::string(kEmbedding) + ".weight",
+                                          {config_.vocab_size, config_.hidden_size}));
   EmbeddingTable table;
   table.dtype = dtype_;
   table.rows = AlignedBuffer<uint8_t>(static_cast<size_t>(tensor->num_elements()) * SizeOf(dtype_));
   NIBBLE_RETURN_IF_ERROR(ConvertTensor(*tensor, dtype_, table.rows.data(), pool_));
-  Consumed(static_cast<int64_t>(tensor->bytes.size()));
+  linears_.Consumed(static_cast<int64_t>(tensor->bytes.size()));
   return table;
 }
 
@@ -173,173 +128,131 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t layer_idx) {
   const int64_t kv_size = config_.num_kv_heads * config_.head_dim;
 
   DecoderLayer layer;
-  NIBBLE_ASSIGN_OR_RETURN(layer.input_norm, LoadVector(prefix + "input_layernorm.weight", hidden));
-  NIBBLE_ASSIGN_OR_RETURN(layer.qkv, LoadLinear({{attention + "q_proj", q_size, config_.qkv_bias},
-                                                 {attention + "k_proj", kv_size, config_.qkv_bias},
-                                                 {attention + "v_proj", kv_size, config_.qkv_bias}},
-                                                hidden));
+  NIBBLE_ASSIGN_OR_RETURN(layer.input_norm,
+                          linears_.LoadVector(prefix + "input_layernorm.weight", hidden));
+  NIBBLE_ASSIGN_OR_RETURN(layer.qkv,
+                          linears_.Load({{attention + "q_proj", q_size, config_.qkv_bias},
+                                         {attention + "k_proj", kv_size, config_.qkv_bias},
+                                         {attention + "v_proj", kv_size, config_.qkv_bias}},
+                                        hidden));
   if (config_.qk_norm) {
     NIBBLE_ASSIGN_OR_RETURN(layer.q_norm,
-                            LoadVector(attention + "q_norm.weight", config_.head_dim));
+                            linears_.LoadVector(attention + "q_norm.weight", config_.head_dim));
     NIBBLE_ASSIGN_OR_RETURN(layer.k_norm,
-                            LoadVector(attention + "k_norm.weight", config_.head_dim));
+                            linears_.LoadVector(attention + "k_norm.weight", config_.head_dim));
   }
   NIBBLE_ASSIGN_OR_RETURN(layer.o,
-                          LoadLinear({{attention + "o_proj", hidden, config_.o_bias}}, q_size));
+                          linears_.Load({{attention + "o_proj", hidden, config_.o_bias}}, q_size));
   NIBBLE_ASSIGN_OR_RETURN(layer.post_attention_norm,
-                          LoadVector(prefix + "post_attention_layernorm.weight", hidden));
+                          linears_.LoadVector(prefix + "post_attention_layernorm.weight", hidden));
   NIBBLE_ASSIGN_OR_RETURN(layer.gate_up,
-                          LoadLinear({{mlp + "gate_proj", intermediate, config_.mlp_bias},
-                                      {mlp + "up_proj", intermediate, config_.mlp_bias}},
-                                     hidden));
+                          linears_.Load({{mlp + "gate_proj", intermediate, config_.mlp_bias},
+                                         {mlp + "up_proj", intermediate, config_.mlp_bias}},
+                                        hidden));
   NIBBLE_ASSIGN_OR_RETURN(
-      layer.down, LoadLinear({{mlp + "down_proj", hidden, config_.mlp_bias}}, intermediate));
+      layer.down, linears_.Load({{mlp + "down_proj", hidden, config_.mlp_bias}}, intermediate));
   return layer;
 }
 
-// The head stays in 16 bit (or the type asked for); tied, it is packed from the embedding's rows.
-absl::StatusOr<Linear> DecoderLoader::LoadHead(const EmbeddingTable& embedding) {
-  if (config_.tie_word_embeddings) {
-    NIBBLE_ASSIGN_OR_RETURN(
-        std::unique_ptr<PackedWeight> packed,
-        kernels::PackDense(embedding.rows.data(), embedding.dtype, config_.vocab_size,
-                           config_.hidden_size, dtype_, options_.isa, pool_));
-    return Linear(std::move(packed), {});
+bool DecoderLoader::TakesInt8() const {
+  const LinearCounts& counts = linears_.counts();
+  return counts.folded + counts.integer + counts.int8 > 0;
+}
+
+WeightForm DecoderLoader::ChooseHeadForm(const DecoderWeights& weights) const {
+  switch (options_.head_quantization) {
+    case HeadQuantization::kNone:
+      return WeightForm::kDense;
+    case HeadQuantization::kInt8:
+      return WeightForm::kInt8;
+    case HeadQuantization::kInt4:
+      return WeightForm::kInt4;
+    case HeadQuantization::kAuto:
+      break;
   }
-  NIBBLE_ASSIGN_OR_RETURN(
-      std::unique_ptr<PackedWeight> packed,
-      LoadDense({{.name = "lm_head", .n = config_.vocab_size}}, config_.hidden_size));
-  return Linear(std::move(packed), {});
-}
-
-absl::StatusOr<std::vector<float>> DecoderLoader::LoadVector(const std::string& name,
-                                                             int64_t size) {
-  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor, checkpoint_.Get(name, {size}));
-  NIBBLE_ASSIGN_OR_RETURN(std::vector<float> values, TensorToFloats(*tensor, pool_));
-  Consumed(static_cast<int64_t>(tensor->bytes.size()));
-  return values;
-}
-
-absl::StatusOr<Linear> DecoderLoader::LoadLinear(const std::vector<Module>& modules, int64_t k) {
-  const bool stored_int4 = IsPackedInt4(checkpoint_, modules.front().name);
-  for (const Module& module : modules) {
-    if (IsPackedInt4(checkpoint_, module.name) != stored_int4) {
-      return Unimplemented("{} is quantized and {} is not: nibble fuses them and needs both alike",
-                           stored_int4 ? modules.front().name : module.name,
-                           stored_int4 ? module.name : modules.front().name);
+  if (!TakesInt8()) return WeightForm::kDense;
+  const auto head_bytes = static_cast<double>(weights.embedding.rows.size());
+  double step_bytes = head_bytes;
+  for (const DecoderLayer& layer : weights.layers) {
+    for (const Linear* linear : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+      step_bytes += static_cast<double>(linear->size_bytes());
     }
   }
-  std::unique_ptr<PackedWeight> packed;
-  if (!stored_int4 && options_.quantization == Quantization::kNone) {
-    NIBBLE_ASSIGN_OR_RETURN(packed, LoadDense(modules, k));
-    ++num_dense_;
-  } else {
-    Int4Weight weight;
-    for (const Module& module : modules) {
-      NIBBLE_ASSIGN_OR_RETURN(Int4Weight part, LoadInt4(module, k));
-      if (weight.n != 0 && part.group_size != weight.group_size) {
-        return Unimplemented(
-            "{} has groups of {}, {} of {}: nibble fuses them and needs both alike",
-            modules.front().name, weight.group_size, module.name, part.group_size);
-      }
-      AppendRows(std::move(part), &weight);
+  return head_bytes > kHeadShare * step_bytes ? WeightForm::kInt8 : WeightForm::kDense;
+}
+
+absl::StatusOr<Linear> DecoderLoader::LoadHead(const DecoderWeights& weights) {
+  const LinearModule module = {.name = config_.tie_word_embeddings ? kEmbedding : kHead,
+                               .n = config_.vocab_size};
+  bool stored = false;
+  for (const std::string_view suffix : {".weight_packed", ".qweight", ".weight_scale"}) {
+    stored = stored || checkpoint_.Find(fmt::format("{}{}", kHead, suffix)) != nullptr;
+  }
+  if (stored && config_.tie_word_embeddings) {
+    return Unimplemented("{}: {} is quantized, and config.json ties it to the embedding",
+                         checkpoint_.dir(), kHead);
+  }
+  const WeightScheme* scheme = nullptr;
+  if (!config_.tie_word_embeddings) {
+    NIBBLE_ASSIGN_OR_RETURN(scheme, linears_.StoredScheme(kHead));
+  }
+  if (scheme != nullptr) {
+    if (options_.head_quantization == HeadQuantization::kInt8 ||
+        options_.head_quantization == HeadQuantization::kInt4) {
+      return InvalidArgument(
+          "--head-quantization int8 and int4 round a head of full precision; {} is stored in {} "
+          "bits",
+          kHead, scheme->weight_bits);
     }
-    auto result = PackInt4(weight);
-    if (!result.ok()) return Annotate(result.status(), modules.front().name);
-    packed = std::move(result).value();
+    head_name_ = fmt::format("int{}, as stored", scheme->weight_bits);
+    if (options_.quantization == Quantization::kW4A16) head_name_ = "int4 as float32";
+    return linears_.Load({module}, config_.hidden_size);
   }
-  std::vector<float> bias;
-  for (const Module& module : modules) {
-    if (!module.bias) continue;
-    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> part,
-                            LoadVector(module.name + ".bias", module.n));
-    bias.insert(bias.end(), part.begin(), part.end());
+  const WeightForm form = ChooseHeadForm(weights);
+  head_name_ = form == WeightForm::kInt8   ? "int8"
+               : form == WeightForm::kInt4 ? "int4"
+                                           : std::string(ToString(dtype_));
+  if (config_.tie_word_embeddings && form != WeightForm::kDense) {
+    head_name_ += fmt::format(" beside the {} embedding", ToString(dtype_));
   }
-  return Linear(std::move(packed), std::move(bias));
-}
-
-absl::StatusOr<std::unique_ptr<PackedWeight>> DecoderLoader::LoadDense(
-    const std::vector<Module>& modules, int64_t k) {
-  int64_t n = 0;
-  for (const Module& module : modules) n += module.n;
-  const auto row_bytes = static_cast<size_t>(k) * SizeOf(dtype_);
-  AlignedBuffer<uint8_t> rows(static_cast<size_t>(n) * row_bytes);
-  uint8_t* next = rows.data();
-  for (const Module& module : modules) {
-    NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                            checkpoint_.Get(module.name + ".weight", {module.n, k}));
-    NIBBLE_RETURN_IF_ERROR(ConvertTensor(*tensor, dtype_, next, pool_));
-    next += static_cast<size_t>(module.n) * row_bytes;
-    Consumed(static_cast<int64_t>(tensor->bytes.size()));
-  }
-  auto packed = kernels::PackDense(rows.data(), dtype_, n, k, dtype_, options_.isa, pool_);
-  if (!packed.ok()) return Annotate(packed.status(), modules.front().name);
-  return packed;
-}
-
-// The module's codes as stored, or rounded to nearest now.
-absl::StatusOr<Int4Weight> DecoderLoader::LoadInt4(const Module& module, int64_t k) {
-  if (IsPackedInt4(checkpoint_, module.name)) {
-    if (!config_.quantization.has_value()) {
-      return InvalidArgument("{}: {} is packed, but config.json has no quantization_config",
-                             checkpoint_.dir(), module.name);
-    }
-    NIBBLE_ASSIGN_OR_RETURN(
-        Int4Weight weight,
-        ReadPackedInt4(checkpoint_, {.name = module.name,
-                                     .n = module.n,
-                                     .k = k,
-                                     .group_size = config_.quantization->group_size}));
-    Consumed(static_cast<int64_t>(weight.codes.size()));
-    return weight;
-  }
-  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                          checkpoint_.Get(module.name + ".weight", {module.n, k}));
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, TensorToFloats(*tensor, pool_));
-  auto weight = kernels::QuantizeRtn(values.data(), module.n, k, {}, pool_);
-  if (!weight.ok()) return Annotate(weight.status(), module.name);
-  Consumed(static_cast<int64_t>(tensor->bytes.size()));
-  return weight;
-}
-
-absl::StatusOr<std::unique_ptr<PackedWeight>> DecoderLoader::PackInt4(const Int4Weight& weight) {
-  if (options_.quantization == Quantization::kW4A16) {
-    AlignedBuffer<float> values(static_cast<size_t>(weight.n * weight.k));
-    pool_->ParallelFor(weight.n, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        for (int64_t column = 0; column < weight.k; ++column) {
-          values[static_cast<size_t>(row * weight.k + column)] = weight.Dequantize(row, column);
-        }
-      }
-    });
-    ++num_dequantized_;
-    return kernels::PackDense(values.data(), DType::kF32, weight.n, weight.k, DType::kF32,
-                              options_.isa, pool_);
-  }
-  // Folded is the faster form. What keeps the integer form from working too, that form reports.
-  auto folded = kernels::PackInt4(weight, ScaleForm::kFolded, options_.isa, pool_);
-  if (folded.ok()) {
-    ++num_folded_;
-    return folded;
-  }
-  ++num_integer_;
-  return kernels::PackInt4(weight, ScaleForm::kInteger, options_.isa, pool_);
+  return linears_.LoadPlain(module, config_.hidden_size, form);
 }
 
 std::string DecoderLoader::QuantizationName() const {
-  const std::string head = fmt::format("head {}", ToString(dtype_));
-  if (num_dequantized_ > 0) {
-    return fmt::format("w4a16 (measuring aid: 4-bit weights held as float32), {}", head);
+  const LinearCounts& counts = linears_.counts();
+  const std::string head = "head " + head_name_;
+  if (counts.expanded > 0) {
+    return fmt::format("w4a16 (4-bit weights held as float32), {}", head);
   }
-  if (num_folded_ + num_integer_ == 0) return fmt::format("none, weights {}", ToString(dtype_));
-  std::string forms = num_folded_ == 0    ? "integer"
-                      : num_integer_ == 0 ? "folded"
-                                          : "folded and integer";
-  if (num_dense_ > 0) {
-    forms += fmt::format(", {} of {} linear layers {}", num_dense_,
-                         num_dense_ + num_folded_ + num_integer_, ToString(dtype_));
+  if (!TakesInt8()) {
+    const std::string weights = fmt::format("none, weights {}", ToString(dtype_));
+    return head_name_ == ToString(dtype_) ? weights : fmt::format("{}, {}", weights, head);
   }
-  return fmt::format("w4a8 ({}), {}", forms, head);
+  std::string name;
+  if (counts.folded + counts.integer > 0) {
+    name = fmt::format("w4a8 ({})", counts.folded == 0    ? "integer"
+                                    : counts.integer == 0 ? "folded"
+                                                          : "folded and integer");
+  }
+  if (counts.int8 > 0) name += name.empty() ? "w8a8" : " and w8a8";
+  if (counts.meant_for_floats > 0) name += " of a w4a16 checkpoint";
+  if (counts.dense > 0) {
+    name +=
+        fmt::format(", {} of {} modules {}", counts.dense,
+                    counts.dense + counts.folded + counts.integer + counts.int8, ToString(dtype_));
+  }
+  return fmt::format("{}, {}", name, head);
+}
+
+std::vector<std::string> DecoderLoader::Warnings() const {
+  if (linears_.counts().meant_for_floats == 0 || options_.quantization != Quantization::kNone) {
+    return {};
+  }
+  return {fmt::format(
+      "{}: 4-bit weights ({}) that were made for 16-bit activations run with 8-bit activations "
+      "(W4A8); --quantization w4a8 takes this as agreed, w4a16 keeps float activations (weights "
+      "are then held as float32: large and slow)",
+      checkpoint_.dir(), config_.quantization->method)};
 }
 
 }  // namespace

@@ -15,28 +15,40 @@
 namespace nibble::cli {
 namespace {
 
+// "w4a8": of the first group of modules that is quantized.
+std::string QuantizationName(const engine::ModelConfig& config) {
+  if (!config.quantization.has_value()) return "none";
+  const engine::WeightScheme* scheme = config.quantization->main_scheme();
+  return fmt::format("w{}a{}", scheme->weight_bits, scheme->activation_bits);
+}
+
 nlohmann::ordered_json Describe(const engine::ModelConfig& config,
                                 const engine::Checkpoint& checkpoint,
                                 const engine::Tokenizer& tokenizer, const InspectOptions& options) {
-  nlohmann::ordered_json json = {
-      {"model", options.model},
-      {"architecture", engine::ToString(config.architecture)},
-      {"parameters", config.num_parameters()},
-      {"layers", config.num_layers},
-      {"hidden_size", config.hidden_size},
-      {"intermediate_size", config.intermediate_size},
-      {"heads", config.num_heads},
-      {"kv_heads", config.num_kv_heads},
-      {"head_dim", config.head_dim},
-      {"vocab_size", config.vocab_size},
-      {"tokenizer_vocab_size", tokenizer.vocab_size()},
-      {"max_position_embeddings", config.max_position_embeddings},
-      {"tie_word_embeddings", config.tie_word_embeddings},
-      {"dtype", ToString(config.dtype)},
-      {"quantization", config.quantization.has_value() ? "w4a8" : "none"},
-      {"tensors", checkpoint.tensors().size()},
-      {"tensor_bytes", checkpoint.total_bytes()}};
-  if (config.quantization.has_value()) json["group_size"] = config.quantization->group_size;
+  nlohmann::ordered_json json = {{"model", options.model},
+                                 {"architecture", engine::ToString(config.architecture)},
+                                 {"parameters", config.num_parameters()},
+                                 {"layers", config.num_layers},
+                                 {"hidden_size", config.hidden_size},
+                                 {"intermediate_size", config.intermediate_size},
+                                 {"heads", config.num_heads},
+                                 {"kv_heads", config.num_kv_heads},
+                                 {"head_dim", config.head_dim},
+                                 {"vocab_size", config.vocab_size},
+                                 {"tokenizer_vocab_size", tokenizer.vocab_size()},
+                                 {"max_position_embeddings", config.max_position_embeddings},
+                                 {"tie_word_embeddings", config.tie_word_embeddings},
+                                 {"dtype", ToString(config.dtype)},
+                                 {"quantization", QuantizationName(config)},
+                                 {"tensors", checkpoint.tensors().size()},
+                                 {"tensor_bytes", checkpoint.total_bytes()}};
+  if (config.quantization.has_value()) {
+    json["quantization_method"] = config.quantization->method;
+    const engine::WeightScheme* scheme = config.quantization->main_scheme();
+    // 0 in memory, null here: one scale per output channel.
+    json["group_size"] =
+        scheme->group_size > 0 ? nlohmann::ordered_json(scheme->group_size) : nullptr;
+  }
   if (!options.tensors) return json;
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
   for (const engine::TensorView& tensor : checkpoint.tensors()) {

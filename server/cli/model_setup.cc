@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/cpu_list.h"
+#include "base/log.h"
 #include "server/cli/progress.h"
 
 namespace nibble::cli {
@@ -27,7 +28,15 @@ std::optional<DType> ParseDType(const std::string& name) {
 engine::Quantization ParseQuantization(const std::string& name) {
   if (name == "w4a8") return engine::Quantization::kW4A8;
   if (name == "w4a16") return engine::Quantization::kW4A16;
+  if (name == "w8a8") return engine::Quantization::kW8A8;
   return engine::Quantization::kNone;
+}
+
+engine::HeadQuantization ParseHeadQuantization(const std::string& name) {
+  if (name == "none") return engine::HeadQuantization::kNone;
+  if (name == "int8") return engine::HeadQuantization::kInt8;
+  if (name == "int4") return engine::HeadQuantization::kInt4;
+  return engine::HeadQuantization::kAuto;
 }
 
 std::string Scaled(double value, const char* const (&units)[5]) {
@@ -85,10 +94,12 @@ absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options) {
   engine::LoadOptions load;
   load.dtype = ParseDType(options.dtype);
   load.quantization = ParseQuantization(options.quantization);
+  load.head_quantization = ParseHeadQuantization(options.head_quantization);
   load.isa = loaded.device.isa;
   load.progress = [&](int64_t done, int64_t total) { progress.Update(done, total); };
   NIBBLE_ASSIGN_OR_RETURN(loaded.model,
                           engine::Model::Load(options.model, load, loaded.pool.get()));
+  for (const std::string& warning : loaded.model->warnings()) log::Warning("{}", warning);
   const int64_t model_vocab_size = loaded.model->config().vocab_size;
   if (loaded.tokenizer->vocab_size() > model_vocab_size) {
     return InvalidArgument("{}: the tokenizer has {} ids, the model's vocabulary {}", options.model,

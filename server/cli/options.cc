@@ -27,8 +27,13 @@ void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
                   "bfloat16, float16")
       ->capture_default_str();
   app->add_option("-q,--quantization", options->quantization,
-                  "quantize while loading: none, w4a8, or w4a16 (4-bit weights expanded to float: "
-                  "for measurements)")
+                  "quantize while loading: none (as the checkpoint is stored; 4-bit weights run with "
+                  "8-bit activations), w4a8, w8a8, or w4a16 (4-bit weights expanded to float, float "
+                  "activations: for measurements)")
+      ->capture_default_str();
+  app->add_option("--head-quantization", options->head_quantization,
+                  "the output head: none (as --dtype says), int8, int4, or auto (int8 for quantized "
+                  "models when a plain head is more than 1/8 of the bytes that a step reads)")
       ->capture_default_str();
   app->add_option("--threads", options->threads, "compute threads (0: all CPUs of this process)")
       ->capture_default_str();

@@ -31,7 +31,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     Check(std::isfinite(config->rms_norm_eps) && std::isfinite(config->rope.theta));
     Check(config->rope.factor > 0 && config->rope.rotary_dim == config->head_dim);
     for (const int32_t id : config->eos_token_ids) Check(id >= 0 && id < config->vocab_size);
-    if (config->quantization) Check(config->quantization->group_size >= 8);
+    if (config->quantization) {
+      const nibble::engine::WeightScheme* scheme = config->quantization->main_scheme();
+      Check(scheme != nullptr);
+      Check(scheme->group_size == 0 || scheme->group_size >= 8);
+      Check(scheme->weight_bits == 4 || scheme->weight_bits == 8);
+      for (const char* module : {"model.layers.0.self_attn.q_proj", "lm_head"}) {
+        const auto found = config->quantization->Find(module);
+        if (found.ok() && *found != nullptr) Check((*found)->group_size >= 0);
+      }
+    }
   }
   const auto generation = nibble::engine::ParseGenerationConfig(text, "generation_config.json");
   if (generation.ok() && generation->temperature) Check(*generation->temperature >= 0.0F);

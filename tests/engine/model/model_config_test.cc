@@ -9,7 +9,6 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
-#include "engine/model/compressed_tensors.h"
 #include "engine/model/safetensors.h"
 
 namespace nibble::engine {
@@ -273,66 +272,6 @@ TEST(ModelConfigTest, AbsurdValuesAreRefusedWithValueAndLimit) {
     EXPECT_EQ(ParseModelConfig(text, "config.json").status().code(),
               absl::StatusCode::kInvalidArgument)
         << text;
-  }
-}
-
-TEST(ModelConfigTest, QuantizationRoundTrip) {
-  const CheckpointScheme written = {
-      .group_size = 64, .activation_bits = 8, .ignore = {"lm_head"}};
-  const ModelConfig config =
-      Parse(With({{"quantization_config", QuantizationConfigJson(written)}}));
-  ASSERT_TRUE(config.quantization.has_value());
-  EXPECT_EQ(config.quantization->group_size, 64);
-  EXPECT_EQ(config.quantization->activation_bits, 8);
-  EXPECT_THAT(config.quantization->ignore, ElementsAre("lm_head"));
-  const json weights_only = QuantizationConfigJson({.activation_bits = 16});
-  EXPECT_EQ(Parse(With({{"quantization_config", weights_only}})).quantization->activation_bits, 16);
-}
-
-TEST(ModelConfigTest, OtherQuantizationIsRefusedByName) {
-  const json good = QuantizationConfigJson({.activation_bits = 8});
-  const std::pair<json, std::string> changes[] = {
-      {{{"quant_method", "gptq"}}, "quant_method \"gptq\""},
-      {{{"quant_method", "awq"}}, "awq"},
-      {{{"quant_method", "fp8"}}, "fp8"},
-      {{{"quant_method", nullptr}}, "quant_method null"},
-      {{{"format", "int-quantized"}}, "int-quantized"},
-      {{{"kv_cache_scheme", {{"num_bits", 8}}}}, "kv_cache_scheme"},
-      {{{"quantization_status", "frozen"}}, "frozen"},
-      {{{"sparsity_config", {{"format", "sparse-24-bitmask"}}}}, "sparse-24-bitmask"},
-      {{{"transform_config", {{"config_groups", {{"a", 1}}}}}}, "transform_config"},
-      {{{"config_groups", {{"group_1", {{"weights", nullptr}}}}}}, "2 config_groups"},
-      {{{"config_groups", nullptr}}, "0 config_groups"},
-      {{{"config_groups", {{"group_0", {{"weights", {{"num_bits", 8}}}}}}}}, "num_bits 8"},
-      {{{"config_groups", {{"group_0", {{"weights", {{"type", "float"}}}}}}}}, "type \"float\""},
-      {{{"config_groups", {{"group_0", {{"weights", {{"symmetric", false}}}}}}}}, "symmetric"},
-      {{{"config_groups", {{"group_0", {{"weights", {{"strategy", "channel"}}}}}}}}, "channel"},
-      {{{"config_groups", {{"group_0", {{"weights", {{"actorder", "group"}}}}}}}}, "actorder"},
-      {{{"config_groups", {{"group_0", {{"input_activations", {{"dynamic", false}}}}}}}},
-       "dynamic"},
-      {{{"config_groups", {{"group_0", {{"input_activations", {{"num_bits", 4}}}}}}}},
-       "num_bits 4"},
-      {{{"config_groups", {{"group_0", {{"output_activations", {{"num_bits", 8}}}}}}}},
-       "output_activations"},
-  };
-  for (const auto& [change, part] : changes) {
-    json quantization = good;
-    quantization.merge_patch(change);
-    ExpectRefused({.changes = {{"quantization_config", quantization}},
-                   .parts = {"quantization_config", part},
-                   .unimplemented = true});
-  }
-  const std::pair<json, std::string> absurd[] = {
-      {{{"config_groups", {{"group_0", {{"weights", {{"group_size", -1}}}}}}}}, "group_size is -1"},
-      {{{"config_groups", {{"group_0", {{"weights", {{"group_size", 100}}}}}}}}, "multiple of 8"},
-      {{{"config_groups", {{"group_0", {{"weights", nullptr}}}}}}, "weights is missing"},
-      {{{"config_groups", {{"group_0", 5}}}}, "config_groups holds 5"},
-      {{{"ignore", {1}}}, "ignore holds 1"},
-  };
-  for (const auto& [change, part] : absurd) {
-    json quantization = good;
-    quantization.merge_patch(change);
-    ExpectRefused({.changes = {{"quantization_config", quantization}}, .parts = {part}});
   }
 }
 

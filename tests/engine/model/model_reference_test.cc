@@ -82,7 +82,7 @@ TEST_P(ModelReferenceTest, QuantizedToW4A8KeepsTheFirstToken) {
   auto model = testing::LoadOrFail(kModelDir,
                                    {.quantization = Quantization::kW4A8, .isa = GetParam()}, &pool);
   ASSERT_NE(model, nullptr);
-  EXPECT_EQ(model->quantization_name(), "w4a8 (folded), head bfloat16");
+  EXPECT_EQ(model->quantization_name(), "w4a8 (folded), head int8 beside the bfloat16 embedding");
   const int64_t vocab_size = model->config().vocab_size;
   ModelRunner runner(model.get(), 64, &pool);
   int num_equal = 0;

@@ -1,0 +1,104 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// From the modules of a checkpoint, in whatever form they are stored, to a Linear: reading,
+// quantizing, fusing, packing.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "engine/model/channel_order.h"
+#include "engine/model/linear.h"
+#include "engine/model/model.h"
+#include "engine/model/model_config.h"
+#include "engine/model/quantization_config.h"
+#include "engine/model/safetensors.h"
+#include "kernels/quant/int8_weight.h"
+
+namespace nibble::engine {
+
+// What a layer's weights become in memory.
+enum class WeightForm {
+  kDense,       // float, stored in the type of LoadOptions
+  kInt4,        // 4 bit, int8 inputs
+  kInt8,        // 8 bit, int8 inputs
+  kInt4Floats,  // 4-bit weights expanded to float32: to measure what int8 inputs cost
+};
+
+// One of the checkpoint's modules that make up a linear layer.
+struct LinearModule {
+  std::string name;  // "model.layers.0.self_attn.q_proj"
+  int64_t n = 0;
+  bool bias = false;
+};
+
+// What was loaded so far.
+struct LinearCounts {
+  int64_t dense = 0;  // modules of each kind
+  int64_t folded = 0;
+  int64_t integer = 0;
+  int64_t int8 = 0;
+  int64_t expanded = 0;
+  int64_t meant_for_floats = 0;  // stored for 16-bit activations, running with int8
+};
+
+// Not thread-safe; everything given outlives it.
+class LinearLoader {
+ public:
+  LinearLoader(const Checkpoint& checkpoint, const ModelConfig& config, const LoadOptions& options,
+               DType dtype, ThreadPool* pool)
+      : checkpoint_(checkpoint), config_(config), options_(options), dtype_(dtype), pool_(pool) {}
+
+  // A layer made of `modules`, one under the other, all reading `k` inputs. Neighbours of one form
+  // become one part. Besides what is packed, memory holds these in their stored type, and when
+  // quantizing a slice of rows as floats.
+  absl::StatusOr<Linear> Load(const std::vector<LinearModule>& modules, int64_t k);
+  // A module that is stored plain, in the form given.
+  absl::StatusOr<Linear> LoadPlain(const LinearModule& module, int64_t k, WeightForm form);
+
+  // How the checkpoint stores a module; nullptr: plain. INVALID_ARGUMENT when config.json and
+  // tensors disagree.
+  absl::StatusOr<const WeightScheme*> StoredScheme(const std::string& module) const;
+
+  absl::StatusOr<std::vector<float>> LoadVector(const std::string& name, int64_t size);
+  void Consumed(int64_t num_bytes);  // of the checkpoint, for the progress
+
+  const LinearCounts& counts() const { return counts_; }
+
+ private:
+  // A module, how it is stored (nullptr: plain), and what it becomes.
+  struct Source {
+    const LinearModule* module = nullptr;
+    const WeightScheme* scheme = nullptr;
+    WeightForm form = WeightForm::kDense;
+  };
+  using Sources = std::span<const Source>;
+
+  absl::StatusOr<WeightForm> ChooseForm(const std::string& module,
+                                        const WeightScheme* scheme) const;
+  // Parts of `sources`, which all have one form.
+  absl::Status AddDense(Sources sources, int64_t k, std::vector<Linear::Part>* parts);
+  absl::Status AddInt4(Sources sources, int64_t k, std::vector<Linear::Part>* parts);
+  absl::Status AddInt8(Sources sources, int64_t k, std::vector<Linear::Part>* parts);
+  absl::StatusOr<StoredInt4> ReadInt4(const Source& source, int64_t k);
+  absl::StatusOr<kernels::Int8Weight> ReadInt8(const Source& source, int64_t k);
+  absl::Status PackInt4(const StoredInt4& stored, const Source& first, int64_t num_modules,
+                        std::vector<Linear::Part>* parts);
+  absl::StatusOr<std::vector<float>> LoadBias(std::span<const LinearModule> modules);
+
+  const Checkpoint& checkpoint_;
+  const ModelConfig& config_;
+  const LoadOptions& options_;
+  const DType dtype_;
+  ThreadPool* pool_;
+  int64_t bytes_done_ = 0;
+  LinearCounts counts_;
+};
+
+}  // namespace nibble::engine
