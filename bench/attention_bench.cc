@@ -4,14 +4,19 @@
 #include "bench/attention_bench.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <numeric>
+
+#include "fmt/format.h"
+#include "nlohmann/json.hpp"
 
 #include "base/aligned_buffer.h"
 #include "base/cpu_features.h"
+#include "bench/cache_fill.h"
+#include "bench/limits.h"
+#include "bench/report.h"
 #include "bench/roofline.h"
+#include "bench/timing.h"
 #include "kernels/attention/paged_attention.h"
 #include "kernels/kv/kv_cache.h"
 
@@ -153,41 +158,37 @@ class Subject {
   std::vector<int32_t> context_lens_;
 };
 
-void Measure(const AttentionBenchOptions& options, const Case& shape, Isa isa,
-             const Roofline& roofline, ThreadPool* pool, bool* first) {
+nlohmann::ordered_json MeasureCase(const AttentionBenchOptions& options, const Case& shape, Isa isa,
+                                   RooflineMeter* meter, ThreadPool* pool) {
   Subject subject(options, shape, pool);
-  std::vector<double> times;
-  double total = 0.0;
   subject.Run(0, isa, pool);  // scratch memory
-  for (int64_t i = 1; times.size() < 3 || total < options.seconds; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    subject.Run(i, isa, pool);
-    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
-    times.push_back(time.count());
-    total += times.back();
-  }
-  std::sort(times.begin(), times.end());
-  const double median = times[times.size() / 2];
-  const double bytes_per_s = static_cast<double>(subject.bytes()) / median;
-  const double flop_per_s = subject.flop() / median;
-  fmt::print(
-      "{}\n    {{\"variant\": \"{}\", \"dtype\": \"{}\", \"sequences\": {}, \"context\": {}, "
-      "\"new_tokens\": {}, \"heads\": {}, \"kv_heads\": {}, \"head_dim\": {}, "
-      "\"median_us\": {:.1f}, \"best_us\": {:.1f}, \"gb_per_s\": {:.2f}, \"share_of_read\": "
-      "{:.3f}, "
-      "\"tflop_per_s\": {:.4f}, \"share_of_peak\": {:.3f}}}",
-      *first ? "" : ",", ToString(isa), ToString(shape.dtype), shape.num_seqs, shape.context,
-      shape.num_new, options.num_heads, options.num_kv_heads, shape.head_dim, median * 1e6,
-      times[0] * 1e6, bytes_per_s * 1e-9, bytes_per_s / roofline.read_bytes_per_s,
-      flop_per_s * 1e-12, flop_per_s / roofline.float_flop_per_s);
-  std::fflush(stdout);
-  *first = false;
+  const Roofline roofline = meter->Measure(isa);
+  const Timing timing =
+      Measure(options.seconds, 3, [&](int64_t i) { subject.Run(i + 1, isa, pool); });
+  const double bytes_per_s = static_cast<double>(subject.bytes()) / timing.median_s;
+  const double flop_per_s = subject.flop() / timing.median_s;
+  return {{"dtype", std::string(ToString(shape.dtype))},
+          {"sequences", shape.num_seqs},
+          {"context", shape.context},
+          {"new_tokens", shape.num_new},
+          {"heads", options.num_heads},
+          {"kv_heads", options.num_kv_heads},
+          {"head_dim", shape.head_dim},
+          {"runs", timing.runs},
+          {"median_us", Rounded(timing.median_s * 1e6)},
+          {"best_us", Rounded(timing.best_s * 1e6)},
+          {"gb_per_s", Rounded(bytes_per_s * 1e-9)},
+          {"tflop_per_s", Rounded(flop_per_s * 1e-12)},
+          {"share_of_read", Rounded(bytes_per_s / roofline.read_bytes_per_s)},
+          {"share_of_peak", Rounded(flop_per_s / roofline.float_flop_per_s)},
+          {"peaks", ToJson(roofline)}};
 }
 
 std::vector<Case> Cases(const AttentionBenchOptions& options) {
   std::vector<Case> cases;
   for (const int64_t head_dim : options.head_dims) {
-    for (const DType dtype : options.dtypes) {
+    for (const std::string& name : options.dtypes) {
+      const DType dtype = *ParseCacheDType(name);
       for (const int64_t context : options.contexts) {
         for (const int64_t num_seqs : options.sequences) {
           cases.push_back({dtype, head_dim, num_seqs, context, 1});
@@ -201,58 +202,65 @@ std::vector<Case> Cases(const AttentionBenchOptions& options) {
   return cases;
 }
 
-absl::Status Check(const AttentionBenchOptions& options) {
-  const auto check = [](const char* what, int64_t value, int64_t high) -> absl::Status {
-    if (value >= 1 && value <= high) return absl::OkStatus();
-    return InvalidArgument("attention bench: {} is {}, the limits are 1 and {}", what, value, high);
-  };
-  NIBBLE_RETURN_IF_ERROR(check("KV heads", options.num_kv_heads, 1024));
-  NIBBLE_RETURN_IF_ERROR(check("heads", options.num_heads, 1024));
-  NIBBLE_RETURN_IF_ERROR(check("block size", options.block_size, 256));
-  if (options.num_heads % options.num_kv_heads != 0) {
-    return InvalidArgument("attention bench: {} heads are no multiple of {} KV heads",
-                           options.num_heads, options.num_kv_heads);
-  }
-  for (const int64_t x : options.head_dims) NIBBLE_RETURN_IF_ERROR(check("head_dim", x, 1024));
-  for (const int64_t x : options.sequences) NIBBLE_RETURN_IF_ERROR(check("sequences", x, 4096));
-  for (const int64_t x : options.contexts) NIBBLE_RETURN_IF_ERROR(check("context", x, 1 << 20));
-  for (const int64_t x : options.prefills) NIBBLE_RETURN_IF_ERROR(check("prefill", x, 1 << 20));
-  return absl::OkStatus();
+int64_t CacheBytes(const AttentionBenchOptions& options, const Case& shape) {
+  return 2 * shape.num_seqs * shape.context * options.num_kv_heads *
+         (shape.head_dim * static_cast<int64_t>(SizeOf(shape.dtype)) + 4);
 }
 
 }  // namespace
 
-absl::Status RunAttentionBench(const AttentionBenchOptions& options, ThreadPool* pool) {
-  NIBBLE_RETURN_IF_ERROR(Check(options));
-  const Isa best = HostCpuFeatures().Best();
-  fmt::print("{{\"machine\": \"{}\", \"threads\": {}, \"results\": [", HostCpuFeatures().name,
-             pool->num_threads());
-  bool first = true;
-  std::string rooflines;
-  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512Vnni}) {
-    if (isa > best) continue;
-    const bool chosen = options.filter.empty()
-                            ? isa == std::min(best, Isa::kAvx512Vnni)
-                            : ToString(isa).find(options.filter) != std::string_view::npos;
-    if (!chosen) continue;
-    const Roofline roofline = MeasureRoofline(isa, pool);
-    rooflines +=
-        fmt::format("{}\n    \"{}\": {{\"read_gb_per_s\": {:.2f}, \"float_tflop_per_s\": {:.4f}}}",
-                    rooflines.empty() ? "" : ",", ToString(isa), roofline.read_bytes_per_s * 1e-9,
-                    roofline.float_flop_per_s * 1e-12);
-    for (const Case& shape : Cases(options)) {
-      const int64_t bytes = 2 * shape.num_seqs * shape.context * options.num_kv_heads *
-                            (shape.head_dim * static_cast<int64_t>(SizeOf(shape.dtype)) + 4);
-      if (bytes > options.max_cache_bytes) {
-        fmt::print(stderr, "left out: {} sequences of {} tokens, {} bytes of cache\n",
-                   shape.num_seqs, shape.context, bytes);
-        continue;
-      }
-      Measure(options, shape, isa, roofline, pool, &first);
-    }
+void AttentionBenchOptions::Validate(std::vector<std::string>* violations) const {
+  for (const std::string& name : dtypes) {
+    if (ParseCacheDType(name).has_value()) continue;
+    violations->push_back(
+        fmt::format("--kv-cache-dtype is '{}', want float32, bfloat16, float16, int8", name));
   }
-  fmt::print("\n  ],\n  \"rooflines\": {{{}\n  }}}}\n", rooflines);
-  return absl::OkStatus();
+  CheckLimits("--head-dim", head_dims, 1, 1024, violations);
+  CheckLimits("--heads", {num_heads}, 1, 1024, violations);
+  CheckLimits("--kv-heads", {num_kv_heads}, 1, 1024, violations);
+  if (num_kv_heads > 0 && num_heads % num_kv_heads != 0) {
+    violations->push_back(
+        fmt::format("--heads is {}, want a multiple of --kv-heads ({})", num_heads, num_kv_heads));
+  }
+  CheckLimits("--batch", sequences, 1, 4096, violations);
+  CheckLimits("--context", contexts, 1, 1 << 20, violations);
+  CheckLimits("--prompt", prefills, 1, 1 << 20, violations);
+  CheckLimits("--block-size", {block_size}, 1, 256, violations);
+  CheckNumber("--seconds", seconds, 0.0, 3600.0, violations);
+}
+
+absl::StatusOr<nlohmann::ordered_json> RunAttentionBench(const AttentionBenchOptions& options,
+                                                         Isa isa, ThreadPool* pool,
+                                                         std::FILE* table) {
+  RooflineMeter meter(pool);
+  Report report("attention",
+                {{"dtype", "dtype", 9},
+                 {"head_dim", "head_dim", 10},
+                 {"sequences", "batch", 7},
+                 {"context", "context", 9},
+                 {"new_tokens", "new", 6},
+                 {"median_us", "us", 11, 1},
+                 {"gb_per_s", "GB/s", 8, 2},
+                 {"share_of_read", "of read", 9, 3},
+                 {"tflop_per_s", "TFLOP/s", 9, 3},
+                 {"share_of_peak", "of peak", 9, 3}},
+                table);
+  const nlohmann::ordered_json peaks = ToJson(meter.Measure(isa));
+  for (const Case& shape : Cases(options)) {
+    const int64_t bytes = CacheBytes(options, shape);
+    if (bytes > options.max_cache_bytes) {
+      report.Add({{"dtype", std::string(ToString(shape.dtype))},
+                  {"sequences", shape.num_seqs},
+                  {"context", shape.context},
+                  {"new_tokens", shape.num_new},
+                  {"head_dim", shape.head_dim},
+                  {"left_out", fmt::format("{} bytes of cache, the limit is {}", bytes,
+                                           options.max_cache_bytes)}});
+      continue;
+    }
+    report.Add(MeasureCase(options, shape, isa, &meter, pool));
+  }
+  return report.Finish(pool->num_threads(), peaks, {{"isa", std::string(ToString(isa))}});
 }
 
 }  // namespace nibble::bench

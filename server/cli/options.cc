@@ -6,12 +6,14 @@
 #include <functional>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "fmt/core.h"
 
 #include "CLI/CLI.hpp"
 #include "base/log.h"
 #include "client/chat/chat.h"
+#include "server/cli/bench_command.h"
 #include "server/cli/commands.h"
 #include "server/cli/version.h"
 
@@ -26,14 +28,16 @@ void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
                   "storage of unquantized weights and KV cache: auto (the checkpoint's), float32, "
                   "bfloat16, float16")
       ->capture_default_str();
-  app->add_option("-q,--quantization", options->quantization,
-                  "quantize while loading: none (as the checkpoint is stored; 4-bit weights run with "
-                  "8-bit activations), w4a8, w8a8, or w4a16 (4-bit weights expanded to float, float "
-                  "activations: for measurements)")
+  app->add_option(
+         "-q,--quantization", options->quantization,
+         "quantize while loading: none (as the checkpoint is stored; 4-bit weights run with "
+         "8-bit activations), w4a8, w8a8, or w4a16 (4-bit weights expanded to float, float "
+         "activations: for measurements)")
       ->capture_default_str();
-  app->add_option("--head-quantization", options->head_quantization,
-                  "the output head: none (as --dtype says), int8, int4, or auto (int8 for quantized "
-                  "models when a plain head is more than 1/8 of the bytes that a step reads)")
+  app->add_option(
+         "--head-quantization", options->head_quantization,
+         "the output head: none (as --dtype says), int8, int4, or auto (int8 for quantized "
+         "models when a plain head is more than 1/8 of the bytes that a step reads)")
       ->capture_default_str();
   app->add_option("--threads", options->threads, "compute threads (0: all CPUs of this process)")
       ->capture_default_str();
@@ -118,6 +122,108 @@ void AddQuantize(CLI::App* app, QuantizeOptions* options) {
   app->add_option("--report", options->report, "write the per-layer report to this file as JSON");
 }
 
+// Comma-separated numbers.
+void AddList(CLI::App* app, const std::string& name, std::vector<int64_t>* values,
+             const std::string& description) {
+  app->add_option(name, *values, description)
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
+}
+
+void AddBenchThreads(CLI::App* app, BenchOptions* options) {
+  app->add_option("--threads", options->threads, "threads (0: all CPUs of this process)")
+      ->capture_default_str();
+}
+
+void AddBenchGemm(CLI::App* app, BenchOptions* options) {
+  bench::GemmBenchOptions* gemm = &options->gemm;
+  app->add_option("--n", gemm->n, "output channels")->capture_default_str();
+  app->add_option("--k", gemm->k, "input channels")->capture_default_str();
+  AddList(app, "--m", &gemm->m, "rows of activations");
+  app->add_option("--filter", gemm->filter, "only variants with this in their name");
+  app->add_option("--seconds", gemm->seconds, "time for each figure")->capture_default_str();
+  AddBenchThreads(app, options);
+}
+
+void AddBenchLayer(CLI::App* app, BenchOptions* options) {
+  bench::LayerBenchOptions* layer = &options->layer;
+  app->add_option("--shape", layer->shape, "a model whose layers have this shape")
+      ->capture_default_str();
+  app->add_option("--model", layer->model, "model directory whose config.json has the shape")
+      ->excludes("--shape");
+  app->add_option("--weights", layer->weights,
+                  "f32, bf16, f16, w8a8, w4a8-folded, w4a8-integer or w4a8-float")
+      ->capture_default_str();
+  app->add_option("--kv-cache-dtype", layer->kv_cache_dtype, "float32, bfloat16, float16 or int8")
+      ->capture_default_str();
+  AddList(app, "--batch", &layer->batches, "sequences that decode one token each");
+  AddList(app, "--context", &layer->contexts, "tokens of each of them");
+  AddList(app, "--prompt", &layer->prompts, "tokens of a prompt computed in one step");
+  app->add_option("--seconds", layer->seconds, "time for each case")->capture_default_str();
+  AddBenchThreads(app, options);
+}
+
+void AddBenchAttention(CLI::App* app, BenchOptions* options) {
+  bench::AttentionBenchOptions* attention = &options->attention;
+  app->add_option("--kv-cache-dtype", attention->dtypes, "float32, bfloat16, float16, int8")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  AddList(app, "--head-dim", &attention->head_dims, "of every head");
+  app->add_option("--heads", attention->num_heads, "query heads")->capture_default_str();
+  app->add_option("--kv-heads", attention->num_kv_heads, "heads of the cache")
+      ->capture_default_str();
+  AddList(app, "--batch", &attention->sequences, "sequences that decode one token each");
+  AddList(app, "--context", &attention->contexts, "tokens of each of them");
+  AddList(app, "--prompt", &attention->prefills, "tokens of a prompt computed in one step");
+  app->add_option("--block-size", attention->block_size, "tokens per KV cache block")
+      ->capture_default_str();
+  app->add_flag("--scattered", attention->scattered, "blocks in random order");
+  app->add_option("--max-cache-bytes", attention->max_cache_bytes,
+                  "cases with a larger cache are left out")
+      ->capture_default_str();
+  app->add_option("--seconds", attention->seconds, "time for each case")->capture_default_str();
+  AddBenchThreads(app, options);
+}
+
+void AddBenchDecode(CLI::App* app, BenchOptions* options) {
+  AddModelOptions(app, &options->model);
+  AddList(app, "--batch", &options->decode.batches, "sequences of a step");
+  AddList(app, "--context", &options->decode.contexts,
+          "tokens of each sequence before the first step");
+  app->add_option("--steps", options->decode.steps, "steps of a repetition")->capture_default_str();
+  app->add_option("--repetitions", options->decode.repetitions, "the median counts")
+      ->capture_default_str();
+}
+
+void AddBenchPrefill(CLI::App* app, BenchOptions* options) {
+  AddModelOptions(app, &options->model);
+  AddList(app, "--prompt", &options->prefill.prompts, "tokens of the prompt");
+  app->add_option("--max-num-batched-tokens", options->prefill.max_num_batched_tokens,
+                  "longer prompts are computed in chunks of this")
+      ->capture_default_str();
+  app->add_option("--repetitions", options->prefill.repetitions, "the median counts")
+      ->capture_default_str();
+}
+
+// Adds `nibble bench` and its commands; the command that is given sets *run.
+void AddBench(CLI::App* app, BenchOptions* options, std::function<int()>* run) {
+  app->require_subcommand(1);
+  const auto add = [&](const char* name, const char* description,
+                       void (*add_options)(CLI::App*, BenchOptions*),
+                       int (*command)(const BenchOptions&)) {
+    CLI::App* const subcommand = app->add_subcommand(name, description);
+    add_options(subcommand, options);
+    subcommand->callback([=] { *run = [=] { return command(*options); }; });
+  };
+  add("gemm", "the matrix products alone, every variant this CPU runs", AddBenchGemm, RunBenchGemm);
+  add("layer", "one decoder layer, op by op", AddBenchLayer, RunBenchLayer);
+  add("attention", "paged attention alone", AddBenchAttention, RunBenchAttention);
+  add("decode", "a model's steps while it generates", AddBenchDecode, RunBenchDecode);
+  add("prefill", "prompts through a model", AddBenchPrefill, RunBenchPrefill);
+}
+
 void AddChat(CLI::App* app, client::ChatOptions* options) {
   app->add_option("--url", options->url, "server to talk to")->capture_default_str();
   app->add_option("--model", options->model, "model name (default: the first one served)");
@@ -181,6 +287,10 @@ int Main(int argc, char** argv) {
   CLI::App* perplexity_app =
       eval_app->add_subcommand("perplexity", "perplexity of a text in sliding windows");
   AddPerplexity(perplexity_app, &perplexity);
+  BenchOptions bench;
+  std::function<int()> run_bench;
+  CLI::App* bench_app = app.add_subcommand("bench", "measure speed; prints JSON");
+  AddBench(bench_app, &bench, &run_bench);
   InspectOptions inspect;
   CLI::App* inspect_app = app.add_subcommand("inspect", "say what a model directory holds");
   AddInspect(inspect_app, &inspect);
@@ -203,6 +313,7 @@ int Main(int argc, char** argv) {
     if (chat_app->parsed()) return client::RunChat(chat);
     if (quantize_app->parsed()) return RunQuantize(quantize);
     if (perplexity_app->parsed()) return RunPerplexity(perplexity);
+    if (bench_app->parsed()) return run_bench();
     return RunInspect(inspect);
   });
 }

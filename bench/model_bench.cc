@@ -1,0 +1,180 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "bench/model_bench.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "nlohmann/json.hpp"
+
+#include "bench/limits.h"
+#include "bench/model_batch.h"
+#include "bench/report.h"
+#include "bench/timing.h"
+
+namespace nibble::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+nlohmann::ordered_json Members(const engine::Model& model) {
+  return {{"model",
+           {{"quantization", model.quantization_name()},
+            {"kv_cache_dtype", ToString(model.kv_dtype())},
+            {"weight_bytes", model.weight_bytes()},
+            {"step_weight_bytes", model.step_weight_bytes()}}}};
+}
+
+// Weights of the linear layers that every token passes, the head aside.
+double LinearWeights(const engine::ModelConfig& config) {
+  const int64_t q = config.num_heads * config.head_dim;
+  const int64_t kv = config.num_kv_heads * config.head_dim;
+  return static_cast<double>(config.num_layers * config.hidden_size *
+                             (2 * q + 2 * kv + 3 * config.intermediate_size));
+}
+
+// Seconds of every step of one repetition.
+absl::Status RunSteps(ModelBatch* batch, int64_t context, int64_t steps, ThreadPool* pool,
+                      std::vector<double>* seconds) {
+  for (int64_t i = 0; i < steps; ++i) {
+    const Clock::time_point start = Clock::now();
+    NIBBLE_RETURN_IF_ERROR(batch->Step(context + i, 1, true, pool));
+    seconds->push_back(SecondsSince(start));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<nlohmann::ordered_json> MeasureDecode(const DecodeBenchOptions& options,
+                                                     int64_t num_seqs, int64_t context,
+                                                     const Roofline& roofline,
+                                                     const ModelSubject& subject) {
+  NIBBLE_ASSIGN_OR_RETURN(
+      ModelBatch batch,
+      ModelBatch::Create(subject.model,
+                         {.num_seqs = num_seqs, .max_tokens = context + options.steps},
+                         subject.pool));
+  batch.FillCache(subject.isa, subject.pool);
+  NIBBLE_RETURN_IF_ERROR(batch.Step(context, 1, true, subject.pool));  // warms up
+  std::vector<double> step_seconds;
+  std::vector<double> repetition_seconds;
+  for (int64_t i = 0; i < options.repetitions; ++i) {
+    const Clock::time_point start = Clock::now();
+    NIBBLE_RETURN_IF_ERROR(RunSteps(&batch, context, options.steps, subject.pool, &step_seconds));
+    repetition_seconds.push_back(SecondsSince(start));
+  }
+  const Timing repetition = Summarize(std::move(repetition_seconds));
+  const Timing step = Summarize(std::move(step_seconds));
+  const double tokens = static_cast<double>(num_seqs * options.steps);
+  const double mean_context =
+      static_cast<double>(context) + 0.5 * static_cast<double>(options.steps + 1);
+  const double cache_bytes = static_cast<double>(num_seqs * batch.bytes_per_token()) * mean_context;
+  const double bytes = static_cast<double>(subject.model->step_weight_bytes()) + cache_bytes;
+  const double bytes_per_s = bytes * static_cast<double>(options.steps) / repetition.median_s;
+  return nlohmann::ordered_json{
+      {"batch", num_seqs},
+      {"context", context},
+      {"steps", options.steps},
+      {"tokens_per_s", Rounded(tokens / repetition.median_s)},
+      {"best_tokens_per_s", Rounded(tokens / repetition.best_s)},
+      {"step_median_ms", Rounded(step.median_s * 1e3)},
+      {"step_best_ms", Rounded(step.best_s * 1e3)},
+      {"bytes_per_step", static_cast<int64_t>(bytes)},
+      {"bytes_per_token", static_cast<int64_t>(bytes / static_cast<double>(num_seqs))},
+      {"gb_per_s", Rounded(bytes_per_s * 1e-9)},
+      {"share_of_read", Rounded(bytes_per_s / roofline.read_bytes_per_s)}};
+}
+
+absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(const PrefillBenchOptions& options,
+                                                      int64_t prompt, const Roofline& roofline,
+                                                      const ModelSubject& subject) {
+  const int64_t max_chunk = std::min(prompt, options.max_num_batched_tokens);
+  NIBBLE_ASSIGN_OR_RETURN(
+      ModelBatch batch,
+      ModelBatch::Create(subject.model, {.max_tokens = prompt, .max_chunk = max_chunk},
+                         subject.pool));
+  batch.FillCache(subject.isa, subject.pool);
+  std::vector<double> seconds;
+  for (int64_t i = 0; i < options.repetitions; ++i) {
+    const Clock::time_point start = Clock::now();
+    for (int64_t done = 0; done < prompt; done += max_chunk) {
+      const int64_t chunk = std::min(max_chunk, prompt - done);
+      NIBBLE_RETURN_IF_ERROR(batch.Step(done, chunk, done + chunk == prompt, subject.pool));
+    }
+    seconds.push_back(SecondsSince(start));
+  }
+  const Timing timing = Summarize(std::move(seconds));
+  const auto tokens = static_cast<double>(prompt);
+  const double ops_per_s = 2.0 * LinearWeights(subject.model->config()) * tokens / timing.median_s;
+  return nlohmann::ordered_json{
+      {"prompt", prompt},
+      {"chunk", max_chunk},
+      {"tokens_per_s", Rounded(tokens / timing.median_s)},
+      {"best_tokens_per_s", Rounded(tokens / timing.best_s)},
+      {"median_ms", Rounded(timing.median_s * 1e3)},
+      {"best_ms", Rounded(timing.best_s * 1e3)},
+      {"top_per_s", Rounded(ops_per_s * 1e-12)},
+      {"share_of_int8_peak", Rounded(ops_per_s / roofline.int8_op_per_s)}};
+}
+
+}  // namespace
+
+void DecodeBenchOptions::Validate(std::vector<std::string>* violations) const {
+  CheckLimits("--batch", batches, 1, 4096, violations);
+  CheckLimits("--context", contexts, 0, 1 << 24, violations);
+  CheckLimits("--steps", {steps}, 1, 1 << 20, violations);
+  CheckLimits("--repetitions", {repetitions}, 1, 10000, violations);
+}
+
+void PrefillBenchOptions::Validate(std::vector<std::string>* violations) const {
+  CheckLimits("--prompt", prompts, 1, 1 << 24, violations);
+  CheckLimits("--max-num-batched-tokens", {max_num_batched_tokens}, 1, 1 << 20, violations);
+  CheckLimits("--repetitions", {repetitions}, 1, 10000, violations);
+}
+
+absl::StatusOr<nlohmann::ordered_json> RunDecodeBench(const DecodeBenchOptions& options,
+                                                      const ModelSubject& subject) {
+  const Roofline roofline = MeasureRoofline(subject.isa, subject.pool);
+  Report report("decode",
+                {{"batch", "batch", 6},
+                 {"context", "context", 9},
+                 {"tokens_per_s", "tokens/s", 11, 2},
+                 {"step_median_ms", "step ms", 10, 2},
+                 {"bytes_per_token", "bytes/token", 13},
+                 {"gb_per_s", "GB/s", 8, 2},
+                 {"share_of_read", "of read", 9, 3}},
+                subject.table);
+  for (const int64_t context : options.contexts) {
+    for (const int64_t num_seqs : options.batches) {
+      NIBBLE_ASSIGN_OR_RETURN(nlohmann::ordered_json row,
+                              MeasureDecode(options, num_seqs, context, roofline, subject));
+      report.Add(std::move(row));
+    }
+  }
+  return report.Finish(subject.pool->num_threads(), ToJson(roofline), Members(*subject.model));
+}
+
+absl::StatusOr<nlohmann::ordered_json> RunPrefillBench(const PrefillBenchOptions& options,
+                                                       const ModelSubject& subject) {
+  const Roofline roofline = MeasureRoofline(subject.isa, subject.pool);
+  Report report("prefill",
+                {{"prompt", "prompt", 7},
+                 {"chunk", "chunk", 7},
+                 {"tokens_per_s", "tokens/s", 11, 2},
+                 {"median_ms", "ms", 10, 1},
+                 {"top_per_s", "TOP/s", 8, 3},
+                 {"share_of_int8_peak", "of peak", 9, 3}},
+                subject.table);
+  for (const int64_t prompt : options.prompts) {
+    NIBBLE_ASSIGN_OR_RETURN(nlohmann::ordered_json row,
+                            MeasurePrefill(options, prompt, roofline, subject));
+    report.Add(std::move(row));
+  }
+  return report.Finish(subject.pool->num_threads(), ToJson(roofline), Members(*subject.model));
+}
+
+}  // namespace nibble::bench

@@ -1,0 +1,96 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/cli/bench_command.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "fmt/ranges.h"
+#include "nlohmann/json.hpp"
+
+#include "bench/limits.h"
+#include "server/cli/commands.h"
+#include "server/cli/model_setup.h"
+
+namespace nibble::cli {
+namespace {
+
+// For people who watch: the table goes where results do not.
+std::FILE* Table() { return isatty(STDERR_FILENO) != 0 ? stderr : nullptr; }
+
+absl::Status ToStatus(const std::vector<std::string>& violations) {
+  if (violations.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(fmt::format("{}", fmt::join(violations, "\n")));
+}
+
+int Print(const absl::StatusOr<nlohmann::ordered_json>& result) {
+  if (!result.ok()) return Fail(result.status());
+  fmt::print("{}\n", DumpJson(*result));
+  return 0;
+}
+
+// `run` on a pool of --threads, each on a CPU of its own where that is possible.
+template <typename Options, typename Run>
+absl::StatusOr<nlohmann::ordered_json> RunOnPool(int threads, const Options& options,
+                                                 const Run& run) {
+  std::vector<std::string> violations;
+  bench::CheckLimits("--threads", {threads}, 0, 1024, &violations);
+  options.Validate(&violations);
+  NIBBLE_RETURN_IF_ERROR(ToStatus(violations));
+  const int num_threads = threads > 0 ? threads : ThreadPool::HostThreads();
+  ThreadPool pool(num_threads, ThreadPool::CpusToBind(num_threads));
+  pool.BindCaller();
+  return run(&pool);
+}
+
+template <typename Options>
+absl::StatusOr<nlohmann::ordered_json> RunOnModel(
+    const server::ModelOptions& model, const Options& options,
+    absl::StatusOr<nlohmann::ordered_json> (*run)(const Options&, const bench::ModelSubject&)) {
+  std::vector<std::string> violations;
+  model.Validate(&violations);
+  options.Validate(&violations);
+  NIBBLE_RETURN_IF_ERROR(ToStatus(violations));
+  NIBBLE_ASSIGN_OR_RETURN(const LoadedModel loaded, LoadModel(model));
+  loaded.pool->BindCaller();
+  return run(options, {.model = loaded.model.get(),
+                       .isa = loaded.device.isa,
+                       .pool = loaded.pool.get(),
+                       .table = Table()});
+}
+
+}  // namespace
+
+int RunBenchGemm(const BenchOptions& options) {
+  return Print(RunOnPool(options.threads, options.gemm, [&](ThreadPool* pool) {
+    return bench::RunGemmBench(options.gemm, pool, Table());
+  }));
+}
+
+int RunBenchLayer(const BenchOptions& options) {
+  const absl::StatusOr<Isa> isa = ChooseIsa();
+  if (!isa.ok()) return Fail(isa.status());
+  return Print(RunOnPool(options.threads, options.layer, [&](ThreadPool* pool) {
+    return bench::RunLayerBench(options.layer, *isa, pool, Table());
+  }));
+}
+
+int RunBenchAttention(const BenchOptions& options) {
+  const absl::StatusOr<Isa> isa = ChooseIsa();
+  if (!isa.ok()) return Fail(isa.status());
+  return Print(RunOnPool(options.threads, options.attention, [&](ThreadPool* pool) {
+    return bench::RunAttentionBench(options.attention, *isa, pool, Table());
+  }));
+}
+
+int RunBenchDecode(const BenchOptions& options) {
+  return Print(RunOnModel(options.model, options.decode, bench::RunDecodeBench));
+}
+
+int RunBenchPrefill(const BenchOptions& options) {
+  return Print(RunOnModel(options.model, options.prefill, bench::RunPrefillBench));
+}
+
+}  // namespace nibble::cli

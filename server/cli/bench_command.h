@@ -1,0 +1,31 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// nibble bench: measurements, JSON on standard output. Each command returns the exit status.
+#pragma once
+
+#include "bench/attention_bench.h"
+#include "bench/gemm_bench.h"
+#include "bench/layer_bench.h"
+#include "bench/model_bench.h"
+#include "server/config.h"
+
+namespace nibble::cli {
+
+struct BenchOptions {
+  int threads = 0;  // of the commands that load no model; 0: all CPUs of this process
+  bench::GemmBenchOptions gemm;
+  bench::LayerBenchOptions layer;
+  bench::AttentionBenchOptions attention;
+  server::ModelOptions model;  // of decode and prefill
+  bench::DecodeBenchOptions decode;
+  bench::PrefillBenchOptions prefill;
+};
+
+int RunBenchGemm(const BenchOptions& options);
+int RunBenchLayer(const BenchOptions& options);
+int RunBenchAttention(const BenchOptions& options);
+int RunBenchDecode(const BenchOptions& options);
+int RunBenchPrefill(const BenchOptions& options);
+
+}  // namespace nibble::cli
