@@ -59,6 +59,9 @@ class DecoderModel final : public Model {
 
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override { return weights_.size_bytes(); }
+  int64_t step_weight_bytes() const override {
+    return weights_.size_bytes() - static_cast<int64_t>(weights_.embedding.rows.size());
+  }
   DType kv_dtype() const override { return weights_.kv_dtype; }
   std::string quantization_name() const override { return weights_.quantization_name; }
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
