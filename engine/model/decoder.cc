@@ -222,28 +222,20 @@ void DecoderModel::ProjectQkv(const DecoderLayer& layer, const StepPlan& plan,
   layer.qkv.Run(input, num_tokens, qkv_.data(), pool);
 
   float* const k = qkv_.data() + q_size_;
-  float* const v = k + kv_size_;
   if (config_.qk_norm) {
     NormHeads(qkv_.data(), config_.num_heads, layer.q_norm, num_tokens, pool);
     NormHeads(k, config_.num_kv_heads, layer.k_norm, num_tokens, pool);
   }
-  // Query and key heads lie side by side: one call rotates both.
-  kernels::ApplyRope(rope_,
-                     {.num_tokens = num_tokens,
-                      .positions = plan.positions.data(),
-                      .x = qkv_.data(),
-                      .x_stride = qkv_size_,
-                      .num_heads = config_.num_heads + config_.num_kv_heads,
-                      .head_dim = config_.head_dim},
-                     isa_, pool);
-  kernels::KvAppend(cache,
-                    {.num_tokens = num_tokens,
-                     .k = k,
-                     .k_stride = qkv_size_,
-                     .v = v,
-                     .v_stride = qkv_size_,
-                     .slot_mapping = plan.slot_mapping.data()},
-                    isa_, pool);
+  kernels::RopeKvAppend(rope_, cache,
+                        {.num_tokens = num_tokens,
+                         .q = qkv_.data(),
+                         .k = k,
+                         .v = k + kv_size_,
+                         .stride = qkv_size_,
+                         .num_heads = config_.num_heads,
+                         .positions = plan.positions.data(),
+                         .slot_mapping = plan.slot_mapping.data()},
+                        isa_, pool);
 }
 
 // RMSNorm of every head of every token. A call takes rows of one stride: the heads of one token, or

@@ -13,17 +13,32 @@ namespace {
 
 constexpr int64_t kMaxBlockSize = 4096;
 
+// One layer's cache of some blocks, without memory.
+kernels::KvCacheView Shape(const ModelConfig& config, int64_t num_blocks, int64_t block_size,
+                           DType dtype) {
+  return {.dtype = dtype,
+          .num_blocks = num_blocks,
+          .num_kv_heads = config.num_kv_heads,
+          .block_size = block_size,
+          .head_dim = config.head_dim};
+}
+
+bool HasScales(DType dtype) { return dtype == DType::kI8; }
+
 }  // namespace
 
 int64_t KvCache::BlockBytes(const ModelConfig& config, int64_t block_size, DType dtype) {
-  return config.num_layers * 2 * config.num_kv_heads * block_size * config.head_dim *
-         static_cast<int64_t>(SizeOf(dtype));
+  const kernels::KvCacheView block = Shape(config, 1, block_size, dtype);
+  const int64_t scale_bytes =
+      HasScales(dtype) ? block.num_rows() * static_cast<int64_t>(sizeof(float)) : 0;
+  return config.num_layers * 2 * (block.num_bytes() + scale_bytes);
 }
 
 absl::StatusOr<KvCache> KvCache::Create(const ModelConfig& config, int64_t num_blocks,
                                         int64_t block_size, DType dtype) {
-  if (dtype != DType::kF32 && dtype != DType::kBf16 && dtype != DType::kF16) {
-    return Unimplemented("KV cache of {}: supported are float32, bfloat16 and float16",
+  if (dtype != DType::kF32 && dtype != DType::kBf16 && dtype != DType::kF16 &&
+      dtype != DType::kI8) {
+    return Unimplemented("KV cache of {}: supported are float32, bfloat16, float16 and int8",
                          ToString(dtype));
   }
   if (block_size < 1 || block_size > kMaxBlockSize) {
@@ -46,35 +61,36 @@ absl::StatusOr<KvCache> KvCache::Create(const ModelConfig& config, int64_t num_b
       CheckMemory(bytes, fmt::format("the KV cache ({} blocks of {} tokens, {} bytes each)",
                                      num_blocks, block_size, block_bytes)));
   KvCache cache;
+  cache.shape_ = Shape(config, num_blocks, block_size, dtype);
+  cache.num_layers_ = config.num_layers;
+  const int64_t num_halves = 2 * config.num_layers;
   try {
-    cache.storage_ = AlignedBuffer<uint8_t>::Zeroed(static_cast<size_t>(bytes));
+    cache.storage_ =
+        AlignedBuffer<uint8_t>::Zeroed(static_cast<size_t>(num_halves * cache.shape_.num_bytes()));
+    if (HasScales(dtype)) {
+      cache.scales_ =
+          AlignedBuffer<float>::Zeroed(static_cast<size_t>(num_halves * cache.shape_.num_rows()));
+    }
   } catch (const std::bad_alloc&) {
     return ResourceExhausted(
         "the KV cache ({} blocks of {} bytes) could not be allocated: {} bytes", num_blocks,
         block_bytes, bytes);
   }
-  cache.num_layers_ = config.num_layers;
-  cache.num_blocks_ = num_blocks;
-  cache.block_size_ = block_size;
-  cache.num_kv_heads_ = config.num_kv_heads;
-  cache.head_dim_ = config.head_dim;
-  cache.dtype_ = dtype;
   return cache;
 }
 
 kernels::KvCacheView KvCache::layer(int64_t layer_idx) {
   NIBBLE_CHECK_GE(layer_idx, 0);
   NIBBLE_CHECK_LT(layer_idx, num_layers_);
-  const int64_t half_bytes =
-      num_blocks_ * num_kv_heads_ * block_size_ * head_dim_ * static_cast<int64_t>(SizeOf(dtype_));
-  uint8_t* const keys = storage_.data() + layer_idx * 2 * half_bytes;
-  return {.keys = keys,
-          .values = keys + half_bytes,
-          .dtype = dtype_,
-          .num_blocks = num_blocks_,
-          .num_kv_heads = num_kv_heads_,
-          .block_size = block_size_,
-          .head_dim = head_dim_};
+  kernels::KvCacheView view = shape_;
+  uint8_t* const keys = storage_.data() + layer_idx * 2 * view.num_bytes();
+  view.keys = keys;
+  view.values = keys + view.num_bytes();
+  if (HasScales(view.dtype)) {
+    view.key_scales = scales_.data() + layer_idx * 2 * view.num_rows();
+    view.value_scales = view.key_scales + view.num_rows();
+  }
+  return view;
 }
 
 }  // namespace nibble::engine

@@ -19,6 +19,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
   try {
     NIBBLE_ASSIGN_OR_RETURN(DecoderWeights weights,
                             LoadDecoderWeights(checkpoint, config, options, pool));
+    weights.kv_dtype = options.kv_cache_dtype.value_or(weights.kv_dtype);
     return std::make_unique<DecoderModel>(std::move(config), std::move(weights), options.isa);
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("{}: memory ran out while loading the weights", dir);

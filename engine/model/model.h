@@ -41,12 +41,13 @@ enum class HeadQuantization {
 };
 
 struct LoadOptions {
-  // Storage of unquantized weights and of the KV cache; arithmetic is float. Unset: the
-  // checkpoint's type.
+  // Storage of unquantized weights; arithmetic is float. Unset: the checkpoint's type.
   std::optional<DType> dtype;
+  // Storage of the KV cache: float32, bfloat16, float16 or int8. Unset: that of the weights.
+  std::optional<DType> kv_cache_dtype;
   Quantization quantization = Quantization::kNone;
-  Isa isa = Isa::kRef;
   HeadQuantization head_quantization = HeadQuantization::kAuto;
+  Isa isa = Isa::kRef;
   // Called as loading advances (bytes done, bytes in all), from the loading thread. May be null.
   std::function<void(int64_t, int64_t)> progress;
 };
@@ -58,22 +59,19 @@ class KvCache {
   // had.
   static absl::StatusOr<KvCache> Create(const ModelConfig& config, int64_t num_blocks,
                                         int64_t block_size, DType dtype);
-  // Bytes of one block over all layers.
+  // Bytes of one block over all layers, scales included.
   static int64_t BlockBytes(const ModelConfig& config, int64_t block_size, DType dtype);
 
   kernels::KvCacheView layer(int64_t layer_idx);
-  int64_t num_blocks() const { return num_blocks_; }
-  int64_t block_size() const { return block_size_; }
+  int64_t num_blocks() const { return shape_.num_blocks; }
+  int64_t block_size() const { return shape_.block_size; }
 
  private:
-  AlignedBuffer<uint8_t>
-      storage_;  // [num_layers, 2 (keys, values), num_blocks, num_kv_heads, block_size, head_dim]
+  AlignedBuffer<uint8_t> storage_;  // [num_layers, 2 (keys, values), num_blocks, num_kv_heads,
+                                    // block_size * head_dim] of dtype
+  AlignedBuffer<float> scales_;     // [num_layers, 2, num_blocks, num_kv_heads, block_size]: int8
   int64_t num_layers_ = 0;
-  int64_t num_blocks_ = 0;
-  int64_t block_size_ = 0;
-  int64_t num_kv_heads_ = 0;
-  int64_t head_dim_ = 0;
-  DType dtype_ = DType::kBf16;
+  kernels::KvCacheView shape_;  // of a layer, without memory
 };
 
 // The largest step that is to come.
@@ -94,10 +92,10 @@ class Model {
   // Of these, what every step reads: not the embedding table, of which it reads a row per token.
   virtual int64_t step_weight_bytes() const { return weight_bytes(); }
   virtual DType kv_dtype() const = 0;  // what its KvCache is to be of
-  // What somebody should know who serves this model as it was loaded.
-  virtual std::vector<std::string> warnings() const { return {}; }
   // "w4a8 (folded), head int8": what the banner prints.
   virtual std::string quantization_name() const = 0;
+  // What somebody should know who serves this model as it was loaded.
+  virtual std::vector<std::string> warnings() const { return {}; }
 
   // Makes what steps within `limits` work in, and takes the memory for it now, so that a server
   // learns at its start whether there is enough. RESOURCE_EXHAUSTED, naming the bytes, when not.

@@ -29,7 +29,7 @@ struct Case {
 };
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
-// Every arithmetic (float32, 16-bit weights and cache, W4A8) and every shape of attention (grouped
+// Every arithmetic (float32, 16-bit weights and cache, W4A8, int8 cache) and every shape of attention (grouped
 // heads, q/k norms, sliding windows).
 std::vector<Case> Cases() {
   const std::string stories = NIBBLE_SOURCE_DIR "/models/stories-llama";
@@ -40,6 +40,8 @@ std::vector<Case> Cases() {
     cases.push_back({"stories_bf16" + suffix, stories, {.isa = isa}});
     cases.push_back(
         {"stories_w4a8" + suffix, stories, {.quantization = Quantization::kW4A8, .isa = isa}});
+    cases.push_back(
+        {"stories_int8_cache" + suffix, stories, {.kv_cache_dtype = DType::kI8, .isa = isa}});
     cases.push_back({"qwen3_f32" + suffix, fixtures + "qwen3", {.dtype = DType::kF32, .isa = isa}});
     cases.push_back(
         {"mistral_f16" + suffix, fixtures + "mistral", {.dtype = DType::kF16, .isa = isa}});

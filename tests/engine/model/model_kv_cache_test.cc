@@ -40,6 +40,29 @@ TEST(KvCacheTest, LayersLieApartAndAreZero) {
   for (int64_t i = 0; i < 6 * half_bytes; ++i) ASSERT_EQ(base[i], 0) << "byte " << i;
 }
 
+TEST(KvCacheTest, Int8HasAScaleForEachHeadAndToken) {
+  ModelConfig config = SmallConfig();
+  config.head_dim = 7;  // layers of an odd size leave the scales aligned
+  EXPECT_EQ(KvCache::BlockBytes(config, 3, DType::kI8), 3 * 2 * 2 * 3 * (7 + 4));
+  auto cache = KvCache::Create(config, 5, 3, DType::kI8);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  const kernels::KvCacheView first = cache->layer(0);
+  for (int64_t l = 0; l < 3; ++l) {
+    const kernels::KvCacheView view = cache->layer(l);
+    EXPECT_EQ(view.dtype, DType::kI8);
+    EXPECT_EQ(view.num_bytes(), 5 * 2 * 3 * 7);
+    EXPECT_EQ(view.num_rows(), 5 * 2 * 3);
+    EXPECT_EQ(static_cast<const char*>(view.keys) - static_cast<const char*>(first.keys),
+              l * 2 * 210);
+    EXPECT_EQ(view.key_scales - first.key_scales, l * 2 * 30);
+    EXPECT_EQ(view.value_scales - view.key_scales, 30);
+    for (int64_t i = 0; i < 60; ++i) ASSERT_EQ(view.key_scales[i], 0.0F);
+  }
+  cache = KvCache::Create(config, 5, 3, DType::kBf16);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  EXPECT_EQ(cache->layer(0).key_scales, nullptr);
+}
+
 TEST(KvCacheTest, TooLargeForTheMachineIsRefusedByBytes) {
   // 2^31 / 16 blocks of 3 * 2 * 2 * 16 * 8192 * 4 bytes: 845 TB.
   ModelConfig config = SmallConfig();
@@ -69,7 +92,7 @@ TEST(KvCacheTest, BadArgumentsAreNamed) {
               HasSubstr("limits are 1 and 134217727"));
   EXPECT_THAT(std::string(KvCache::Create(config, 4, 0, DType::kF32).status().message()),
               HasSubstr("block size is 0"));
-  EXPECT_EQ(KvCache::Create(config, 4, 16, DType::kI8).status().code(),
+  EXPECT_EQ(KvCache::Create(config, 4, 16, DType::kU8).status().code(),
             absl::StatusCode::kUnimplemented);
 }
 
