@@ -36,6 +36,8 @@ void ModelOptions::Validate(std::vector<std::string>* violations) const {
   if (model.empty()) violations->push_back("MODEL is missing: name a model directory");
   CheckChoice("--device", device, {"auto", "cpu", "cuda"}, violations);
   CheckChoice("--dtype", dtype, {"auto", "float32", "bfloat16", "float16"}, violations);
+  CheckChoice("--kv-cache-dtype", kv_cache_dtype,
+              {"auto", "float32", "bfloat16", "float16", "int8"}, violations);
   CheckChoice("--quantization", quantization, {"none", "w4a8", "w8a8", "w4a16"}, violations);
   CheckChoice("--head-quantization", head_quantization, {"auto", "none", "int8", "int4"},
               violations);

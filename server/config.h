@@ -16,9 +16,11 @@ namespace nibble::server {
 
 // Which model, and how its arithmetic is done: shared by serve, eval and inspect.
 struct ModelOptions {
-  std::string model;                       // a Hugging Face model directory
-  std::string device = "auto";             // auto, cpu, cuda
-  std::string dtype = "auto";              // auto (the checkpoint's), float32, bfloat16, float16
+  std::string model;            // a Hugging Face model directory
+  std::string device = "auto";  // auto, cpu, cuda
+  std::string dtype = "auto";   // auto (the checkpoint's), float32, bfloat16, float16
+  // auto (that of the weights), float32, bfloat16, float16, int8 (a scale per head and token)
+  std::string kv_cache_dtype = "auto";
   std::string quantization = "none";       // none (as the checkpoint is stored), w4a8, w8a8, w4a16
   std::string head_quantization = "auto";  // auto, none, int8, int4
   int threads = 0;                         // compute threads; 0: every CPU this process may run on

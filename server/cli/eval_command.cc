@@ -70,6 +70,7 @@ absl::Status Perplexity(const PerplexityOptions& options) {
     const nlohmann::ordered_json json = {{"model", options.model.model},
                                          {"data", options.data},
                                          {"quantization", loaded.model->quantization_name()},
+                                         {"kv_cache_dtype", ToString(loaded.model->kv_dtype())},
                                          {"isa", ToString(loaded.device.isa)},
                                          {"context", options.context},
                                          {"stride", options.stride},

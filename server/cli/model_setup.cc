@@ -21,6 +21,7 @@ std::optional<DType> ParseDType(const std::string& name) {
   if (name == "float32") return DType::kF32;
   if (name == "bfloat16") return DType::kBf16;
   if (name == "float16") return DType::kF16;
+  if (name == "int8") return DType::kI8;  // of the KV cache only
   return std::nullopt;  // "auto": the checkpoint's; server::ModelOptions::Validate lets nothing
                         // else through
 }
@@ -93,6 +94,7 @@ absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options) {
   Progress progress("loading weights", "MB", {.divisor = 1'000'000});
   engine::LoadOptions load;
   load.dtype = ParseDType(options.dtype);
+  load.kv_cache_dtype = ParseDType(options.kv_cache_dtype);
   load.quantization = ParseQuantization(options.quantization);
   load.head_quantization = ParseHeadQuantization(options.head_quantization);
   load.isa = loaded.device.isa;

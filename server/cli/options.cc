@@ -25,8 +25,12 @@ void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
   app->add_option("--device", options->device, "auto, cpu or cuda (this build: cpu)")
       ->capture_default_str();
   app->add_option("--dtype", options->dtype,
-                  "storage of unquantized weights and KV cache: auto (the checkpoint's), float32, "
-                  "bfloat16, float16")
+                  "storage of unquantized weights: auto (the checkpoint's), float32, bfloat16, "
+                  "float16")
+      ->capture_default_str();
+  app->add_option("--kv-cache-dtype", options->kv_cache_dtype,
+                  "storage of the KV cache: auto (as --dtype), float32, bfloat16, float16, or int8 "
+                  "(with a scale for each head and token)")
       ->capture_default_str();
   app->add_option(
          "-q,--quantization", options->quantization,

@@ -106,6 +106,7 @@ absl::Status ServingStack::StartEngine(LoadedModel loaded) {
   NIBBLE_ASSIGN_OR_RETURN(const KvSize kv, SizeKvCache(config_, *loaded.model, max_model_len_));
   kv_tokens_ = kv.num_blocks * config_.block_size;
   kv_bytes_ = kv.bytes;
+  kv_dtype_ = loaded.model->kv_dtype();
   NIBBLE_ASSIGN_OR_RETURN(engine::GenerationConfig generation,
                           engine::LoadGenerationConfig(config_.model.model));
   if (config_.served_model_name.empty())
@@ -208,11 +209,11 @@ std::string ServingStack::Banner() const {
       "nibble {} is ready after {:.1f} s\n"
       "  model      {} ({})\n"
       "  device     {}: {}, {}, {} threads{} ({})\n"
-      "  KV cache   {} tokens ({}), sequences of up to {} tokens\n"
+      "  KV cache   {} tokens ({}, {}), sequences of up to {} tokens\n"
       "  HTTP       {}/v1\n",
       kVersion, load_seconds_, config_.served_model_name, model_summary_, device_.device,
       HostCpuFeatures().name, ToString(device_.isa), device_.threads,
-      device_.cpus.empty() ? "" : ", one to a CPU", device_.reason, kv_tokens_,
+      device_.cpus.empty() ? "" : ", one to a CPU", device_.reason, kv_tokens_, ToString(kv_dtype_),
       HumanBytes(kv_bytes_), max_model_len_, url);
   if (grpc_ != nullptr)
     banner += fmt::format("  gRPC       {}:{} (nibble.v1.Nibble)\n", host, grpc_->port());

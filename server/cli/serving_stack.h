@@ -51,6 +51,7 @@ class ServingStack {
       model_summary_;      // "LlamaForCausalLM, 4.20 M parameters, w4a8 ..., 2.31 MB of weights"
   int64_t kv_tokens_ = 0;  // capacity of the KV cache
   int64_t kv_bytes_ = 0;
+  DType kv_dtype_ = DType::kBf16;
   int64_t max_model_len_ = 0;
   int64_t vocab_size_ = 0;
   double load_seconds_ = 0.0;
