@@ -26,7 +26,7 @@ std::vector<float> ColumnMaxima(const std::vector<const Matrix*>& consumers) {
 
 // Divides by the root of largest times least (AWQ's normalization): it leaves the products W * s in
 // the middle of the range and does not change how anything rounds, unless s meets a limit.
-// Channels of no magnitude keep 1.
+// Channels of no magnitude are FitScale's to mend.
 void Center(std::vector<float>* scale) {
   float least = INFINITY;
   float largest = 0.0F;
@@ -37,7 +37,7 @@ void Center(std::vector<float>* scale) {
   }
   if (largest == 0.0F) return;
   const float middle = std::sqrt(least) * std::sqrt(largest);
-  for (float& s : *scale) s = s > 0.0F && std::isfinite(s) ? s / middle : 1.0F;
+  for (float& s : *scale) s /= middle;
 }
 
 std::vector<float> Candidate(Magnitude magnitude, double alpha, const InputStatistics& statistics,
