@@ -113,9 +113,9 @@ absl::StatusOr<ClipResult> SearchClipping(const Matrix& matrix, const InputStati
                                           const WeightScheme& scheme, ThreadPool* pool) {
   const int64_t n = matrix.n;
   const int64_t k = matrix.k;
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(matrix, pool));
   NIBBLE_RETURN_IF_ERROR(Annotate(CheckScheme(scheme, k), matrix.name));
   NIBBLE_RETURN_IF_ERROR(CheckStatistics(matrix.name, statistics, k));
-  NIBBLE_RETURN_IF_ERROR(Annotate(CheckFinite(matrix.weight.data(), n, k, pool), matrix.name));
   const Grid grid = GridOf(scheme, k);
   std::vector<float> diagonal(static_cast<size_t>(k));
   for (int64_t i = 0; i < k; ++i) {

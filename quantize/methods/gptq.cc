@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <span>
 #include <utility>
 
 #include "quantize/methods/clip.h"
@@ -22,6 +23,8 @@ constexpr int64_t kBlock = 128;
 constexpr int64_t kTileRows = 32;
 // Passes over the columns within a round of refinement.
 constexpr int kMaxSweeps = 8;
+// Factors of the channel scale that rounding tries, the given one first.
+constexpr float kScaleTrials[] = {1.0F, 0.84F, 0.88F, 0.92F, 0.96F, 1.04F};
 
 // What every tile reads.
 struct Problem {
@@ -30,6 +33,7 @@ struct Problem {
   const HessianFactor& factor;
   const Grid& grid;
   const float* units;  // [n, num_groups]; scales are units * channels
+  std::span<const float> scale_trials;
   int refinement_rounds;
   SubtractProductFunction subtract_product;
 };
@@ -49,32 +53,29 @@ class Tile {
         channels_(channels + first_row),
         added_(problem.factor.added()) {}
 
-  // GPTQ proper.
+  // GPTQ at each of the factors of the channel scale; every row keeps the one that costs it least.
   void Round() {
-    const std::vector<int32_t>& order = problem_.factor.order();
-    std::vector<double> left(static_cast<size_t>(num_rows_ * k_));  // to round, in rounding order
-    for (int64_t row = 0; row < num_rows_; ++row) {
-      for (int64_t i = 0; i < k_; ++i) {
-        left[static_cast<size_t>(row * k_ + i)] =
-            weights_[row * k_ + order[static_cast<size_t>(i)]];
+    const std::vector<float> given(channels_, channels_ + num_rows_);
+    std::vector<float> best_channels = given;
+    std::vector<int8_t> best_codes(static_cast<size_t>(num_rows_ * k_));
+    std::vector<double> least(static_cast<size_t>(num_rows_), INFINITY);
+    std::vector<double> costs(static_cast<size_t>(num_rows_));
+    for (const float trial : problem_.scale_trials) {
+      for (int64_t row = 0; row < num_rows_; ++row) {
+        SetChannel(row, RoundChannelScale(given[static_cast<size_t>(row)] * trial));
+      }
+      RoundColumns(costs.data());
+      for (int64_t row = 0; row < num_rows_; ++row) {
+        const auto r = static_cast<size_t>(row);
+        if (costs[r] >= least[r]) continue;
+        least[r] = costs[r];
+        best_channels[r] = channels_[row];
+        std::copy_n(codes_ + row * k_, k_, best_codes.begin() + row * k_);
       }
     }
-    std::vector<double> errors(static_cast<size_t>(num_rows_ * kBlock));
-    for (int64_t first = 0; first < k_; first += kBlock) {
-      const int64_t width = std::min(kBlock, k_ - first);
-      for (int64_t row = 0; row < num_rows_; ++row) {
-        RoundBlock(row, first, width, left.data() + row * k_ + first, errors.data() + row * kBlock);
-      }
-      const int64_t next = first + width;
-      problem_.subtract_product({.m = num_rows_,
-                                 .n = k_ - next,
-                                 .depth = width,
-                                 .a = errors.data(),
-                                 .lda = kBlock,
-                                 .b = problem_.factor.data() + first * k_ + next,
-                                 .ldb = k_,
-                                 .c = left.data() + next,
-                                 .ldc = k_});
+    std::copy(best_codes.begin(), best_codes.end(), codes_);
+    for (int64_t row = 0; row < num_rows_; ++row) {
+      SetChannel(row, best_channels[static_cast<size_t>(row)]);
     }
   }
 
@@ -117,7 +118,47 @@ class Tile {
                         static_cast<float>(problem_.grid.high));
   }
 
-  void RoundBlock(int64_t row, int64_t first, int64_t width, double* left, double* errors) {
+  void SetChannel(int64_t row, float channel) {
+    channels_[row] = channel;
+    const int64_t num_groups = problem_.grid.num_groups;
+    for (int64_t g = 0; g < num_groups; ++g) {
+      scales_[row * num_groups + g] = problem_.units[(first_row_ + row) * num_groups + g] * channel;
+    }
+  }
+
+  // GPTQ proper. costs[row] becomes d^T (H + added) d: what each column could not pass on, squared.
+  void RoundColumns(double* costs) {
+    const std::vector<int32_t>& order = problem_.factor.order();
+    std::vector<double> left(static_cast<size_t>(num_rows_ * k_));  // to round, in rounding order
+    for (int64_t row = 0; row < num_rows_; ++row) {
+      costs[row] = 0.0;
+      for (int64_t i = 0; i < k_; ++i) {
+        left[static_cast<size_t>(row * k_ + i)] =
+            weights_[row * k_ + order[static_cast<size_t>(i)]];
+      }
+    }
+    std::vector<double> errors(static_cast<size_t>(num_rows_ * kBlock));
+    for (int64_t first = 0; first < k_; first += kBlock) {
+      const int64_t width = std::min(kBlock, k_ - first);
+      for (int64_t row = 0; row < num_rows_; ++row) {
+        costs[row] += RoundBlock(row, first, width, left.data() + row * k_ + first,
+                                 errors.data() + row * kBlock);
+      }
+      const int64_t next = first + width;
+      problem_.subtract_product({.m = num_rows_,
+                                 .n = k_ - next,
+                                 .depth = width,
+                                 .a = errors.data(),
+                                 .lda = kBlock,
+                                 .b = problem_.factor.data() + first * k_ + next,
+                                 .ldb = k_,
+                                 .c = left.data() + next,
+                                 .ldc = k_});
+    }
+  }
+
+  double RoundBlock(int64_t row, int64_t first, int64_t width, double* left, double* errors) {
+    double cost = 0.0;
     for (int64_t i = 0; i < width; ++i) {
       const int64_t column = problem_.factor.order()[static_cast<size_t>(first + i)];
       const double* u = problem_.factor.data() + (first + i) * k_ + first;
@@ -126,8 +167,12 @@ class Tile {
       codes_[row * k_ + column] = static_cast<int8_t>(level);
       errors[i] = (left[i] - scale * level) / u[i];
       for (int64_t j = i + 1; j < width; ++j) left[j] -= errors[i] * u[j];
+      if (!IsDead(column)) cost += errors[i] * errors[i];
     }
+    return cost;
   }
+
+  bool IsDead(int64_t column) const { return problem_.hessian[column * (k_ + 1)] == 0.0; }
 
   // outputs = -W (H + added), gradients = -(W - Z) (H + added).
   void StartGradients() {
@@ -170,7 +215,7 @@ class Tile {
       const double* hessian = problem_.hessian + column * k_;
       const double curvature = hessian[column] + added_;
       const double scale = Scale(row, column);
-      if (hessian[column] == 0.0 || scale == 0.0) continue;
+      if (IsDead(column) || scale == 0.0) continue;
       int8_t& code = codes_[row * k_ + column];
       const float level = Level(scale * code - gradient[column] / curvature, scale);
       const double step = scale * (level - static_cast<float>(code));  // z moves by this
@@ -200,11 +245,7 @@ class Tile {
     const float before = channels_[row];
     const float after = RoundChannelScale(static_cast<float>(before * (product / norm)));
     if (after == before || !(after > 0.0F)) return false;
-    channels_[row] = after;
-    const int64_t num_groups = problem_.grid.num_groups;
-    for (int64_t g = 0; g < num_groups; ++g) {
-      scales_[row * num_groups + g] = problem_.units[(first_row_ + row) * num_groups + g] * after;
-    }
+    SetChannel(row, after);
     const double ratio = static_cast<double>(after) / before;
     for (int64_t i = 0; i < k_; ++i) {
       gradient[i] = output[i] + ratio * (gradient[i] - output[i]);
@@ -253,9 +294,9 @@ absl::StatusOr<GptqResult> QuantizeGptq(const Matrix& matrix, const InputStatist
                                         const GptqOptions& options, ThreadPool* pool) try {
   const int64_t n = matrix.n;
   const int64_t k = matrix.k;
+  NIBBLE_RETURN_IF_ERROR(CheckMatrix(matrix, pool));
   NIBBLE_RETURN_IF_ERROR(Annotate(CheckScheme(scheme, k), matrix.name));
   NIBBLE_RETURN_IF_ERROR(CheckStatistics(matrix.name, statistics, k));
-  NIBBLE_RETURN_IF_ERROR(Annotate(CheckFinite(matrix.weight.data(), n, k, pool), matrix.name));
   if (factor.k() != k) {
     return InvalidArgument("{}: the factor is of {} inputs, the matrix has {}", matrix.name,
                            factor.k(), k);
@@ -273,13 +314,16 @@ absl::StatusOr<GptqResult> QuantizeGptq(const Matrix& matrix, const InputStatist
   if (!split.ok()) return Annotate(split.status(), matrix.name);
   NIBBLE_ASSIGN_OR_RETURN(const SubtractProductFunction subtract_product, ChooseSubtractProduct());
 
-  const Problem problem = {.matrix = matrix,
-                           .hessian = statistics.hessian.data(),
-                           .factor = factor,
-                           .grid = grid,
-                           .units = split->units.data(),
-                           .refinement_rounds = options.refinement_rounds,
-                           .subtract_product = subtract_product};
+  const Problem problem = {
+      .matrix = matrix,
+      .hessian = statistics.hessian.data(),
+      .factor = factor,
+      .grid = grid,
+      .units = split->units.data(),
+      .scale_trials =
+          std::span(kScaleTrials).first(options.search_channel_scale ? std::size(kScaleTrials) : 1),
+      .refinement_rounds = options.refinement_rounds,
+      .subtract_product = subtract_product};
   std::vector<int8_t> codes(static_cast<size_t>(n * k));
   std::vector<double> errors(static_cast<size_t>(n));
   std::vector<double> signals(static_cast<size_t>(n));

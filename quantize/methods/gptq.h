@@ -35,6 +35,8 @@ struct GptqOptions {
   // Scales to start from, as ClipResult::scales. null: those of SearchClipping. The caller keeps
   // them.
   const std::vector<float>* scales = nullptr;
+  // Rounds each row at several channel scales around the given and keeps the best.
+  bool search_channel_scale = true;
   // Rounds of refinement, each of the channel scales (not the first) and then of the codes, until
   // nothing changes. 0: plain GPTQ.
   int refinement_rounds = 4;

@@ -55,6 +55,8 @@ double RelativeError(const std::vector<double>& errors, const std::vector<double
 inline constexpr float kLargestWeight = 1e15F;
 // INVALID_ARGUMENT naming the first weight that is not finite or larger.
 absl::Status CheckFinite(const float* w, int64_t n, int64_t k, ThreadPool* pool);
+// The same of a whole matrix, named, and that its weights are as many as its shape says.
+absl::Status CheckMatrix(const Matrix& matrix, ThreadPool* pool);
 // INVALID_ARGUMENT unless there are [n, num_groups] scales whose inverses are finite, or 0.
 absl::Status CheckScales(const std::vector<float>& scales, int64_t n, int64_t num_groups);
 

@@ -194,6 +194,15 @@ absl::Status CheckFinite(const float* w, int64_t n, int64_t k, ThreadPool* pool)
   return absl::OkStatus();
 }
 
+absl::Status CheckMatrix(const Matrix& matrix, ThreadPool* pool) {
+  NIBBLE_RETURN_IF_ERROR(Annotate(CheckShape(matrix.n, matrix.k), matrix.name));
+  if (static_cast<int64_t>(matrix.weight.size()) != matrix.n * matrix.k) {
+    return InvalidArgument("{}: {} weights, its shape [{}, {}] needs {}", matrix.name,
+                           matrix.weight.size(), matrix.n, matrix.k, matrix.n * matrix.k);
+  }
+  return Annotate(CheckFinite(matrix.weight.data(), matrix.n, matrix.k, pool), matrix.name);
+}
+
 absl::StatusOr<double> OutputError(const float* w, const QuantizedWeight& quantized,
                                    const InputStatistics& statistics, ThreadPool* pool) {
   const auto [n, k] = std::visit([](const auto& q) { return std::pair(q.n, q.k); }, quantized);
