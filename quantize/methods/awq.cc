@@ -12,6 +12,10 @@ namespace {
 
 using Magnitude = SiteChange::Magnitude;
 
+std::vector<float> Ones(const InputStatistics& statistics) {
+  return std::vector<float>(static_cast<size_t>(statistics.k), 1.0F);
+}
+
 // Largest weight of every column over all consumers.
 std::vector<float> ColumnMaxima(const std::vector<const Matrix*>& consumers) {
   const auto k = static_cast<size_t>(consumers.front()->k);
@@ -54,32 +58,26 @@ std::vector<float> Candidate(Magnitude magnitude, double alpha, const InputStati
   return scale;
 }
 
-absl::StatusOr<SiteChange> SearchSite(size_t site_idx, const EqualizationContext& context,
-                                      const AwqOptions& options, const BlockWeights& block,
-                                      const InputStatistics& statistics) {
-  const Site site = kSites[site_idx];
-  ThreadPool* pool = context.pool;
-  const std::vector<const Matrix*> consumers = ConsumersOf(site, block);
+// The candidate of least error on some rows.
+absl::StatusOr<SiteChange> BestCandidate(Site site, const EqualizationContext& context,
+                                         const AwqOptions& options, const BlockWeights& block,
+                                         const SiteErrorArgs& args) {
+  SiteErrorArgs thinned = args;
+  thinned.max_rows = options.max_rows;
   NIBBLE_ASSIGN_OR_RETURN(const SiteErrorMeter meter,
-                          SiteErrorMeter::Create({.consumers = consumers,
-                                                  .statistics = &statistics,
-                                                  .scheme = context.schemes[site_idx],
-                                                  .isa = context.isa},
-                                                 pool));
+                          SiteErrorMeter::Create(std::move(thinned), context.pool));
   SiteChange best;
   best.site = site;
-  NIBBLE_ASSIGN_OR_RETURN(
-      best.before,
-      meter.Measure(std::vector<float>(static_cast<size_t>(statistics.k), 1.0F), pool));
+  NIBBLE_ASSIGN_OR_RETURN(best.before, meter.Measure(Ones(*args.statistics), context.pool));
   best.after = best.before;
-  const std::vector<float> column_maxima = ColumnMaxima(consumers);
+  const std::vector<float> column_maxima = ColumnMaxima(args.consumers);
   for (const Magnitude magnitude :
        {Magnitude::kMean, Magnitude::kMax, Magnitude::kMaxOverWeights}) {
     for (int step = 1; step <= options.num_steps; ++step) {
       const double alpha = static_cast<double>(step) / options.num_steps;
-      std::vector<float> scale = Candidate(magnitude, alpha, statistics, column_maxima);
+      std::vector<float> scale = Candidate(magnitude, alpha, *args.statistics, column_maxima);
       FitScale(site, context.shape, block, &scale);
-      NIBBLE_ASSIGN_OR_RETURN(const SiteError error, meter.Measure(scale, pool));
+      NIBBLE_ASSIGN_OR_RETURN(const SiteError error, meter.Measure(scale, context.pool));
       if (!(error.total() < best.after.total())) continue;
       best.magnitude = magnitude;
       best.alpha = alpha;
@@ -87,6 +85,30 @@ absl::StatusOr<SiteChange> SearchSite(size_t site_idx, const EqualizationContext
       best.scale = std::move(scale);
     }
   }
+  return best;
+}
+
+absl::StatusOr<SiteChange> SearchSite(size_t site_idx, const EqualizationContext& context,
+                                      const AwqOptions& options, const BlockWeights& block,
+                                      const InputStatistics& statistics) {
+  const Site site = kSites[site_idx];
+  const SiteErrorArgs args = {.consumers = ConsumersOf(site, block),
+                              .statistics = &statistics,
+                              .scheme = context.schemes[site_idx],
+                              .isa = context.isa};
+  NIBBLE_ASSIGN_OR_RETURN(SiteChange best, BestCandidate(site, context, options, block, args));
+  const bool thinned =
+      std::any_of(args.consumers.begin(), args.consumers.end(),
+                  [&](const Matrix* matrix) { return matrix->n > options.max_rows; });
+  if (!thinned) return best;
+  NIBBLE_ASSIGN_OR_RETURN(const SiteErrorMeter meter, SiteErrorMeter::Create(args, context.pool));
+  NIBBLE_ASSIGN_OR_RETURN(best.before, meter.Measure(Ones(statistics), context.pool));
+  best.after = best.before;
+  if (best.scale.empty()) return best;
+  NIBBLE_ASSIGN_OR_RETURN(const SiteError after, meter.Measure(best.scale, context.pool));
+  if (!(after.total() < best.before.total()))
+    return SiteChange{.site = site, .before = best.before, .after = best.before};
+  best.after = after;
   return best;
 }
 
@@ -99,6 +121,7 @@ absl::StatusOr<std::vector<SiteChange>> SearchScales(const EqualizationContext& 
   if (options.num_steps < 1 || options.num_steps > kMaxSteps) {
     return InvalidArgument("num_steps is {}, the range is 1..{}", options.num_steps, kMaxSteps);
   }
+  if (options.max_rows < 1) return InvalidArgument("max_rows is {}, at least 1", options.max_rows);
   NIBBLE_RETURN_IF_ERROR(ValidateBlock(context.shape, *block));
   // A site's error is of its own columns and inputs, which the other sites' scales do not touch
   // (they divide rows of v and up): all are searched before any is applied.

@@ -21,6 +21,10 @@ namespace nibble::quantize {
 struct AwqOptions {
   std::array<bool, 4> sites = {true, true, true, true};  // of kSites, in their order
   int num_steps = 20;  // alpha = 1/num_steps, 2/num_steps ... 1; 1..1000
+  // Candidates are compared on at most so many output channels of each consumer, evenly spaced:
+  // the best hardly depends on more, and the search of a large model does. What is taken is then
+  // measured on all. 1 or more.
+  int64_t max_rows = 512;
 };
 
 // What a search did to one site.
@@ -32,7 +36,7 @@ struct SiteChange {
   Site site = Site::kQkv;
   Magnitude magnitude = Magnitude::kNone;  // kNone: no scale was better than none
   double alpha = 0.0;
-  SiteError before;
+  SiteError before;  // of all output channels
   SiteError after;
   std::vector<float> scale;  // as applied; empty for kNone
 };

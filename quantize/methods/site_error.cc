@@ -45,6 +45,16 @@ std::vector<float> Product(const kernels::PackedWeight& weight, const std::vecto
   return d;
 }
 
+// `num_rows` rows of `matrix`, evenly spaced.
+Matrix Thinned(const Matrix& matrix, int64_t num_rows) {
+  Matrix rows = {.name = matrix.name, .n = num_rows, .k = matrix.k};
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const float* row = matrix.weight.data() + i * matrix.n / num_rows * matrix.k;
+    rows.weight.insert(rows.weight.end(), row, row + matrix.k);
+  }
+  return rows;
+}
+
 }  // namespace
 
 absl::StatusOr<SiteErrorMeter> SiteErrorMeter::Create(SiteErrorArgs args, ThreadPool* pool) {
@@ -66,6 +76,12 @@ absl::StatusOr<SiteErrorMeter> SiteErrorMeter::Create(SiteErrorArgs args, Thread
     }
   }
   SiteErrorMeter meter;
+  meter.thinned_.reserve(args.consumers.size());  // pointers to its elements are kept
+  for (const Matrix*& matrix : args.consumers) {
+    if (args.max_rows < 1 || matrix->n <= args.max_rows) continue;
+    meter.thinned_.push_back(Thinned(*matrix, args.max_rows));
+    matrix = &meter.thinned_.back();
+  }
   const std::vector<float> hessian(statistics.hessian.begin(), statistics.hessian.end());
   NIBBLE_ASSIGN_OR_RETURN(
       meter.hessian_, kernels::PackDense(hessian.data(), DType::kF32, statistics.k, statistics.k,

@@ -34,6 +34,7 @@ struct SiteErrorArgs {
   std::vector<const Matrix*> consumers;         // all of one k; outlive the meter
   const InputStatistics* statistics = nullptr;  // with a Hessian; outlives the meter
   WeightScheme scheme;
+  int64_t max_rows = 0;  // measure only so many rows of each consumer, evenly spaced; 0: all
   Isa isa = Isa::kRef;
 };
 
@@ -52,6 +53,7 @@ class SiteErrorMeter {
   std::vector<float> ActivationErrors(const std::vector<float>& scale, ThreadPool* pool) const;
 
   SiteErrorArgs args_;
+  std::vector<Matrix> thinned_;  // consumers of more than max_rows rows: those measured
   std::unique_ptr<kernels::PackedWeight> hessian_;  // symmetric: as B of D = A B^T
   std::vector<double> energies_;                    // tr(W H W^T) of every consumer
 };

@@ -131,6 +131,27 @@ TEST_P(AwqTest, MeterMeasuresItsDefinition) {
   }
 }
 
+TEST_P(AwqTest, MeterOfSomeRowsTakesThemEvenly) {
+  const InputStatistics& statistics = statistics_.down;
+  auto meter = SiteErrorMeter::Create({.consumers = {&block_.down},
+                                       .statistics = &statistics,
+                                       .scheme = GetParam(),
+                                       .max_rows = 3,
+                                       .isa = HostCpuFeatures().Best()},
+                                      &pool_);
+  ASSERT_TRUE(meter.ok()) << meter.status();
+  Matrix rows = {.n = 3, .k = block_.down.k};
+  for (const int64_t row : {0, 21, 42}) {  // of 64
+    const auto begin = block_.down.weight.begin() + row * rows.k;
+    rows.weight.insert(rows.weight.end(), begin, begin + rows.k);
+  }
+  const std::vector<float> ones(static_cast<size_t>(rows.k), 1.0F);
+  auto error = meter->Measure(ones, &pool_);
+  ASSERT_TRUE(error.ok()) << error.status();
+  const double expected = PlainError({&rows}, statistics, GetParam(), ones).total();
+  EXPECT_NEAR(error->total(), expected, 1e-2 * expected);
+}
+
 TEST_P(AwqTest, LowersTheErrorOfTheSitesItChanges) {
   const std::vector<float> before = Output(block_);
   const BlockWeights original = block_;
@@ -169,6 +190,32 @@ TEST_P(AwqTest, LowersTheErrorOfTheSitesItChanges) {
   }
   const std::vector<float> after = Output(block_);
   for (size_t i = 0; i < after.size(); ++i) EXPECT_NEAR(after[i], before[i], 2e-3) << i;
+}
+
+// Comparing candidates on some rows must not let through what harms all of them.
+TEST_P(AwqTest, ACandidateOfSomeRowsIsMeasuredOnAll) {
+  for (const int64_t max_rows : {1, 5, 31}) {
+    BlockWeights block = RandomBlock(kSizes, 9);
+    BlockStatistics statistics = StatisticsOfBlock(block, Settings(), x_, &pool_);
+    const BlockWeights original = block;
+    const BlockStatistics seen = statistics;
+    auto changes =
+        SearchScales(Context(&pool_), {.num_steps = 3, .max_rows = max_rows}, &block, &statistics);
+    ASSERT_TRUE(changes.ok()) << changes.status();
+    for (const SiteChange& change : *changes) {
+      const InputStatistics& inputs = StatisticsOf(change.site, seen);
+      const auto consumers = ConsumersOf(change.site, original);
+      const std::vector<float> ones(static_cast<size_t>(inputs.k), 1.0F);
+      EXPECT_NEAR(change.before.total(), PlainError(consumers, inputs, GetParam(), ones).total(),
+                  1e-2 * change.before.total());
+      EXPECT_NEAR(
+          change.after.total(),
+          PlainError(consumers, inputs, GetParam(), change.scale.empty() ? ones : change.scale)
+              .total(),
+          1e-2 * change.after.total());
+      EXPECT_EQ(change.after.total() < change.before.total(), !change.scale.empty());
+    }
+  }
 }
 
 TEST_P(AwqTest, TakesOnlyTheSitesItIsTold) {
@@ -234,6 +281,10 @@ TEST_P(AwqTest, WhatDoesNotFitIsRefused) {
   const BlockWeights original = block_;
   for (const int num_steps : {0, -1, 1001}) {
     auto changes = SearchScales(Context(&pool_), {.num_steps = num_steps}, &block_, &statistics_);
+    EXPECT_EQ(changes.status().code(), absl::StatusCode::kInvalidArgument);
+  }
+  for (const int64_t max_rows : {0, -5}) {
+    auto changes = SearchScales(Context(&pool_), {.max_rows = max_rows}, &block_, &statistics_);
     EXPECT_EQ(changes.status().code(), absl::StatusCode::kInvalidArgument);
   }
   BlockStatistics broken = statistics_;
