@@ -138,6 +138,8 @@ absl::StatusOr<WeightForm> LinearLoader::ChooseForm(const std::string& module,
         "--quantization {}: {} is stored in {} bits already; quantize a full-precision checkpoint",
         option, module, scheme->weight_bits);
   };
+  // What the author of a quantized checkpoint left plain stays so.
+  if (scheme == nullptr && config_.quantization.has_value()) return WeightForm::kDense;
   const bool stored_int8 = scheme != nullptr && scheme->weight_bits == 8;
   switch (options_.quantization) {
     case Quantization::kNone:

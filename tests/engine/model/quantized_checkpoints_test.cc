@@ -1,0 +1,235 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Checkpoints written by the public quantization tools (tests/fixtures/quantized): the values that
+// the tools read back, bit by bit, and the logits of a transformers model with these values.
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "base/json.h"
+#include "base/mapped_file.h"
+#include "engine/model/compressed_tensors.h"
+#include "engine/model/model.h"
+#include "engine/model/model_config.h"
+#include "engine/model/qweight.h"
+#include "tests/engine/model/model_runner.h"
+
+namespace nibble::engine {
+namespace {
+
+using testing::ModelRunner;
+
+const std::string kFixtures = NIBBLE_SOURCE_DIR "/tests/fixtures/quantized";
+
+// Folders that hold an expected.json: a new fixture is tested without naming it here.
+std::vector<std::string> FixtureNames() {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(kFixtures)) {
+    if (std::filesystem::exists(entry.path() / "expected.json")) {
+      names.push_back(entry.path().filename().string());
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+nlohmann::json ReadExpected(const std::string& name) {
+  auto text = ReadFile(kFixtures + "/" + name + "/expected.json", size_t{1} << 20);
+  EXPECT_TRUE(text.ok()) << text.status();
+  auto json = ParseJson(*text);
+  EXPECT_TRUE(json.ok()) << json.status();
+  return *std::move(json);
+}
+
+// CRC-32 of ISO 3309, as Python's zlib computes it.
+uint32_t Crc32(const std::vector<float>& values) {
+  std::vector<float> unsigned_zeros = values;  // -0 and 0 are the same weight
+  for (float& value : unsigned_zeros) value += 0.0F;
+  std::vector<uint8_t> bytes(values.size() * sizeof(float));
+  std::memcpy(bytes.data(), unsigned_zeros.data(), bytes.size());
+  uint32_t crc = ~0U;
+  for (const uint8_t byte : bytes) {
+    crc ^= byte;
+    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1U) != 0 ? 0xedb88320U : 0U);
+  }
+  return ~crc;
+}
+
+// The module's values [n, k] as floats, in the order of the input channels.
+std::vector<float> Dequantize(const Checkpoint& checkpoint, const std::string& module, int64_t n,
+                              int64_t k, const WeightScheme& scheme, ThreadPool* pool) {
+  std::vector<float> values(static_cast<size_t>(n * k));
+  if (scheme.weight_bits == 8) {
+    const auto weight = ReadInt8(checkpoint, {.name = module, .n = n, .k = k});
+    EXPECT_TRUE(weight.ok()) << weight.status();
+    if (!weight.ok()) return {};
+    for (int64_t i = 0; i < n * k; ++i) {
+      values[static_cast<size_t>(i)] = weight->scales[static_cast<size_t>(i / k)] *
+                                       static_cast<float>(weight->codes[static_cast<size_t>(i)]);
+    }
+    return values;
+  }
+  const bool has_qweight =
+      scheme.layout == WeightLayout::kGptq || scheme.layout == WeightLayout::kAwq;
+  const auto stored = has_qweight ? ReadQweight(checkpoint, module, n, k, scheme, pool)
+                                  : ReadCompressedInt4(checkpoint, module, n, k, scheme, pool);
+  EXPECT_TRUE(stored.ok()) << stored.status();
+  if (!stored.ok()) return {};
+  for (int64_t row = 0; row < n; ++row) {
+    for (int64_t column = 0; column < k; ++column) {
+      const int64_t channel = stored->channel_order.empty()
+                                  ? column
+                                  : stored->channel_order[static_cast<size_t>(column)];
+      values[static_cast<size_t>(row * k + channel)] = stored->weight.Dequantize(row, column);
+    }
+  }
+  return values;
+}
+
+std::pair<int64_t, int64_t> ShapeOf(const ModelConfig& config, const std::string& module) {
+  const int64_t hidden = config.hidden_size;
+  const auto is = [&module](std::string_view name) { return module.ends_with(name); };
+  if (module == "lm_head") return {config.vocab_size, hidden};
+  if (is("q_proj")) return {config.num_heads * config.head_dim, hidden};
+  if (is("k_proj") || is("v_proj")) return {config.num_kv_heads * config.head_dim, hidden};
+  if (is("o_proj")) return {hidden, config.num_heads * config.head_dim};
+  if (is("down_proj")) return {hidden, config.intermediate_size};
+  return {config.intermediate_size, hidden};
+}
+
+class QuantizedValuesTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(QuantizedValuesTest, AreThoseOfTheTool) {
+  const std::string dir = kFixtures + "/" + GetParam();
+  ThreadPool pool(2);
+  const auto config = LoadModelConfig(dir);
+  ASSERT_TRUE(config.ok()) << config.status();
+  const auto checkpoint = Checkpoint::Open(dir);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const nlohmann::json expected = ReadExpected(GetParam());
+  ASSERT_GE(expected.at("modules").size(), 5U);
+  for (const auto& [module, want] : expected.at("modules").items()) {
+    const auto scheme = config->quantization->Find(module);
+    ASSERT_TRUE(scheme.ok() && *scheme != nullptr) << module;
+    const auto [n, k] = ShapeOf(*config, module);
+    const std::vector<float> values = Dequantize(*checkpoint, module, n, k, **scheme, &pool);
+    ASSERT_EQ(static_cast<int64_t>(values.size()), n * k) << module;
+    const auto first = want.at("first").get<std::vector<float>>();
+    for (size_t i = 0; i < first.size(); ++i) EXPECT_FLOAT_EQ(values[i], first[i]) << module;
+    EXPECT_EQ(Crc32(values), want.at("crc32").get<uint32_t>()) << module;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(, QuantizedValuesTest, ::testing::ValuesIn(FixtureNames()),
+                         [](const auto& test) { return test.param; });
+
+// Logits at the expected positions against the expected ones.
+struct LogitsError {
+  double relative = 0.0;  // root of the mean square, over that of what is expected
+  double worst = 0.0;     // largest, over the largest expected value
+};
+
+LogitsError Compare(Model* model, const nlohmann::json& expected, ThreadPool* pool) {
+  const int64_t vocab_size = model->config().vocab_size;
+  ModelRunner runner(model, 8, pool);
+  const std::vector<float> logits =
+      runner.Prefill(expected.at("input_ids").get<std::vector<int32_t>>(), 1000);
+  double error = 0.0;
+  double power = 0.0;
+  double largest = 0.0;
+  LogitsError result;
+  for (const auto& row : expected.at("logits")) {
+    const auto want = row.at("values").get<std::vector<float>>();
+    const float* got = logits.data() + row.at("position").get<int64_t>() * vocab_size;
+    for (size_t v = 0; v < want.size(); ++v) {
+      const double difference = std::abs(static_cast<double>(got[v]) - want[v]);
+      result.worst = difference <= result.worst ? result.worst : difference;  // NaN stays
+      error += difference * difference;
+      power += static_cast<double>(want[v]) * want[v];
+      largest = std::max(largest, std::abs(static_cast<double>(want[v])));
+    }
+  }
+  result.relative = std::sqrt(error / power);
+  result.worst /= largest;
+  return result;
+}
+
+using Param = std::tuple<std::string, Isa>;
+class QuantizedLogitsTest : public ::testing::TestWithParam<Param> {};
+
+// Float activations: both sides compute the same in float32, in other orders of summation.
+TEST_P(QuantizedLogitsTest, FloatActivationsEqualTransformers) {
+  const auto& [name, isa] = GetParam();
+  if (name == "ct_w8a8" || name == "ct_mixed") GTEST_SKIP() << "8-bit modules always take int8";
+  ThreadPool pool(2);
+  auto model = testing::LoadOrFail(
+      kFixtures + "/" + name,
+      {.dtype = DType::kF32, .quantization = Quantization::kW4A16, .isa = isa}, &pool);
+  ASSERT_NE(model, nullptr);
+  EXPECT_LE(Compare(model.get(), ReadExpected(name), &pool).worst, 1e-4);
+}
+
+// As a server loads it: int8 activations, of which each linear layer's rounding costs 1 % or less,
+// and 8-bit Integer Scale.
+TEST_P(QuantizedLogitsTest, Int8ActivationsAreNear) {
+  const auto& [name, isa] = GetParam();
+  ThreadPool pool(2);
+  auto model =
+      testing::LoadOrFail(kFixtures + "/" + name, {.dtype = DType::kF32, .isa = isa}, &pool);
+  ASSERT_NE(model, nullptr);
+  EXPECT_LE(Compare(model.get(), ReadExpected(name), &pool).relative, 0.03) << name;
+  const bool for_floats = name != "ct_w8a8" && name != "ct_w4a8_int" && name != "ct_mixed";
+  EXPECT_EQ(model->warnings().size(), for_floats ? 1U : 0U) << model->quantization_name();
+}
+
+INSTANTIATE_TEST_SUITE_P(, QuantizedLogitsTest,
+                         ::testing::Combine(::testing::ValuesIn(FixtureNames()),
+                                            ::testing::ValuesIn(testing::HostIsas())),
+                         [](const ::testing::TestParamInfo<Param>& test) {
+                           return fmt::format("{}_{}", std::get<0>(test.param),
+                                              ToString(std::get<1>(test.param)));
+                         });
+
+// A step that reorders activations computes a row from that row alone too.
+TEST(QuantizedCheckpointsTest, ActOrderDoesNotDependOnTheBatch) {
+  ThreadPool pool(2);
+  const nlohmann::json expected = ReadExpected("gptq_act_order");
+  const auto ids = expected.at("input_ids").get<std::vector<int32_t>>();
+  for (const Isa isa : testing::HostIsas()) {
+    auto model = testing::LoadOrFail(kFixtures + "/gptq_act_order", {.isa = isa}, &pool);
+    ASSERT_NE(model, nullptr);
+    ModelRunner runner(model.get(), 8, &pool);
+    const std::vector<float> whole = runner.Prefill(ids, 1000);
+    EXPECT_TRUE(testing::SameBits(runner.Prefill(ids, 1), whole));
+    EXPECT_TRUE(testing::SameBits(runner.Prefill(ids, 7), whole));
+  }
+}
+
+TEST(QuantizedCheckpointsTest, NamesTellWhatRuns) {
+  ThreadPool pool(1);
+  const std::pair<const char*, const char*> names[] = {
+      {"gptq_act_order",
+       "w4a8 (integer) of a w4a16 checkpoint, head int8 beside the float16 embedding"},
+      {"gptq_v2",
+       "w4a8 (integer) of a w4a16 checkpoint, 1 of 8 modules float16, head int4, as stored"},
+      {"ct_mixed",
+       "w4a8 (integer) and w8a8, 1 of 7 modules bfloat16, head int8 beside the bfloat16 embedding"},
+  };
+  for (const auto& [fixture, name] : names) {
+    auto model = testing::LoadOrFail(kFixtures + "/" + fixture, {}, &pool);
+    ASSERT_NE(model, nullptr);
+    EXPECT_EQ(model->quantization_name(), name);
+  }
+}
+
+}  // namespace
+}  // namespace nibble::engine
