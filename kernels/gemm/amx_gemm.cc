@@ -8,6 +8,7 @@
 
 #include "base/aligned_buffer.h"
 #include "kernels/gemm/dense_elements.h"
+#include "kernels/gemm/panel_loops.h"
 
 namespace nibble::kernels {
 namespace {
@@ -23,9 +24,6 @@ constexpr int64_t kMaxPanels = 8;
 // A block of rows that fits this whole, over all of k, stays in the second-level cache from panel
 // to panel: then one panel at a time streams its weights best.
 constexpr int64_t kResidentBytes = int64_t{512} << 10;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
 // `length` bytes of a row to byte `at` of its row of a tile [steps, 16, 64].
 void CopyToTile(const int8_t* from, int64_t length, int64_t at, uint8_t* tile_row) {

@@ -49,13 +49,12 @@ inline __m256i FirstLanes(int64_t count) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(clamped), lanes);
 }
 
-// kRows rows times the panel over k in [begin, end). One accumulator per output, in the order of k:
-// storing it to d between two stretches of k changes no bit.
+// kRows rows times the panel over k in [begin, end), whose weights are at `b`. One accumulator per
+// output, in the order of k: storing it to d between two stretches of k changes no bit.
 template <typename Storage, int kRows>
-void Tile(const DenseBlock& block, int64_t row, int64_t begin, int64_t end) {
+void Tile(const DenseBlock& block, const uint8_t* b, int64_t row, int64_t begin, int64_t end) {
   const float* a = block.a + row * block.a_stride;
   float* d = block.d + row * block.d_stride;
-  const auto* b = static_cast<const uint8_t*>(block.weights) + begin * kPanel * Storage::kBytes;
   __m256 acc[kRows][kVectors];
   NIBBLE_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -95,16 +94,55 @@ void Tile(const DenseBlock& block, int64_t row, int64_t begin, int64_t end) {
 }
 
 template <typename Storage>
+void MultiplyRows(const DenseBlock& block, const uint8_t* b, int64_t begin, int64_t end) {
+  int64_t row = 0;
+  for (; row + kTileRows <= block.rows; row += kTileRows) {
+    Tile<Storage, kTileRows>(block, b, row, begin, end);
+  }
+  if (block.rows - row == 2) Tile<Storage, 2>(block, b, row, begin, end);
+  if (block.rows - row == 1) Tile<Storage, 1>(block, b, row, begin, end);
+}
+
+template <typename Storage>
 void Multiply(const DenseBlock& block) {
   const int64_t depth = block.rows <= kTileRows ? block.k : kDepth;
   for (int64_t begin = 0; begin < block.k; begin += depth) {
     const int64_t end = block.k - begin < depth ? block.k : begin + depth;
-    int64_t row = 0;
-    for (; row + kTileRows <= block.rows; row += kTileRows) {
-      Tile<Storage, kTileRows>(block, row, begin, end);
+    const auto* weights = static_cast<const uint8_t*>(block.weights);
+    MultiplyRows<Storage>(block, weights + begin * kPanel * Storage::kBytes, begin, end);
+  }
+}
+
+// 4 bit: this much of k is unpacked to floats (16 KiB) that all rows read from the first-level
+// cache.
+constexpr int64_t kInt4Depth = 128;
+
+// k in [begin, end) to [k, panel] floats scale * (code - zero), the difference exact.
+void UnpackInt4(const DenseBlock& block, int64_t begin, int64_t end, float* out) {
+  const auto* words = static_cast<const uint32_t*>(block.weights);
+  for (int64_t k = begin; k < end;) {
+    const int64_t group = k / block.group;
+    const int64_t group_end = (group + 1) * block.group;
+    const int64_t stop = group_end < end ? group_end : end;
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = group * kPanel + v * kLanes;
+      const __m256 scale = _mm256_loadu_ps(block.scales + at);
+      __m256i zero = _mm256_set1_epi32(8);
+      if (block.zeros != nullptr) {
+        zero = _mm256_cvtepu8_epi32(
+            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block.zeros + at)));
+      }
+      for (int64_t i = k; i < stop; ++i) {
+        const __m256i word = _mm256_loadu_si256(
+            reinterpret_cast<const __m256i*>(words + i / 8 * kPanel + v * kLanes));
+        const __m256i shifted =
+            _mm256_srl_epi32(word, _mm_cvtsi32_si128(static_cast<int>(i % 8 * 4)));
+        const __m256i code = _mm256_and_si256(shifted, _mm256_set1_epi32(15));
+        const __m256 difference = _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero));
+        _mm256_store_ps(out + (i - begin) * kPanel + v * kLanes, _mm256_mul_ps(difference, scale));
+      }
     }
-    if (block.rows - row == 2) Tile<Storage, 2>(block, row, begin, end);
-    if (block.rows - row == 1) Tile<Storage, 1>(block, row, begin, end);
+    k = stop;
   }
 }
 
@@ -113,5 +151,14 @@ void Multiply(const DenseBlock& block) {
 void DenseF32(const DenseBlock& block) { Multiply<F32>(block); }
 void DenseBf16(const DenseBlock& block) { Multiply<Bf16>(block); }
 void DenseF16(const DenseBlock& block) { Multiply<F16>(block); }
+
+void DenseInt4(const DenseBlock& block) {
+  alignas(32) float weights[kInt4Depth * kPanel];
+  for (int64_t begin = 0; begin < block.k; begin += kInt4Depth) {
+    const int64_t end = block.k - begin < kInt4Depth ? block.k : begin + kInt4Depth;
+    UnpackInt4(block, begin, end, weights);
+    MultiplyRows<F32>(block, reinterpret_cast<const uint8_t*>(weights), begin, end);
+  }
+}
 
 }  // namespace nibble::kernels::avx2

@@ -56,13 +56,12 @@ inline __mmask16 FirstLanes(int64_t count) {
   return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1U << count) - 1U);
 }
 
-// kRows rows times the panel over k in [begin, end). One accumulator per output, in the order of k:
-// storing it to d between two stretches of k changes no bit.
+// kRows rows times the panel over k in [begin, end), whose weights are at `b`. One accumulator per
+// output, in the order of k: storing it to d between two stretches of k changes no bit.
 template <typename Storage, int kRows>
-void Tile(const DenseBlock& block, int64_t row, int64_t begin, int64_t end) {
+void Tile(const DenseBlock& block, const uint8_t* b, int64_t row, int64_t begin, int64_t end) {
   const float* a = block.a + row * block.a_stride;
   float* d = block.d + row * block.d_stride;
-  const auto* b = static_cast<const uint8_t*>(block.weights) + begin * kPanel * Storage::kBytes;
   __m512 acc[kRows][kVectors];
   NIBBLE_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -100,33 +99,72 @@ void Tile(const DenseBlock& block, int64_t row, int64_t begin, int64_t end) {
 }
 
 template <typename Storage>
+void MultiplyRows(const DenseBlock& block, const uint8_t* b, int64_t begin, int64_t end) {
+  int64_t row = 0;
+  for (; row + kTileRows <= block.rows; row += kTileRows) {
+    Tile<Storage, kTileRows>(block, b, row, begin, end);
+  }
+  switch (block.rows - row) {
+    case 5:
+      Tile<Storage, 5>(block, b, row, begin, end);
+      break;
+    case 4:
+      Tile<Storage, 4>(block, b, row, begin, end);
+      break;
+    case 3:
+      Tile<Storage, 3>(block, b, row, begin, end);
+      break;
+    case 2:
+      Tile<Storage, 2>(block, b, row, begin, end);
+      break;
+    case 1:
+      Tile<Storage, 1>(block, b, row, begin, end);
+      break;
+    default:
+      break;
+  }
+}
+
+template <typename Storage>
 void Multiply(const DenseBlock& block) {
   const int64_t depth = block.rows <= kTileRows ? block.k : kDepth;
   for (int64_t begin = 0; begin < block.k; begin += depth) {
     const int64_t end = block.k - begin < depth ? block.k : begin + depth;
-    int64_t row = 0;
-    for (; row + kTileRows <= block.rows; row += kTileRows) {
-      Tile<Storage, kTileRows>(block, row, begin, end);
+    const auto* weights = static_cast<const uint8_t*>(block.weights);
+    MultiplyRows<Storage>(block, weights + begin * kPanel * Storage::kBytes, begin, end);
+  }
+}
+
+// 4 bit: this much of k is unpacked to floats (16 KiB) that all rows read from the first-level
+// cache.
+constexpr int64_t kInt4Depth = 64;
+
+// k in [begin, end) to [k, panel] floats scale * (code - zero), the difference exact.
+void UnpackInt4(const DenseBlock& block, int64_t begin, int64_t end, float* out) {
+  const auto* words = static_cast<const uint32_t*>(block.weights);
+  const __m512 levels = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int64_t k = begin; k < end;) {
+    const int64_t group = k / block.group;
+    const int64_t group_end = (group + 1) * block.group;
+    const int64_t stop = group_end < end ? group_end : end;
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = group * kPanel + v * kLanes;
+      const __m512 scale = _mm512_loadu_ps(block.scales + at);
+      __m512 zero = _mm512_set1_ps(8.0F);
+      if (block.zeros != nullptr) {
+        zero = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.zeros + at))));
+      }
+      for (int64_t i = k; i < stop; ++i) {
+        const __m512i word = _mm512_loadu_si512(words + i / 8 * kPanel + v * kLanes);
+        const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(i % 8 * 4));
+        // The permutation looks at the low four bits of each index.
+        const __m512 code = _mm512_permutexvar_ps(_mm512_srl_epi32(word, shift), levels);
+        _mm512_store_ps(out + (i - begin) * kPanel + v * kLanes,
+                        _mm512_mul_ps(_mm512_sub_ps(code, zero), scale));
+      }
     }
-    switch (block.rows - row) {
-      case 5:
-        Tile<Storage, 5>(block, row, begin, end);
-        break;
-      case 4:
-        Tile<Storage, 4>(block, row, begin, end);
-        break;
-      case 3:
-        Tile<Storage, 3>(block, row, begin, end);
-        break;
-      case 2:
-        Tile<Storage, 2>(block, row, begin, end);
-        break;
-      case 1:
-        Tile<Storage, 1>(block, row, begin, end);
-        break;
-      default:
-        break;
-    }
+    k = stop;
   }
 }
 
@@ -135,5 +173,14 @@ void Multiply(const DenseBlock& block) {
 void DenseF32(const DenseBlock& block) { Multiply<F32>(block); }
 void DenseBf16(const DenseBlock& block) { Multiply<Bf16>(block); }
 void DenseF16(const DenseBlock& block) { Multiply<F16>(block); }
+
+void DenseInt4(const DenseBlock& block) {
+  alignas(64) float weights[kInt4Depth * kPanel];
+  for (int64_t begin = 0; begin < block.k; begin += kInt4Depth) {
+    const int64_t end = block.k - begin < kInt4Depth ? block.k : begin + kInt4Depth;
+    UnpackInt4(block, begin, end, weights);
+    MultiplyRows<F32>(block, reinterpret_cast<const uint8_t*>(weights), begin, end);
+  }
+}
 
 }  // namespace nibble::kernels::avx512vnni

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Dense weights in panels, and the loops over panels and blocks of rows.
+// Dense and W4A16 weights in panels, and the loops over panels and blocks of rows.
 
 #include <algorithm>
 
@@ -94,7 +94,79 @@ class DensePanels final : public GemmWeight {
   AlignedBuffer<uint8_t> elements_;  // [num_panels, k, panel] of desc.storage
 };
 
+class Int4FloatPanels final : public GemmWeight {
+ public:
+  Int4FloatPanels(const GemmVariant& variant, const GemmDesc& desc, const Int4Weight& weight,
+                  ThreadPool* pool)
+      : GemmWeight(variant, desc),
+        kernels_(*variant.dense_kernels),
+        num_panels_(CeilDiv(desc.n, kernels_.panel)),
+        panel_words_(CeilDiv(desc.k, 8) * kernels_.panel),
+        panel_scales_(weight.num_groups() * kernels_.panel),
+        codes_(AlignedBuffer<uint32_t>::Zeroed(static_cast<size_t>(num_panels_ * panel_words_))),
+        scales_(AlignedBuffer<float>::Zeroed(static_cast<size_t>(num_panels_ * panel_scales_))) {
+    if (!weight.zero_points.empty()) zeros_ = AlignedBuffer<uint8_t>::Zeroed(scales_.size());
+    pool->ParallelFor(num_panels_, 1, [&](int64_t begin, int64_t end) {
+      const int64_t last = std::min(end * kernels_.panel, desc.n);
+      for (int64_t n = begin * kernels_.panel; n < last; ++n) PackChannel(weight, n);
+    });
+  }
+  size_t size_bytes() const override {
+    return codes_.size_bytes() + scales_.size_bytes() + zeros_.size_bytes();
+  }
+
+  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+    ForBlocks(args.m, kernels_.tile_rows, num_panels_, pool,
+              [&](int64_t panel, int64_t row, int64_t rows) {
+                const int64_t column = panel * kernels_.panel;
+                kernels_.multiply({
+                    .weights = codes_.data() + panel * panel_words_,
+                    .scales = scales_.data() + panel * panel_scales_,
+                    .zeros = zeros_.empty() ? nullptr : zeros_.data() + panel * panel_scales_,
+                    .group = desc_.group_size,
+                    .k = desc_.k,
+                    .columns = std::min(kernels_.panel, desc_.n - column),
+                    .bias = args.bias == nullptr ? nullptr : args.bias + column,
+                    .a = args.a + row * args.a_stride,
+                    .a_stride = args.a_stride,
+                    .rows = rows,
+                    .d = args.d + row * args.d_stride + column,
+                    .d_stride = args.d_stride,
+                });
+              });
+  }
+
+ private:
+  void PackChannel(const Int4Weight& weight, int64_t n) {
+    const int64_t panel = n / kernels_.panel;
+    const int64_t column = n % kernels_.panel;
+    uint32_t* words = codes_.data() + panel * panel_words_ + column;
+    for (int64_t k = 0; k < desc_.k; ++k) {
+      words[k / 8 * kernels_.panel] |= static_cast<uint32_t>(weight.Code(n, k)) << (k % 8 * 4);
+    }
+    for (int64_t g = 0; g < weight.num_groups(); ++g) {
+      const auto from = static_cast<size_t>(n * weight.num_groups() + g);
+      const auto to = static_cast<size_t>(panel * panel_scales_ + g * kernels_.panel + column);
+      scales_[to] = weight.scales[from];
+      if (!zeros_.empty()) zeros_[to] = weight.zero_points[from];
+    }
+  }
+
+  const DenseKernels& kernels_;
+  const int64_t num_panels_;
+  const int64_t panel_words_;
+  const int64_t panel_scales_;
+  AlignedBuffer<uint32_t> codes_;  // [num_panels, ceil(k / 8), panel], the first of 8 k lowest
+  AlignedBuffer<float> scales_;    // [num_panels, num_groups, panel]
+  AlignedBuffer<uint8_t> zeros_;   // the same, or empty: 8 everywhere
+};
+
 }  // namespace
+
+std::unique_ptr<GemmWeight> PackInt4FloatPanels(const GemmVariant& variant, const GemmDesc& desc,
+                                                const Int4Source& source, ThreadPool* pool) {
+  return std::make_unique<Int4FloatPanels>(variant, desc, source.weight, pool);
+}
 
 std::unique_ptr<GemmWeight> PackDensePanels(const GemmVariant& variant, const GemmDesc& desc,
                                             const DenseSource& source, ThreadPool* pool) {

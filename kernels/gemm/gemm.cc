@@ -30,11 +30,16 @@ std::string_view ToString(ScaleForm form) {
   return "unknown";
 }
 
-absl::Status CheckW4A8(const GemmDesc& desc) {
+absl::Status CheckGroupSize(const GemmDesc& desc) {
   if (desc.group_size < 1 || desc.group_size > kMaxDimension) {
     return InvalidArgument("gemm: group_size is {}, the range is 1..{}", desc.group_size,
                            kMaxDimension);
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckW4A8(const GemmDesc& desc) {
+  NIBBLE_RETURN_IF_ERROR(CheckGroupSize(desc));
   if (desc.group_size < desc.k && desc.group_size > kMaxPackedGroup &&
       desc.group_size % kMaxPackedGroup != 0) {
     return Unimplemented(
@@ -59,6 +64,8 @@ std::string ToString(const GemmDesc& desc) {
                          desc.group_size);
     case WeightFormat::kW8A8:
       return fmt::format("w8a8 n={} k={}", desc.n, desc.k);
+    case WeightFormat::kW4A16:
+      return fmt::format("w4a16 n={} k={} group={}", desc.n, desc.k, desc.group_size);
   }
   return "unknown";
 }
@@ -75,6 +82,7 @@ absl::Status Supports(const GemmDesc& desc, Isa isa) {
     return Unimplemented("gemm: k is {}, 8-bit weights keep int32 sums up to k = {}", desc.k,
                          kMaxInt8K);
   }
+  if (desc.format == WeightFormat::kW4A16) NIBBLE_RETURN_IF_ERROR(CheckGroupSize(desc));
   if (ChooseVariant(desc, isa) == nullptr) {
     return Unimplemented("gemm: no {} variant for {}", ToString(isa), ToString(desc));
   }
@@ -130,6 +138,18 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt8(const Int8Weight& weight,
   NIBBLE_RETURN_IF_ERROR(Supports(desc, isa));
   const GemmVariant& variant = *ChooseVariant(desc, isa);
   return variant.pack_int8(variant, desc, weight, pool);
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4Float(const Int4Weight& weight, Isa isa,
+                                                            ThreadPool* pool) {
+  const GemmDesc desc = {.format = WeightFormat::kW4A16,
+                         .n = weight.n,
+                         .k = weight.k,
+                         .group_size = weight.group_size};
+  NIBBLE_RETURN_IF_ERROR(weight.Validate());
+  NIBBLE_RETURN_IF_ERROR(Supports(desc, isa));
+  const GemmVariant& variant = *ChooseVariant(desc, isa);
+  return variant.pack_int4(variant, desc, {weight, {}, {}}, pool);
 }
 
 void Run(const PackedWeight& weight, const GemmArgs& args, ThreadPool* pool) {

@@ -4,14 +4,15 @@
 // D = A * B^T: the linear layers. A is activations [m, k] (tokens), B is weights [n, k] (output
 // channels), D is [m, n].
 //
-// B is packed once at load for the variant that will run it (PackDense, PackInt4, PackInt8), then
-// shared read-only by all threads. Three families:
+// B is packed once at load for the variant that will run it (PackDense, PackInt4, PackInt8,
+// PackInt4Float), then shared read-only by all threads. Four families:
 //   dense: A is float; B is stored as float32, bfloat16 or float16 and widened to float while
 //     multiplying.
 //   W4A8: A is int8 with one scale per row (kernels/quant/quantize_rows.h); B is 4 bit with group
 //     scales, in one of the three scale forms of kernels/quant/int4_weight.h:
 //       d[m, n] = s_a[m] * c[n] * sum_k a8[m, k] * w8[n, k]
 //   W8A8: the same with w8 stored as it is and one scale per output channel.
+//   W4A16: A is float; B is 4 bit with float group scales, multiplied out while multiplying.
 // Integer sums are exact in int32 (proven per output channel when packing) and bit-equal over all
 // variants.
 //
@@ -33,10 +34,12 @@
 
 namespace nibble::kernels {
 
-enum class WeightFormat { kDense, kW4A8, kW8A8 };
+enum class WeightFormat { kDense, kW4A8, kW8A8, kW4A16 };
 
-// W4A8 and W8A8 read GemmArgs.a8, dense weights GemmArgs.a.
-constexpr bool TakesInt8(WeightFormat format) { return format != WeightFormat::kDense; }
+// W4A8 and W8A8 read GemmArgs.a8, dense and W4A16 weights GemmArgs.a.
+constexpr bool TakesInt8(WeightFormat format) {
+  return format == WeightFormat::kW4A8 || format == WeightFormat::kW8A8;
+}
 
 struct GemmDesc {
   WeightFormat format = WeightFormat::kDense;
@@ -44,7 +47,7 @@ struct GemmDesc {
   ScaleForm scale_form = ScaleForm::kFolded;  // kW4A8
   int64_t n = 0;
   int64_t k = 0;
-  int64_t group_size = 128;  // kW4A8
+  int64_t group_size = 128;  // kW4A8, kW4A16
 };
 
 std::string ToString(const GemmDesc& desc);
@@ -80,9 +83,14 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4(const Int4Weight& weight,
 absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt8(const Int8Weight& weight, Isa isa,
                                                        ThreadPool* pool);
 
+// Any scales, zero points and groups. Bit-equal to PackDense of the dequantized weights as float32
+// on the same instruction set, at an eighth of its memory.
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4Float(const Int4Weight& weight, Isa isa,
+                                                            ThreadPool* pool);
+
 struct GemmArgs {
   int64_t m = 0;                // rows of A and D; 0 is allowed
-  const float* a = nullptr;     // dense: [m, a_stride]
+  const float* a = nullptr;     // dense, W4A16: [m, a_stride]
   int64_t a_stride = 0;         // elements, >= k
   QuantizedRows a8;             // W4A8, W8A8
   const float* bias = nullptr;  // [n] or null; added in float after scaling

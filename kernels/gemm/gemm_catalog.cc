@@ -13,9 +13,12 @@ namespace {
 constexpr DenseKernels kDenseF32Avx2 = {32, 8, 3, avx2::DenseF32};
 constexpr DenseKernels kDenseBf16Avx2 = {32, 8, 3, avx2::DenseBf16};
 constexpr DenseKernels kDenseF16Avx2 = {32, 8, 3, avx2::DenseF16};
+constexpr DenseKernels kInt4FloatAvx2 = {32, 8, 3, avx2::DenseInt4};
 constexpr DenseKernels kDenseF32Avx512 = {64, 16, 6, avx512vnni::DenseF32};
 constexpr DenseKernels kDenseBf16Avx512 = {64, 16, 6, avx512vnni::DenseBf16};
 constexpr DenseKernels kDenseF16Avx512 = {64, 16, 6, avx512vnni::DenseF16};
+
+constexpr DenseKernels kInt4FloatAvx512 = {64, 16, 6, avx512vnni::DenseInt4};
 
 constexpr Int4Kernels kIntegerAvx2 = {16, 3, avx2::Int4Integer};
 constexpr Int4Kernels kFloatAvx2 = {16, 3, avx2::Int4Float};
@@ -41,6 +44,16 @@ constexpr GemmVariant Int4Ref(std::string_view name, ScaleForm form) {
 }
 constexpr GemmVariant Int8Ref(std::string_view name) {
   return {.name = name, .format = WeightFormat::kW8A8, .pack_int8 = PackInt8Ref};
+}
+constexpr GemmVariant Int4FloatRef(std::string_view name) {
+  return {.name = name, .format = WeightFormat::kW4A16, .pack_int4 = PackInt4FloatRef};
+}
+constexpr GemmVariant Int4Float(std::string_view name, Isa isa, const DenseKernels& kernels) {
+  return {.name = name,
+          .isa = isa,
+          .format = WeightFormat::kW4A16,
+          .pack_int4 = PackInt4FloatPanels,
+          .dense_kernels = &kernels};
 }
 constexpr GemmVariant Dense(std::string_view name, Isa isa, DType storage,
                             const DenseKernels& kernels) {
@@ -77,6 +90,7 @@ constexpr GemmVariant kCatalog[] = {
     Int4Ref("w4a8_integer_ref", ScaleForm::kInteger),
     Int4Ref("w4a8_float_ref", ScaleForm::kFloat),
     Int8Ref("w8a8_ref"),
+    Int4FloatRef("w4a16_ref"),
 
     Dense("dense_f32_avx2", Isa::kAvx2, DType::kF32, kDenseF32Avx2),
     Dense("dense_bf16_avx2", Isa::kAvx2, DType::kBf16, kDenseBf16Avx2),
@@ -87,6 +101,7 @@ constexpr GemmVariant kCatalog[] = {
     Int4("w4a8_integer_avx2", Isa::kAvx2, ScaleForm::kInteger, kIntegerAvx2),
     Int4("w4a8_float_avx2", Isa::kAvx2, ScaleForm::kFloat, kFloatAvx2),
     Int8("w8a8_avx2", Isa::kAvx2, kInt8Avx2),
+    Int4Float("w4a16_avx2", Isa::kAvx2, kInt4FloatAvx2),
 
     Dense("dense_f32_avx512vnni", Isa::kAvx512Vnni, DType::kF32, kDenseF32Avx512),
     Dense("dense_bf16_avx512vnni", Isa::kAvx512Vnni, DType::kBf16, kDenseBf16Avx512),
@@ -95,8 +110,9 @@ constexpr GemmVariant kCatalog[] = {
     Int4("w4a8_integer_avx512vnni", Isa::kAvx512Vnni, ScaleForm::kInteger, kIntegerAvx512),
     Int4("w4a8_float_avx512vnni", Isa::kAvx512Vnni, ScaleForm::kFloat, kFloatAvx512),
     Int8("w8a8_avx512vnni", Isa::kAvx512Vnni, kInt8Avx512),
+    Int4Float("w4a16_avx512vnni", Isa::kAvx512Vnni, kInt4FloatAvx512),
 
-    // float32 and float16 weights have no tiles: they run as on AVX-512.
+    // float32, float16 and W4A16 weights have no tiles: they run as on AVX-512.
     {.name = "dense_bf16_amx",
      .isa = Isa::kAmx,
      .storage = DType::kBf16,
@@ -116,6 +132,7 @@ bool Serves(const GemmVariant& variant, const GemmDesc& desc) {
     case WeightFormat::kW4A8:
       return variant.scale_form == desc.scale_form;
     case WeightFormat::kW8A8:
+    case WeightFormat::kW4A16:
       return true;
   }
   return false;

@@ -29,7 +29,13 @@ inline constexpr int64_t kInt4StepK = 8;
 inline constexpr int64_t kInt8StepK = 4;
 
 struct DenseBlock {
-  const void* weights;  // one panel: [k, panel] of the storage type
+  // One panel: [k, panel] of the storage type; 4 bit: [k / 8, panel] of 32 bits, the lowest four
+  // for the first of 8 k.
+  const void* weights;
+  // 4 bit: w = scales[k / group] * (code - zeros[k / group]).
+  const float* scales;   // [num_groups, panel]
+  const uint8_t* zeros;  // [num_groups, panel], or null: 8 everywhere
+  int64_t group;
   int64_t k;
   int64_t columns;    // of the panel that exist: 1..panel
   const float* bias;  // [columns] or null
@@ -45,10 +51,12 @@ struct DenseBlock {
 // packed order of the weights' k: one stream, whatever stride the rows had.
 struct RowBlock {
   const int8_t* a;
-  int64_t k;                  // packed
-  const float* a_scales;      // [rows]
-  const int32_t* a_sums;      // [rows] sum over k
-  const int32_t* group_sums;  // W4A8: per tile of r rows [num_groups, r], sums over a group's k
+  int64_t k;              // packed
+  const float* a_scales;  // [rows]
+  const int32_t* a_sums;  // [rows] sum over k
+  // W4A8: per tile of r rows [num_groups, r], the sums over a group's k times -8, or times -1 where
+  // the weight has zero points.
+  const int32_t* group_starts;
   int64_t rows;
   int64_t tile_rows;
   const float* bias;  // [columns] or null
@@ -103,7 +111,7 @@ struct Int8Kernels {
 };
 
 // One tile of activations, by RowBlock: rows [rows, a_stride] to [packed k / 4, rows, 4], and the
-// sums of groups. Each group of `group` values (the last one what is left of k) is padded with
+// starts of groups. Each group of `group` values (the last one what is left of k) is padded with
 // zeros to the next multiple of `step`.
 struct TileSource {
   const int8_t* a;
@@ -113,7 +121,8 @@ struct TileSource {
   int64_t group;
   int64_t step;
   int8_t* tile;
-  int32_t* group_sums;  // [num_groups, rows], or null
+  int32_t* group_starts;  // [num_groups, rows], or null
+  int32_t group_factor;   // times the sum of a group is its start
 };
 
 namespace avx2 {
@@ -121,6 +130,7 @@ void ArrangeTile(const TileSource& source);
 void DenseF32(const DenseBlock& block);
 void DenseBf16(const DenseBlock& block);
 void DenseF16(const DenseBlock& block);
+void DenseInt4(const DenseBlock& block);
 void Int4Integer(const Int4Block& block);
 void Int4Float(const Int4Block& block);
 void Int8(const Int8Block& block);
@@ -130,6 +140,7 @@ namespace avx512vnni {
 void DenseF32(const DenseBlock& block);
 void DenseBf16(const DenseBlock& block);
 void DenseF16(const DenseBlock& block);
+void DenseInt4(const DenseBlock& block);
 void Int4Folded(const Int4Block& block);
 void Int4Integer(const Int4Block& block);
 void Int4Float(const Int4Block& block);

@@ -49,6 +49,36 @@ class DenseRef final : public GemmWeight {
   std::vector<uint8_t> elements_;  // [n, k] of desc.storage
 };
 
+class Int4FloatRef final : public GemmWeight {
+ public:
+  Int4FloatRef(const GemmVariant& variant, const GemmDesc& desc, const Int4Weight& weight)
+      : GemmWeight(variant, desc), weight_(weight) {}
+  size_t size_bytes() const override {
+    return weight_.codes.size() + weight_.scales.size() * sizeof(float) +
+           weight_.zero_points.size();
+  }
+
+  // d[m, n] = float(sum_k a[m, k] * float(scale * (code - zero)) in double) + bias[n]
+  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+    pool->ParallelFor(desc_.n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        for (int64_t m = 0; m < args.m; ++m) {
+          double sum = 0.0;
+          for (int64_t k = 0; k < desc_.k; ++k) {
+            sum += static_cast<double>(args.a[m * args.a_stride + k]) *
+                   static_cast<double>(weight_.Dequantize(n, k));
+          }
+          const auto value = static_cast<float>(sum);
+          args.d[m * args.d_stride + n] = args.bias != nullptr ? value + args.bias[n] : value;
+        }
+      }
+    });
+  }
+
+ private:
+  const Int4Weight weight_;
+};
+
 class Int4Ref final : public GemmWeight {
  public:
   Int4Ref(const GemmVariant& variant, const GemmDesc& desc, const Int4Source& source)
@@ -138,6 +168,11 @@ class Int8Ref final : public GemmWeight {
 std::unique_ptr<GemmWeight> PackDenseRef(const GemmVariant& variant, const GemmDesc& desc,
                                          const DenseSource& source, ThreadPool* /*pool*/) {
   return std::make_unique<DenseRef>(variant, desc, source);
+}
+
+std::unique_ptr<GemmWeight> PackInt4FloatRef(const GemmVariant& variant, const GemmDesc& desc,
+                                             const Int4Source& source, ThreadPool* /*pool*/) {
+  return std::make_unique<Int4FloatRef>(variant, desc, source.weight);
 }
 
 std::unique_ptr<GemmWeight> PackInt4Ref(const GemmVariant& variant, const GemmDesc& desc,

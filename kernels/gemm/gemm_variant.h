@@ -77,6 +77,10 @@ std::unique_ptr<GemmWeight> PackInt4Ref(const GemmVariant&, const GemmDesc&, con
                                         ThreadPool*);
 std::unique_ptr<GemmWeight> PackInt8Ref(const GemmVariant&, const GemmDesc&, const Int8Weight&,
                                         ThreadPool*);
+std::unique_ptr<GemmWeight> PackInt4FloatRef(const GemmVariant&, const GemmDesc&, const Int4Source&,
+                                             ThreadPool*);
+std::unique_ptr<GemmWeight> PackInt4FloatPanels(const GemmVariant&, const GemmDesc&,
+                                                const Int4Source&, ThreadPool*);
 std::unique_ptr<GemmWeight> PackDensePanels(const GemmVariant&, const GemmDesc&, const DenseSource&,
                                             ThreadPool*);
 std::unique_ptr<GemmWeight> PackInt4Panels(const GemmVariant&, const GemmDesc&, const Int4Source&,
