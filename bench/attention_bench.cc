@@ -226,6 +226,7 @@ void AttentionBenchOptions::Validate(std::vector<std::string>* violations) const
   CheckLimits("--context", contexts, 1, 1 << 20, violations);
   CheckLimits("--prompt", prefills, 1, 1 << 20, violations);
   CheckLimits("--block-size", {block_size}, 1, 256, violations);
+  CheckLimits("--max-cache-bytes", {max_cache_bytes}, 1, int64_t{1} << 46, violations);
   CheckNumber("--seconds", seconds, 0.0, 3600.0, violations);
 }
 

@@ -47,7 +47,7 @@ class LapTimer {
 
 std::string_view ToString(LayerOp op) {
   constexpr std::string_view kNames[kNumLayerOps] = {
-      "norm+quantize", "qkv",     "rope",          "append", "attention", "quantize", "o",
+      "norm+quantize", "qkv",     "rope+append",   "attention", "quantize", "o",
       "norm+quantize", "gate_up", "silu+quantize", "down"};
   return kNames[static_cast<size_t>(op)];
 }
@@ -64,7 +64,9 @@ absl::StatusOr<std::vector<LayerWeights>> MakeLayerCopies(const LayerShape& shap
     desc.n = n;
     desc.k = k;
     NIBBLE_ASSIGN_OR_RETURN(auto weight, PackRandomWeight(desc, isa, pool));
-    return engine::Linear(std::move(weight), {});
+    std::vector<engine::Linear::Part> parts(1);
+    parts[0].weight = std::move(weight);
+    return engine::Linear(std::move(parts), {});
   };
   const int64_t q_size = shape.num_heads * shape.head_dim;
   const int64_t qkv_size = q_size + 2 * shape.num_kv_heads * shape.head_dim;
@@ -120,7 +122,8 @@ LayerStep::LayerStep(const LayerShape& shape, const LayerCase& layer_case,
   qkv_ = allocate(qkv_size_);
   attended_ = allocate(q_size_);
   gate_up_ = allocate(2 * shape.intermediate_size);
-  activations_.Allocate(rows, std::max({shape.hidden_size, q_size_, shape.intermediate_size}));
+  activations_.Allocate(rows, std::max({shape.hidden_size, q_size_, shape.intermediate_size}),
+                        false);
   rope_ = kernels::MakeRopeTable({.rotary_dim = shape.head_dim}, case_.context, pool);
   block_tables_ = ShuffledBlocks(cache_.num_blocks());
   const int64_t blocks_per_seq = cache_.num_blocks() / case_.num_seqs;
@@ -171,24 +174,17 @@ void LayerStep::RunLayer(const LayerWeights& layer, const kernels::KvCacheView& 
   timer.Lap(LayerOp::kInputNorm);
   layer.qkv.Run(input, rows, qkv_.data(), pool_);
   timer.Lap(LayerOp::kQkv);
-  kernels::ApplyRope(rope_,
-                     {.num_tokens = rows,
-                      .positions = positions_.data(),
-                      .x = qkv_.data(),
-                      .x_stride = qkv_size_,
-                      .num_heads = shape_.num_heads + shape_.num_kv_heads,
-                      .head_dim = shape_.head_dim},
-                     isa_, pool_);
-  timer.Lap(LayerOp::kRope);
-  kernels::KvAppend(cache,
-                    {.num_tokens = rows,
-                     .k = qkv_.data() + q_size_,
-                     .k_stride = qkv_size_,
-                     .v = qkv_.data() + q_size_ + kv_size_,
-                     .v_stride = qkv_size_,
-                     .slot_mapping = slots_.data()},
-                    isa_, pool_);
-  timer.Lap(LayerOp::kAppend);
+  kernels::RopeKvAppend(rope_, cache,
+                        {.num_tokens = rows,
+                         .q = qkv_.data(),
+                         .k = qkv_.data() + q_size_,
+                         .v = qkv_.data() + q_size_ + kv_size_,
+                         .stride = qkv_size_,
+                         .num_heads = shape_.num_heads,
+                         .positions = positions_.data(),
+                         .slot_mapping = slots_.data()},
+                        isa_, pool_);
+  timer.Lap(LayerOp::kRopeAppend);
   kernels::PagedAttention(cache,
                           {.num_seqs = case_.num_seqs,
                            .num_heads = shape_.num_heads,

@@ -25,8 +25,7 @@ namespace nibble::bench {
 enum class LayerOp {
   kInputNorm,  // with the residual addition and quantization
   kQkv,
-  kRope,
-  kAppend,
+  kRopeAppend,  // keys and values into the cache
   kAttention,
   kQuantize,  // attention's output
   kO,
@@ -35,7 +34,7 @@ enum class LayerOp {
   kSilu,  // with quantization
   kDown,
 };
-inline constexpr size_t kNumLayerOps = 11;
+inline constexpr size_t kNumLayerOps = 10;
 std::string_view ToString(LayerOp op);
 
 struct LayerWeights {
