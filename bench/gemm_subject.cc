@@ -63,6 +63,7 @@ const std::vector<WeightKind>& WeightKinds() {
       {"w4a8-folded", {.format = WeightFormat::kW4A8, .scale_form = ScaleForm::kFolded}},
       {"w4a8-integer", {.format = WeightFormat::kW4A8, .scale_form = ScaleForm::kInteger}},
       {"w4a8-float", {.format = WeightFormat::kW4A8, .scale_form = ScaleForm::kFloat}},
+      {"w4a16", {.format = WeightFormat::kW4A16}},
   };
   return kKinds;
 }
@@ -87,6 +88,8 @@ absl::StatusOr<std::unique_ptr<kernels::PackedWeight>> PackRandomWeight(const Ge
       return kernels::PackInt4(RandomInt4(desc), desc.scale_form, isa, pool);
     case WeightFormat::kW8A8:
       return kernels::PackInt8(RandomInt8(desc), isa, pool);
+    case WeightFormat::kW4A16:
+      return kernels::PackInt4Float(RandomInt4(desc), isa, pool);
     case WeightFormat::kDense:
       break;
   }
