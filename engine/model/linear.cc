@@ -14,10 +14,6 @@ namespace {
 // Rows of int8 start on cache lines.
 int64_t PaddedColumns(int64_t k) { return (k + 63) / 64 * 64; }
 
-bool TakesInt8(const kernels::PackedWeight& weight) {
-  return weight.desc().format != kernels::WeightFormat::kDense;
-}
-
 // out[row, c] = in[row, order[c]]. Scales and sums of rows do not depend on the order.
 void Reorder(const kernels::QuantizedRows& in, const std::vector<int32_t>& order, int64_t num_rows,
              int8_t* out, ThreadPool* pool) {
@@ -41,7 +37,7 @@ Linear::Linear(std::vector<Part> parts, std::vector<float> bias)
     : parts_(std::move(parts)), bias_(std::move(bias)) {
   NIBBLE_CHECK(!parts_.empty());
   for (const Part& part : parts_) {
-    const bool int8 = TakesInt8(*part.weight);
+    const bool int8 = kernels::TakesInt8(part.weight->desc().format);
     NIBBLE_CHECK_EQ(part.weight->desc().k, k());
     NIBBLE_CHECK(part.channel_order.empty() ||
                  (int8 && static_cast<int64_t>(part.channel_order.size()) == k()));
