@@ -81,16 +81,16 @@ void ArrangeTile(const TileSource& s) {
   const bool gaps = s.group % s.step != 0;
   if (s.tile != nullptr && !gaps) CopyRows(s, s.a, s.k, s.tile);
   int8_t* out = s.tile;
-  int32_t* sums = s.group_sums;
-  for (int64_t begin = 0; begin < s.k && (gaps || sums != nullptr); begin += s.group) {
+  int32_t* starts = s.group_starts;
+  for (int64_t begin = 0; begin < s.k && (gaps || starts != nullptr); begin += s.group) {
     const int64_t length = s.k - begin < s.group ? s.k - begin : s.group;
     if (s.tile != nullptr && gaps) {
       CopyRows(s, s.a + begin, length, out);
       out += (length + s.step - 1) / s.step * s.step * s.rows;
     }
-    if (sums != nullptr) {
+    if (starts != nullptr) {
       for (int64_t row = 0; row < s.rows; ++row) {
-        *sums++ = Sum(s.a + row * s.a_stride + begin, length);
+        *starts++ = s.group_factor * Sum(s.a + row * s.a_stride + begin, length);
       }
     }
   }

@@ -141,18 +141,18 @@ struct GroupTiles {
         for (int v = 0; v < kVectors; ++v) partial[r][v] = AddPairs(partial[r][v], sums16[r][v]);
       }
     }
-    const int32_t* group_sums = block.rows.group_sums + row * block.num_groups + g * kRows;
+    const int32_t* starts = block.rows.group_starts + row * block.num_groups + g * kRows;
     NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const auto scale = Form::Load(block, g, v);
-      const __m256i zero = block.zeros == nullptr
-                               ? _mm256_set1_epi32(8)
-                               : LoadBytes(block.zeros + g * kPanel + v * kLanes);
       NIBBLE_UNROLL
       for (int r = 0; r < kRows; ++r) {
         // sum_k (u - zero) * a from sum_k u * a
-        const __m256i excess = _mm256_mullo_epi32(zero, _mm256_set1_epi32(group_sums[r]));
-        const __m256i p = _mm256_sub_epi32(partial[r][v], excess);
+        __m256i start = _mm256_set1_epi32(starts[r]);
+        if (block.zeros != nullptr) {
+          start = _mm256_mullo_epi32(start, LoadBytes(block.zeros + g * kPanel + v * kLanes));
+        }
+        const __m256i p = _mm256_add_epi32(partial[r][v], start);
         int32_t* at = sums + (row + r) * kPanel + v * kLanes;
         Form::StoreSum(at, Form::Add(Form::LoadSum(at), p, scale));
       }

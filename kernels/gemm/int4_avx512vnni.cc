@@ -1,33 +1,19 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// W4A8 with vpdpbusd, codes unpacked in registers.
+// W4A8 with vpdpbusd, codes unpacked in registers by every tile of rows: on current CPUs the shift
+// and the masks run beside the products. Scales are applied to the exact sums of groups, once for
+// all of a group, which gives the same integers as folding them into the codes.
+
+#include "kernels/gemm/int4_avx512vnni.h"
 
 #include <immintrin.h>
 
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/gemm/integer_avx512vnni.h"
-
 namespace nibble::kernels::avx512vnni {
 namespace {
-
-inline __m512i LowHalves(__m512i codes) { return _mm512_and_si512(codes, _mm512_set1_epi8(15)); }
-inline __m512i HighHalves(__m512i codes) {
-  return _mm512_and_si512(_mm512_srli_epi16(codes, 4), _mm512_set1_epi8(15));
-}
-
-// Scales of group `g`, output channels [16 v, 16 v + 16).
-inline __m512i LoadIntegers(const Int4Block& block, int64_t g, int v) {
-  const int64_t at = g * kPanel + v * kLanes;
-  return _mm512_add_epi32(LoadBytes(block.integers + at),
-                          _mm512_loadu_si512(block.integer_offset + v * kLanes));
-}
-
-inline int64_t GroupLength(const Int4Block& block, int64_t g) {
-  return g + 1 < block.num_groups ? block.group : block.last_group;
-}
 
 // How the exact sum of a group enters the sum of a row.
 struct Integer {
@@ -72,12 +58,12 @@ struct Float {
 
 // -zero * sum of the group's activations, where sums of code * activation start from.
 template <int kRows>
-inline void Start(const Int4Block& block, int64_t g, const int32_t* group_sums,
+inline void Start(const Int4Block& block, int64_t g, const int32_t* group_starts,
                   Accumulators<kRows>* acc) {
   if (block.zeros == nullptr) {
     NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const __m512i start = _mm512_set1_epi32(-8 * group_sums[r]);
+      const __m512i start = _mm512_set1_epi32(group_starts[r]);
       NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) acc->at[r][v] = start;
     }
@@ -85,11 +71,10 @@ inline void Start(const Int4Block& block, int64_t g, const int32_t* group_sums,
   }
   NIBBLE_UNROLL
   for (int v = 0; v < kVectors; ++v) {
-    const __m512i zero =
-        _mm512_sub_epi32(_mm512_setzero_si512(), LoadBytes(block.zeros + g * kPanel + v * kLanes));
+    const __m512i zero = LoadBytes(block.zeros + g * kPanel + v * kLanes);
     NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      acc->at[r][v] = _mm512_mullo_epi32(zero, _mm512_set1_epi32(group_sums[r]));
+      acc->at[r][v] = _mm512_mullo_epi32(zero, _mm512_set1_epi32(group_starts[r]));
     }
   }
 }
@@ -157,7 +142,7 @@ struct GroupTiles {
   template <int kRows>
   inline void Run(int64_t row) const {
     Accumulators<kRows> acc;
-    Start<kRows>(block, g, block.rows.group_sums + row * block.num_groups + g * kRows, &acc);
+    Start<kRows>(block, g, block.rows.group_starts + row * block.num_groups + g * kRows, &acc);
     const int64_t ahead = row == 0 ? kAheadBytes : 0;
     Dot<kRows>(codes, ahead, block.rows.a + row * block.rows.k + begin * kRows, length, &acc);
     NIBBLE_UNROLL
@@ -199,7 +184,6 @@ void Multiply(const Int4Block& block) {
 }  // namespace
 
 void Int4Integer(const Int4Block& block) { Multiply<Integer>(block); }
-void Int4Folded(const Int4Block& block) { Multiply<Integer>(block); }
 void Int4Float(const Int4Block& block) { Multiply<Float>(block); }
 
 }  // namespace nibble::kernels::avx512vnni

@@ -27,7 +27,7 @@ class Int4Panels final : public GemmWeight {
                .groups = {.k = desc.k,
                           .group = std::min({desc.group_size, desc.k, kMaxPackedGroup}),
                           .step = kInt4StepK},
-               .group_sums = true,
+               .group_factor = source.weight.zero_points.empty() ? -8 : -1,
                .max_tile_rows = kernels_.max_tile_rows},
         num_groups_(shape_.groups.num_groups()),
         packed_k_(shape_.groups.packed_k()) {

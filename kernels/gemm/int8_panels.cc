@@ -22,7 +22,7 @@ class Int8Panels final : public GemmWeight {
         shape_{.n = desc.n,
                .panel = kernels_.panel,
                .groups = {.k = desc.k, .group = desc.k, .step = kInt8StepK},
-               .group_sums = false,
+               .group_factor = 0,
                .max_tile_rows = kernels_.max_tile_rows},
         packed_k_(shape_.groups.packed_k()) {
     const int64_t panel = kernels_.panel;

@@ -122,5 +122,95 @@ inline void ForTiles(const RowBlock& rows, const Body& body) {
   }
 }
 
+// sums += a stretch of k of one panel times every row. Weights are bytes [k / 4, kPanel, 4], from
+// `begin` on.
+struct ByteTiles {
+  const RowBlock& rows;
+  const uint8_t* weights;
+  int64_t begin;
+  int64_t length;
+  int32_t* sums;  // [rows, kPanel]
+
+  template <int kRows>
+  inline void Run(int64_t row) const {
+    // Few rows alone would wait for the latency of their accumulators: two chains per sum.
+    constexpr int kChains = kRows <= 4 ? 2 : 1;
+    const int8_t* a = rows.a + row * rows.k + begin * kRows;
+    const uint8_t* w = weights;
+    const int64_t ahead = row == 0 ? kAheadBytes : 0;
+    Accumulators<kRows> acc[kChains];
+    NIBBLE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      NIBBLE_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        acc[0].at[r][v] = _mm512_load_si512(sums + (row + r) * kPanel + v * kLanes);
+        if (kChains == 2) acc[kChains - 1].at[r][v] = _mm512_setzero_si512();
+      }
+    }
+    int64_t k = 0;
+    for (; k + 4 * kChains <= length; k += 4 * kChains) {
+      NIBBLE_UNROLL
+      for (int c = 0; c < kChains; ++c) {
+        Step<kRows>(w, ahead, a, &acc[c]);
+        w += kStepBytes;
+        a += kRows * 4;
+      }
+    }
+    if (k < length) Step<kRows>(w, ahead, a, &acc[0]);
+    NIBBLE_UNROLL
+    for (int c = 0; c < kChains; ++c) acc[c].Pin();
+    NIBBLE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      NIBBLE_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        __m512i sum = acc[0].at[r][v];
+        if (kChains == 2) sum = _mm512_add_epi32(sum, acc[kChains - 1].at[r][v]);
+        _mm512_store_si512(sums + (row + r) * kPanel + v * kLanes, sum);
+      }
+    }
+  }
+
+  template <int kRows>
+  static inline void Step(const uint8_t* weights, int64_t ahead, const int8_t* a,
+                          Accumulators<kRows>* acc) {
+    __m512i w[kVectors];
+    NIBBLE_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      w[v] = _mm512_loadu_si512(weights + v * 64);
+      Prefetch(weights + ahead + v * 64);
+    }
+    NIBBLE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i x = Broadcast4(a + r * 4);
+      NIBBLE_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        acc->at[r][v] = _mm512_dpbusd_epi32(acc->at[r][v], w[v], x);
+      }
+    }
+  }
+};
+
+// Where sums of products with bytes w + 128 start: -128 * sum of the activations.
+inline void StartByteSums(const RowBlock& rows, int32_t* sums) {
+  for (int64_t row = 0; row < rows.rows; ++row) {
+    const __m512i start = _mm512_slli_epi32(_mm512_set1_epi32(-rows.a_sums[row]), 7);
+    NIBBLE_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      _mm512_store_si512(sums + row * kPanel + v * kLanes, start);
+    }
+  }
+}
+
+// d = float(sum) * (s_a * c[n]) + bias
+inline void FinishSums(const RowBlock& rows, const float* channel, const int32_t* sums) {
+  for (int64_t row = 0; row < rows.rows; ++row) {
+    NIBBLE_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      const __m512i sum = _mm512_load_si512(sums + row * kPanel + v * kLanes);
+      Store(rows, row, v, ScaleSum(rows, channel, row, v, sum));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble::kernels::avx512vnni

@@ -38,12 +38,12 @@ RowTiles::RowTiles(const PanelShape& shape, const GemmArgs& args, int64_t first,
   const bool copy = rows > 1 || packed_k != groups.k;
   int8_t* out = nullptr;
   if (copy) out = ThreadScratch<RowTiles, int8_t>(static_cast<size_t>(rows * packed_k));
-  int32_t* sums = nullptr;
-  if (shape.group_sums) {
-    sums = ThreadScratch<RowTiles, int32_t>(static_cast<size_t>(rows * groups.num_groups()));
+  int32_t* starts = nullptr;
+  if (shape.group_factor != 0) {
+    starts = ThreadScratch<RowTiles, int32_t>(static_cast<size_t>(rows * groups.num_groups()));
   }
   a_ = copy ? out : a;
-  group_sums_ = sums;
+  group_starts_ = starts;
   const auto arrange = [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t row = tile * tile_rows_;
@@ -55,7 +55,8 @@ RowTiles::RowTiles(const PanelShape& shape, const GemmArgs& args, int64_t first,
            .group = groups.group,
            .step = groups.step,
            .tile = copy ? out + row * packed_k : nullptr,
-           .group_sums = sums == nullptr ? nullptr : sums + row * groups.num_groups()});
+           .group_starts = starts == nullptr ? nullptr : starts + row * groups.num_groups(),
+           .group_factor = shape_.group_factor});
     }
   };
   if (rows * packed_k <= kSerialBytes) {
@@ -72,8 +73,8 @@ RowBlock RowTiles::Block(int64_t begin, int64_t end) const {
           .k = packed_k,
           .a_scales = args_.a8.scales + first_ + row,
           .a_sums = args_.a8.sums + first_ + row,
-          .group_sums =
-              group_sums_ == nullptr ? nullptr : group_sums_ + row * shape_.groups.num_groups(),
+          .group_starts =
+              group_starts_ == nullptr ? nullptr : group_starts_ + row * shape_.groups.num_groups(),
           .rows = std::min(end * tile_rows_, rows_) - row,
           .tile_rows = tile_rows_,
           .d = args_.d + (first_ + row) * args_.d_stride,

@@ -34,7 +34,7 @@ struct PanelShape {
   int64_t n;
   int64_t panel;
   PackedGroups groups;
-  bool group_sums;
+  int32_t group_factor;  // of RowBlock.group_starts; 0: none
   int64_t max_tile_rows;
 };
 class RowTiles;
@@ -60,7 +60,7 @@ class RowTiles {
   int64_t num_tiles_;
   int64_t tile_rows_;
   const int8_t* a_;
-  const int32_t* group_sums_ = nullptr;
+  const int32_t* group_starts_ = nullptr;
 };
 
 // How many rows are arranged and multiplied with all panels before the next: as many as stay in the

@@ -15,11 +15,13 @@ using testing::Random;
 struct Shape {
   int64_t m, n, k;
 };
-// Panels, row tiles, stretches of k and row blocks: below, at and above each.
+// Panels are 16 and 32 wide, row tiles up to 3 and 12 of equal heights, stretches of k 256 and 512,
+// blocks end at 96 rows, and long rows come in chunks of some tiles: below, at and above each.
 constexpr Shape kShapes[] = {
-    {0, 5, 128},    {1, 1, 1},      {1, 32, 128}, {1, 33, 257},   {2, 31, 96},    {3, 17, 100},
-    {4, 48, 130},   {5, 16, 72},    {6, 40, 56},  {7, 65, 256},   {8, 64, 1023},  {12, 32, 1024},
-    {13, 33, 1160}, {14, 70, 2080}, {31, 15, 33}, {27, 64, 2500}, {193, 34, 136}, {200, 35, 77},
+    {0, 5, 128},    {1, 1, 1},       {1, 32, 128},   {1, 33, 257},   {2, 31, 96},    {3, 17, 100},
+    {4, 48, 130},   {5, 16, 72},     {6, 40, 56},    {7, 65, 256},   {8, 64, 1023},  {9, 33, 260},
+    {10, 31, 515},  {11, 34, 40},    {12, 32, 1024}, {13, 33, 1160}, {14, 70, 2080}, {31, 15, 33},
+    {27, 64, 2500}, {60, 20, 20001}, {97, 20, 200},  {193, 34, 136}, {200, 35, 77},
 };
 
 struct Case {
