@@ -117,29 +117,51 @@ void Multiply(const DenseBlock& block) {
 // cache.
 constexpr int64_t kInt4Depth = 128;
 
-// k in [begin, end) to [k, panel] floats scale * (code - zero), the difference exact.
+// w = scale * (code - zero) of 8 channels in one group, the difference exact.
+struct Int4Group {
+  __m256i zero;
+  __m256 scale;
+  Int4Group(const DenseBlock& block, int64_t at)
+      : zero(_mm256_set1_epi32(8)), scale(_mm256_loadu_ps(block.scales + at)) {
+    if (block.zeros != nullptr) {
+      zero =
+          _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(block.zeros + at)));
+    }
+  }
+  // The codes are the low four bits of `words` shifted by 4 i.
+  inline __m256 operator()(__m256i words, int i) const {
+    const __m256i shifted = _mm256_srlv_epi32(words, _mm256_set1_epi32(4 * i));
+    const __m256i code = _mm256_and_si256(shifted, _mm256_set1_epi32(15));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero)), scale);
+  }
+};
+
+// k in [begin, end) to [k, panel] floats.
 void UnpackInt4(const DenseBlock& block, int64_t begin, int64_t end, float* out) {
-  const auto* words = static_cast<const uint32_t*>(block.weights);
   for (int64_t k = begin; k < end;) {
     const int64_t group = k / block.group;
     const int64_t group_end = (group + 1) * block.group;
     const int64_t stop = group_end < end ? group_end : end;
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = group * kPanel + v * kLanes;
-      const __m256 scale = _mm256_loadu_ps(block.scales + at);
-      __m256i zero = _mm256_set1_epi32(8);
-      if (block.zeros != nullptr) {
-        zero = _mm256_cvtepu8_epi32(
-            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block.zeros + at)));
+      const Int4Group to_float(block, group * kPanel + v * kLanes);
+      const auto* words = static_cast<const uint32_t*>(block.weights) + v * kLanes;
+      const auto load = [&](int64_t i) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words + i / 8 * kPanel));
+      };
+      float* to = out + v * kLanes;
+      int64_t i = k;
+      for (; i < stop && i % 8 != 0; ++i) {
+        _mm256_store_ps(to + (i - begin) * kPanel, to_float(load(i), static_cast<int>(i % 8)));
       }
-      for (int64_t i = k; i < stop; ++i) {
-        const __m256i word = _mm256_loadu_si256(
-            reinterpret_cast<const __m256i*>(words + i / 8 * kPanel + v * kLanes));
-        const __m256i shifted =
-            _mm256_srl_epi32(word, _mm_cvtsi32_si128(static_cast<int>(i % 8 * 4)));
-        const __m256i code = _mm256_and_si256(shifted, _mm256_set1_epi32(15));
-        const __m256 difference = _mm256_cvtepi32_ps(_mm256_sub_epi32(code, zero));
-        _mm256_store_ps(out + (i - begin) * kPanel + v * kLanes, _mm256_mul_ps(difference, scale));
+      for (; i + 8 <= stop; i += 8) {
+        const __m256i word = load(i);
+        NIBBLE_UNROLL
+        for (int j = 0; j < 8; ++j) {
+          _mm256_store_ps(to + (i - begin + j) * kPanel, to_float(word, j));
+        }
+      }
+      for (; i < stop; ++i) {
+        _mm256_store_ps(to + (i - begin) * kPanel, to_float(load(i), static_cast<int>(i % 8)));
       }
     }
     k = stop;

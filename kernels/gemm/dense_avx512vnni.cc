@@ -139,29 +139,55 @@ void Multiply(const DenseBlock& block) {
 // cache.
 constexpr int64_t kInt4Depth = 64;
 
-// k in [begin, end) to [k, panel] floats scale * (code - zero), the difference exact.
+// w = scale * (code - zero) of 16 channels in one group, the difference exact.
+template <bool kHasZeros>
+struct Int4Group {
+  __m512 levels;
+  __m512 zero;
+  __m512 scale;
+  Int4Group(const DenseBlock& block, int64_t at) : scale(_mm512_loadu_ps(block.scales + at)) {
+    levels = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    zero = _mm512_set1_ps(8.0F);
+    if (kHasZeros) {
+      zero = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.zeros + at))));
+    } else {
+      levels = _mm512_sub_ps(levels, zero);
+    }
+  }
+  // The codes are the low four bits of `words` shifted by 4 i: a permutation looks at no others.
+  inline __m512 operator()(__m512i words, int i) const {
+    const __m512i shifted = _mm512_srlv_epi32(words, _mm512_set1_epi32(4 * i));
+    const __m512 level = _mm512_permutexvar_ps(shifted, levels);
+    return _mm512_mul_ps(kHasZeros ? _mm512_sub_ps(level, zero) : level, scale);
+  }
+};
+
+// k in [begin, end) to [k, panel] floats.
+template <bool kHasZeros>
 void UnpackInt4(const DenseBlock& block, int64_t begin, int64_t end, float* out) {
-  const auto* words = static_cast<const uint32_t*>(block.weights);
-  const __m512 levels = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   for (int64_t k = begin; k < end;) {
     const int64_t group = k / block.group;
     const int64_t group_end = (group + 1) * block.group;
     const int64_t stop = group_end < end ? group_end : end;
     for (int v = 0; v < kVectors; ++v) {
-      const int64_t at = group * kPanel + v * kLanes;
-      const __m512 scale = _mm512_loadu_ps(block.scales + at);
-      __m512 zero = _mm512_set1_ps(8.0F);
-      if (block.zeros != nullptr) {
-        zero = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
-            _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.zeros + at))));
+      const Int4Group<kHasZeros> to_float(block, group * kPanel + v * kLanes);
+      const auto* words = static_cast<const uint32_t*>(block.weights) + v * kLanes;
+      float* to = out + v * kLanes;
+      int64_t i = k;
+      for (; i < stop && i % 8 != 0; ++i) {
+        const __m512i word = _mm512_loadu_si512(words + i / 8 * kPanel);
+        _mm512_store_ps(to + (i - begin) * kPanel, to_float(word, static_cast<int>(i % 8)));
       }
-      for (int64_t i = k; i < stop; ++i) {
-        const __m512i word = _mm512_loadu_si512(words + i / 8 * kPanel + v * kLanes);
-        const __m128i shift = _mm_cvtsi32_si128(static_cast<int>(i % 8 * 4));
-        // The permutation looks at the low four bits of each index.
-        const __m512 code = _mm512_permutexvar_ps(_mm512_srl_epi32(word, shift), levels);
-        _mm512_store_ps(out + (i - begin) * kPanel + v * kLanes,
-                        _mm512_mul_ps(_mm512_sub_ps(code, zero), scale));
+      for (; i + 8 <= stop; i += 8) {
+        const __m512i word = _mm512_loadu_si512(words + i / 8 * kPanel);
+        NIBBLE_UNROLL
+        for (int j = 0; j < 8; ++j)
+          _mm512_store_ps(to + (i - begin + j) * kPanel, to_float(word, j));
+      }
+      for (; i < stop; ++i) {
+        const __m512i word = _mm512_loadu_si512(words + i / 8 * kPanel);
+        _mm512_store_ps(to + (i - begin) * kPanel, to_float(word, static_cast<int>(i % 8)));
       }
     }
     k = stop;
@@ -178,7 +204,11 @@ void DenseInt4(const DenseBlock& block) {
   alignas(64) float weights[kInt4Depth * kPanel];
   for (int64_t begin = 0; begin < block.k; begin += kInt4Depth) {
     const int64_t end = block.k - begin < kInt4Depth ? block.k : begin + kInt4Depth;
-    UnpackInt4(block, begin, end, weights);
+    if (block.zeros != nullptr) {
+      UnpackInt4<true>(block, begin, end, weights);
+    } else {
+      UnpackInt4<false>(block, begin, end, weights);
+    }
     MultiplyRows<F32>(block, reinterpret_cast<const uint8_t*>(weights), begin, end);
   }
 }
