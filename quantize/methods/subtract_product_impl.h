@@ -5,6 +5,8 @@
 // kVectors (registers of a row of the tile) before they include this within their namespace. All
 // static: nothing here may become a symbol that the linker could choose for other CPUs.
 
+#pragma once
+
 // NOLINTBEGIN(misc-definitions-in-headers)
 
 typedef double Vector __attribute__((vector_size(kLanes * sizeof(double)), aligned(8)));
