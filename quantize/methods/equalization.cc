@@ -52,8 +52,15 @@ void DivideRow(int64_t row, float scale, Matrix* matrix) {
   if (!matrix->bias.empty()) matrix->bias[static_cast<size_t>(row)] /= scale;
 }
 
+// Where the quotient is a bfloat16 but for the rounding of the division (FitScale sees to that), it
+// becomes that bfloat16.
 void DivideNorm(const std::vector<float>& scale, std::vector<float>* norm) {
-  for (size_t j = 0; j < norm->size(); ++j) (*norm)[j] /= scale[j];
+  for (size_t j = 0; j < norm->size(); ++j) {
+    const float quotient = (*norm)[j] / scale[j];
+    const float rounded = ToFloat(ToBFloat16(quotient));
+    const bool same = std::abs(quotient - rounded) <= 0x1p-22F * std::abs(quotient);
+    (*norm)[j] = same ? rounded : quotient;
+  }
 }
 
 // The channel of o's input that v row `row` makes for query head `member` of its group.
