@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -21,7 +22,9 @@
 #include "engine/model/model.h"
 #include "engine/model/model_config.h"
 #include "engine/model/qweight.h"
+#include "engine/model/safetensors_writer.h"
 #include "tests/engine/model/model_runner.h"
+#include "tests/testing/temp_dir.h"
 
 namespace nibble::engine {
 namespace {
@@ -198,6 +201,87 @@ INSTANTIATE_TEST_SUITE_P(, QuantizedLogitsTest,
                            return fmt::format("{}_{}", std::get<0>(test.param),
                                               ToString(std::get<1>(test.param)));
                          });
+
+// k_proj of gptq_act_order with another order than q_proj and v_proj: in the same fused layer.
+TEST(QuantizedCheckpointsTest, FusedModulesOfDifferentOrders) {
+  const std::string dir = kFixtures + "/gptq_act_order";
+  const std::string k_proj = "model.layers.0.self_attn.k_proj";
+  ThreadPool pool(2);
+  const auto config = LoadModelConfig(dir);
+  const auto checkpoint = Checkpoint::Open(dir);
+  ASSERT_TRUE(config.ok() && checkpoint.ok());
+  struct Tensor {
+    TensorSpec spec;
+    std::vector<uint8_t> bytes;
+  };
+  const auto write = [](const std::string& to, const nlohmann::json& json,
+                        const std::vector<Tensor>& tensors) {
+    std::vector<TensorSpec> specs;
+    for (const Tensor& tensor : tensors) specs.push_back(tensor.spec);
+    auto writer = SafetensorsWriter::Create(to, specs);
+    ASSERT_TRUE(writer.ok()) << writer.status();
+    for (const Tensor& tensor : tensors) {
+      ASSERT_TRUE(writer->Write(tensor.spec.name, tensor.bytes).ok());
+    }
+    ASSERT_TRUE(writer->Finish().ok());
+    std::ofstream(to + "/config.json") << json.dump();
+  };
+  std::vector<Tensor> tensors;
+  for (const TensorView& view : checkpoint->tensors()) {
+    tensors.push_back(
+        {{view.name, view.dtype, view.shape}, {view.bytes.begin(), view.bytes.end()}});
+    if (view.name != k_proj + ".g_idx") continue;
+    std::vector<uint8_t>& bytes = tensors.back().bytes;  // 0 and 1 change places: of 64 channels
+    for (size_t i = 0; i < bytes.size(); i += 4) bytes[i] ^= 1;
+  }
+  auto json = ParseJson(*ReadFile(dir + "/config.json", size_t{1} << 20));
+  ASSERT_TRUE(json.ok());
+  const nibble::testing::TempDir changed;
+  write(changed.path(), *json, tensors);
+
+  // The same as plain float32, module by module.
+  const auto reread = Checkpoint::Open(changed.path());
+  ASSERT_TRUE(reread.ok()) << reread.status();
+  std::erase_if(tensors, [](const Tensor& tensor) {
+    return tensor.spec.name.find("_proj.") != std::string::npos;
+  });
+  const nlohmann::json expected = ReadExpected("gptq_act_order");
+  for (const auto& [module, unused] : expected.at("modules").items()) {
+    const auto [n, k] = ShapeOf(*config, module);
+    const std::vector<float> values =
+        Dequantize(*reread, module, n, k, **config->quantization->Find(module), &pool);
+    Tensor plain = {{module + ".weight", DType::kF32, {n, k}}, {}};
+    plain.bytes.resize(values.size() * sizeof(float));
+    std::memcpy(plain.bytes.data(), values.data(), plain.bytes.size());
+    tensors.push_back(std::move(plain));
+  }
+  json->erase("quantization_config");
+  const nibble::testing::TempDir plain;
+  write(plain.path(), *json, tensors);
+
+  const auto ids = expected.at("input_ids").get<std::vector<int32_t>>();
+  const auto logits = [&](const std::string& from, Quantization quantization) {
+    auto model =
+        testing::LoadOrFail(from, {.dtype = DType::kF32, .quantization = quantization}, &pool);
+    if (model == nullptr) return std::vector<float>();
+    return ModelRunner(model.get(), 8, &pool).Prefill(ids, 1000);
+  };
+  const std::vector<float> want = logits(plain.path(), Quantization::kNone);
+  const std::vector<float> floats = logits(changed.path(), Quantization::kW4A16);
+  const std::vector<float> int8 = logits(changed.path(), Quantization::kNone);
+  ASSERT_EQ(want.size(), floats.size());
+  ASSERT_EQ(want.size(), int8.size());
+  double power = 0.0;
+  double float_error = 0.0;
+  double int8_error = 0.0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    power += std::pow(static_cast<double>(want[i]), 2.0);
+    float_error += std::pow(static_cast<double>(floats[i] - want[i]), 2.0);
+    int8_error += std::pow(static_cast<double>(int8[i] - want[i]), 2.0);
+  }
+  EXPECT_LE(std::sqrt(float_error / power), 1e-5);
+  EXPECT_LE(std::sqrt(int8_error / power), 0.03);
+}
 
 // A step that reorders activations computes a row from that row alone too.
 TEST(QuantizedCheckpointsTest, ActOrderDoesNotDependOnTheBatch) {
