@@ -9,7 +9,6 @@
 #include <span>
 #include <utility>
 
-#include "quantize/methods/clip.h"
 #include "quantize/methods/grid.h"
 #include "quantize/methods/rounding.h"
 #include "quantize/methods/triangular.h"
@@ -307,8 +306,9 @@ absl::StatusOr<GptqResult> QuantizeGptq(const Matrix& matrix, const InputStatist
     scales = *options.scales;
     NIBBLE_RETURN_IF_ERROR(Annotate(CheckScales(scales, n, grid.num_groups), matrix.name));
   } else {
-    NIBBLE_ASSIGN_OR_RETURN(ClipResult clip, SearchClipping(matrix, statistics, scheme, pool));
-    scales = std::move(clip.scales);
+    NIBBLE_ASSIGN_OR_RETURN(const QuantizedWeight rounded,
+                            QuantizeRtnMatrix(matrix.weight.data(), n, k, scheme, pool));
+    scales = std::visit([](const auto& weight) { return weight.scales; }, rounded);
   }
   auto split = Split(scales, n, grid.num_groups, scheme);
   if (!split.ok()) return Annotate(split.status(), matrix.name);

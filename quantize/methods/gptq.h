@@ -32,8 +32,8 @@
 namespace nibble::quantize {
 
 struct GptqOptions {
-  // Scales to start from, as ClipResult::scales. null: those of SearchClipping. The caller keeps
-  // them.
+  // Scales to start from, as ClipResult::scales. null: those of QuantizeRtnMatrix. The
+  // caller keeps them.
   const std::vector<float>* scales = nullptr;
   // Rounds each row at several channel scales around the given and keeps the best.
   bool search_channel_scale = true;

@@ -10,7 +10,6 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-#include "quantize/methods/clip.h"
 #include "quantize/methods/rounding.h"
 #include "tests/quantize/methods/calibration_fixture.h"
 
