@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/aligned_buffer.h"
+#include "kernels/device/thread_scratch.h"
 #include "kernels/gemm/dense_elements.h"
 #include "kernels/gemm/panel_loops.h"
 
@@ -38,18 +39,24 @@ void CopyToTile(const int8_t* from, int64_t length, int64_t at, uint8_t* tile_ro
   }
 }
 
-AlignedBuffer<uint8_t> ArrangeInt8(const AmxGroups& groups, int64_t k, int64_t num_steps,
-                                   const GemmArgs& args, ThreadPool* pool) {
+// Scratch memory: of the calling thread for all, and of each thread.
+struct ArrangedRows {};
+struct BlockScratch {};
+
+// [tiles of 16 rows, num_steps, 16, 64 bytes], in scratch memory of the calling thread.
+const uint8_t* ArrangeInt8(const AmxGroups& groups, int64_t k, int64_t num_steps,
+                           const GemmArgs& args, ThreadPool* pool) {
   const int64_t num_tiles = CeilDiv(args.m, kAmxTileRows);
   const int64_t tile_bytes = num_steps * kAmxTileBytes;
-  AlignedBuffer<uint8_t> arranged(static_cast<size_t>(num_tiles * tile_bytes));
+  uint8_t* const arranged =
+      ThreadScratch<ArrangedRows, uint8_t>(static_cast<size_t>(num_tiles * tile_bytes));
   // Groups without gaps are one.
   const bool gaps = groups.packed_group != groups.group && groups.num_groups > 1;
   const int64_t num_groups = gaps ? groups.num_groups : 1;
   const int64_t group = gaps ? groups.group : k;
   pool->ParallelFor(num_tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
-      uint8_t* out = arranged.data() + tile * tile_bytes;
+      uint8_t* out = arranged + tile * tile_bytes;
       const int64_t rows = std::min(kAmxTileRows, args.m - tile * kAmxTileRows);
       if (rows < kAmxTileRows || k != num_steps * kAmxRowBytes) {
         std::fill_n(out, tile_bytes, uint8_t{0});
@@ -66,11 +73,11 @@ AlignedBuffer<uint8_t> ArrangeInt8(const AmxGroups& groups, int64_t k, int64_t n
   return arranged;
 }
 
-AlignedBuffer<uint8_t> ArrangeBf16(int64_t k, int64_t num_steps, const GemmArgs& args,
-                                   ThreadPool* pool) {
+const uint8_t* ArrangeBf16(int64_t k, int64_t num_steps, const GemmArgs& args, ThreadPool* pool) {
   const int64_t num_tiles = CeilDiv(args.m, kAmxTileRows);
   const int64_t tile_bytes = num_steps * kAmxTileBytes;
-  AlignedBuffer<uint8_t> arranged(static_cast<size_t>(num_tiles * tile_bytes));
+  uint8_t* const arranged =
+      ThreadScratch<ArrangedRows, uint8_t>(static_cast<size_t>(num_tiles * tile_bytes));
   pool->ParallelFor(num_tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t row = tile * kAmxTileRows;
@@ -79,7 +86,7 @@ AlignedBuffer<uint8_t> ArrangeBf16(int64_t k, int64_t num_steps, const GemmArgs&
                         .rows = std::min(kAmxTileRows, args.m - row),
                         .k = k,
                         .num_steps = num_steps,
-                        .out = arranged.data() + tile * tile_bytes});
+                        .out = arranged + tile * tile_bytes});
     }
   });
   return arranged;
@@ -113,8 +120,10 @@ void MultiplyBlocks(const AmxWeight& weight, const uint8_t* a, const GemmArgs& a
   // Pieces that share the cost of configuring tiles, several for each thread.
   const int64_t grain = std::max<int64_t>(1, units / (8 * pool->num_threads()));
   pool->ParallelFor(units, grain, [&](int64_t begin, int64_t end) {
-    AlignedBuffer<int32_t> sums(static_cast<size_t>(unit.rows * unit.panels * kAmxPanel));
-    AlignedBuffer<uint8_t> scratch(static_cast<size_t>(kAmxScratchBytes));
+    auto* const sums = ThreadScratch<BlockScratch, int32_t>(
+        static_cast<size_t>(unit.rows * unit.panels * kAmxPanel));
+    auto* const scratch =
+        ThreadScratch<BlockScratch, uint8_t>(static_cast<size_t>(kAmxScratchBytes));
     amx::BeginTiles();
     for (int64_t i = begin; i < end; ++i) {
       // Panels in the inner loop: the rows stay in the cache.
@@ -129,8 +138,8 @@ void MultiplyBlocks(const AmxWeight& weight, const uint8_t* a, const GemmArgs& a
       block.num_panels = std::min(unit.panels, num_panels - panel);
       block.columns = std::min(block.num_panels * kAmxPanel, weight.n - column);
       block.bias = Advance(args.bias, column);
-      block.sums = sums.data();
-      block.scratch = scratch.data();
+      block.sums = sums;
+      block.scratch = scratch;
       block.d = args.d + row * args.d_stride + column;
       block.d_stride = args.d_stride;
       weight.multiply(block);
@@ -149,7 +158,7 @@ class TilePanels {
   template <typename Load>
   TilePanels(const GemmDesc& desc, ThreadPool* pool, const Load& load)
       : num_steps_(CeilDiv(desc.k, kAmxStepRows * kPerWord)),
-        elements_(AlignedBuffer<Element>::Zeroed(
+        elements_(AlignedBuffer<Element>::ZeroPages(
             static_cast<size_t>(CeilDiv(desc.n, kAmxPanel) * num_steps_ * kAmxPanelStepBytes) /
             sizeof(Element))) {
     pool->ParallelFor(CeilDiv(desc.n, kAmxPanel), 1, [&](int64_t begin, int64_t end) {
@@ -183,10 +192,10 @@ class DenseAmx final : public GemmWeight {
   size_t size_bytes() const override { return panels_.size_bytes(); }
 
   void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
-    const AlignedBuffer<uint8_t> a = ArrangeBf16(desc_.k, panels_.num_steps(), args, pool);
+    const uint8_t* a = ArrangeBf16(desc_.k, panels_.num_steps(), args, pool);
     const AmxWeight weight = {
         .n = desc_.n, .k = desc_.k, .block = panels_.Block(), .multiply = amx::Bf16};
-    MultiplyBlocks(weight, a.data(), args, pool);
+    MultiplyBlocks(weight, a, args, pool);
   }
 
  private:
@@ -242,9 +251,8 @@ AmxUnits ChooseAmxUnits(int64_t m, int64_t row_bytes, int64_t num_panels, int64_
 
 void MultiplyAmxInt8(const AmxWeight& weight, const AmxGroups& groups, const GemmArgs& args,
                      ThreadPool* pool) {
-  const AlignedBuffer<uint8_t> a =
-      ArrangeInt8(groups, weight.k, weight.block.num_steps, args, pool);
-  MultiplyBlocks(weight, a.data(), args, pool);
+  const uint8_t* a = ArrangeInt8(groups, weight.k, weight.block.num_steps, args, pool);
+  MultiplyBlocks(weight, a, args, pool);
 }
 
 std::unique_ptr<GemmWeight> PackDenseAmx(const GemmVariant& variant, const GemmDesc& desc,
