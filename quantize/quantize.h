@@ -1,79 +1,77 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Offline quantization: a full-precision model directory in, a W4A8 one out.
+// Offline quantization: a full-precision model directory in, a quantized one out.
 //
+//   NIBBLE_ASSIGN_OR_RETURN(const Recipe recipe, ParseRecipe("awq,clip,gptq"));
 //   NIBBLE_ASSIGN_OR_RETURN(QuantizeReport report,
-//                           QuantizeCheckpoint(source, output, {.group_size = 128}, &pool,
+//                           QuantizeCheckpoint(source, output, {.recipe = recipe}, &pool,
 //                           progress));
 //
-// Every linear layer of the decoder gets 4-bit codes and group scales; embeddings, norms, biases
-// and the head are copied bit by bit. What is written is a compressed-tensors checkpoint
-// (engine/model/compressed_tensors.h) with the source's tokenizer and templates. Tensors pass
-// through one at a time, large ones in slices of rows, so memory does not grow with the model.
+// Every linear layer of the decoder gets 4- or 8-bit codes and scales; embeddings, final norm and
+// head are copied bit by bit. What is written is a compressed-tensors checkpoint
+// (engine/model/compressed_tensors.h) with the source's tokenizer and templates, and
+// quantize_report.json. Memory holds a few layers, not the model (self-generated calibration is the
+// exception: the model has to be whole to write).
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
-#include <vector>
 
+#include "base/cpu_features.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "quantize/calibration.h"
+#include "quantize/recipe.h"
+#include "quantize/report.h"
 
 namespace nibble::quantize {
 
-enum class Scheme { kW4A8 };
-enum class Method { kRtn };  // round to nearest, scales searched for the least squared error
-
-// UNIMPLEMENTED, listing what is supported, for other names.
-absl::StatusOr<Scheme> ParseScheme(std::string_view name);
-absl::StatusOr<Method> ParseMethod(std::string_view name);
+inline constexpr const char* kReportFile = "quantize_report.json";
+// Progress counts layers in these.
+inline constexpr int64_t kLayerUnits = 100;
 
 struct QuantizeOptions {
   Scheme scheme = Scheme::kW4A8;
-  Method method = Method::kRtn;
-  int64_t group_size = 128;  // divides the input channels of every linear layer; a multiple of 8
+  // Input channels per scale; divides those of every linear layer. kChannelGroup: one scale per
+  // output channel.
+  int64_t group_size = 128;
+  Recipe recipe;
+  // Norm tweaking with this learning rate, in (0, 1]. Unset: none.
+  std::optional<double> norm_tweak_rate;
+  CalibrationOptions calibration;
+  std::string eval_data;  // text whose perplexity is compared at the end; empty: none
   // Replaces the output folder when it holds a model (a config.json); any other folder with files
   // in it is left alone and refused.
   bool overwrite = false;
+  bool restart = false;  // discards what an unfinished run left
   int64_t max_shard_bytes = int64_t{5} << 30;
-};
+  Isa isa = Isa::kRef;
 
-struct ModuleReport {
-  std::string name;  // "model.layers.0.mlp.up_proj"
-  int64_t n = 0;
-  int64_t k = 0;
-  double relative_error = 0.0;   // ||W - Q|| / ||W||, Frobenius
-  double bits_per_weight = 0.0;  // codes and scales as stored
+  bool needs_calibration() const { return !recipe.IsRtn() || norm_tweak_rate.has_value(); }
 };
+// INVALID_ARGUMENT naming the first value out of range or options that exclude each other.
+absl::Status Validate(const QuantizeOptions& options);
 
-struct LayerReport {
-  int64_t layer_idx = 0;
-  double relative_error = 0.0;  // of all its linear layers together
-  double bits_per_weight = 0.0;
-  std::vector<ModuleReport> modules;
-};
-
-struct QuantizeReport {
-  std::vector<LayerReport> layers;
-  double relative_error = 0.0;  // of all linear layers together
-  double bits_per_weight = 0.0;
-  int64_t source_bytes = 0;  // tensors of the source
-  int64_t output_bytes = 0;  // tensors of the output
-};
+enum class Phase { kLoading, kGenerating, kLayers, kWriting, kEvaluating };
 
 struct QuantizeProgress {
-  int64_t done_bytes = 0;  // source bytes read so far
-  int64_t total_bytes = 0;
-  std::string_view tensor;  // about to be read; empty at the end
+  Phase phase = Phase::kLayers;
+  int64_t done = 0;  // bytes, tokens, hundredths of layers, bytes, tokens
+  int64_t total = 0;
+  int64_t layer_idx = 0;  // kLayers
+  int64_t num_layers = 0;
+  std::string_view step;  // kLayers: what is being done to the layer
 };
 using ProgressCallback = std::function<void(const QuantizeProgress&)>;
 
 // `progress` may be null; it is called from this thread. On any error, and when the process is
-// killed, `output` is as it was before: the checkpoint is made in a folder beside it
-// ("OUTPUT.partial-XXXXXX", removed on errors) and renamed at the end.
+// killed, `output` is as it was before, and "OUTPUT.partial" beside it has the finished layers: the
+// same call goes on after them and makes the same bytes (work_folder.h). Those bytes depend on
+// source, options and instruction set, not on the number of threads.
 absl::StatusOr<QuantizeReport> QuantizeCheckpoint(const std::string& source,
                                                   const std::string& output,
                                                   const QuantizeOptions& options, ThreadPool* pool,

@@ -38,10 +38,17 @@ struct QuantizeOptions {
   std::string output;
   std::string scheme = "w4a8";
   std::string method = "rtn";
-  int64_t group_size = 128;
+  std::string group_size;  // "128", "channel"; empty: the scheme's default
+  bool norm_tweaking = false;
+  double norm_tweaking_lr = 1e-5;
+  std::string calibration_data;  // file or "self-generated"; empty: as the method needs
+  int64_t calibration_samples = 128;
+  int64_t calibration_length = 512;
+  uint64_t seed = 0;
+  std::string eval_data;
   int threads = 0;
   bool overwrite = false;
-  std::string report;  // file for the per-layer report as JSON; empty: none
+  bool restart = false;
 };
 int RunQuantize(const QuantizeOptions& options);
 

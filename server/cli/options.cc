@@ -114,16 +114,42 @@ void AddInspect(CLI::App* app, InspectOptions* options) {
 void AddQuantize(CLI::App* app, QuantizeOptions* options) {
   app->add_option("SRC", options->source, "full-precision Hugging Face model directory")
       ->required();
-  app->add_option("-o,--output", options->output, "directory to write")->required();
-  app->add_option("--scheme", options->scheme, "w4a8: 4-bit weights in groups, 8-bit activations")
+  app->add_option("-o,--output", options->output,
+                  "directory to write; work in progress is in OUTPUT.partial, from where the same "
+                  "command goes on after an interruption")
+      ->required();
+  app->add_option("--scheme", options->scheme,
+                  "w4a8: 4-bit weights, 8-bit activations; w8a8; w4a16: 4-bit weights alone")
       ->capture_default_str();
-  app->add_option("--method", options->method, "rtn: round to nearest")->capture_default_str();
-  app->add_option("--group-size", options->group_size, "input channels per scale")
+  app->add_option("--method", options->method,
+                  "rtn: round to nearest; gptq; awq: scaling search, clipping; odyssey: clipping, "
+                  "gptq; fptq: logarithmic equalization, gptq; or a list of steps, one of awq "
+                  "(scaling alone), fptq, then clip, then one of rtn, gptq: 'awq,clip,gptq'")
       ->capture_default_str();
+  app->add_option("--group-size", options->group_size,
+                  "input channels per scale, a multiple of 8, or 'channel' (also -1): one scale "
+                  "per output channel (default: 128; w8a8: channel)");
+  app->add_flag("--norm-tweaking", options->norm_tweaking,
+                "adjust the norms after rounding, so that outputs keep their moments");
+  app->add_option("--norm-tweaking-lr", options->norm_tweaking_lr,
+                  "its learning rate in the first layer; the last one's is twice this")
+      ->capture_default_str()
+      ->needs("--norm-tweaking");
+  app->add_option("--calibration-data", options->calibration_data,
+                  "text file, .jsonl file with a \"text\" a line, or 'self-generated': text that "
+                  "the model writes (default: self-generated where the method needs calibration)");
+  app->add_option("--calibration-samples", options->calibration_samples, "sequences")
+      ->capture_default_str();
+  app->add_option("--calibration-length", options->calibration_length,
+                  "tokens of each; at most the model's positions")
+      ->capture_default_str();
+  app->add_option("--seed", options->seed, "of self-generated text")->capture_default_str();
+  app->add_option("--eval-data", options->eval_data,
+                  "text file: compare its perplexity on source and output at the end");
   app->add_option("--threads", options->threads, "threads (0: all CPUs of this process)")
       ->capture_default_str();
   app->add_flag("--overwrite", options->overwrite, "replace an output directory that exists");
-  app->add_option("--report", options->report, "write the per-layer report to this file as JSON");
+  app->add_flag("--restart", options->restart, "discard what an unfinished run left");
 }
 
 // Comma-separated numbers.

@@ -33,21 +33,41 @@ bool Progress::WantsLine(int tenths, bool complete) {
   return true;
 }
 
-void Progress::Update(int64_t done, int64_t total) {
+// ", 3 min left"; empty while there is no pace to tell it from.
+std::string Progress::Remaining(int64_t done, int64_t total) const {
+  if (!options_.show_remaining || done <= first_done_ || done >= total) return "";
+  const auto elapsed_ns = static_cast<double>(options_.clock->NowNs() - first_ns_);
+  const double seconds = elapsed_ns * 1e-9 * static_cast<double>(total - done) /
+                         static_cast<double>(done - first_done_);
+  if (seconds >= 3600.0) return fmt::format(", {:.1f} h left", seconds / 3600.0);
+  if (seconds >= 100.0) return fmt::format(", {:.0f} min left", seconds / 60.0);
+  return fmt::format(", {:.0f} s left", seconds);
+}
+
+void Progress::Update(int64_t done, int64_t total, std::string_view detail) {
   if (total <= 0) return;
+  if (first_done_ < 0) {
+    first_done_ = done;
+    first_ns_ = options_.clock->NowNs();
+  }
   const double share = static_cast<double>(done) / static_cast<double>(total);
   const int percent = static_cast<int>(std::clamp(share * 100, 0.0, 100.0));
   const int step = is_terminal_ ? percent : percent / 10;
-  if (is_terminal_ ? step == last_shown_ : !WantsLine(step, done >= total)) return;
+  const bool same = step == last_shown_ && detail == detail_;
+  if (is_terminal_ ? same : !WantsLine(step, done >= total)) return;
   last_shown_ = step;
+  detail_ = detail;
   any_shown_ = true;
-  const std::string counts =
+  std::string counts =
       fmt::format("{}/{} {}", done / options_.divisor, total / options_.divisor, unit_);
+  if (!detail.empty()) counts += fmt::format(", {}", detail);
+  counts += Remaining(done, total);
   std::string text;
   if (is_terminal_) {
     constexpr int kWidth = 30;
     const std::string bar(static_cast<size_t>(percent * kWidth / 100), '#');
-    text = fmt::format("\r{} [{:<{}}] {:3}% {}", label_, bar, kWidth, percent, counts);
+    // The rest of the line is erased: the text before may have been longer.
+    text = fmt::format("\r{} [{:<{}}] {:3}% {}\x1b[K", label_, bar, kWidth, percent, counts);
   } else {
     text = fmt::format("{}: {:3}% ({})\n", label_, percent, counts);
   }

@@ -2,11 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // nibble quantize
-#include <cstdio>
-#include <fstream>
+#include <optional>
 
-#include "nlohmann/json.hpp"
-
+#include "base/cpu_features.h"
 #include "quantize/quantize.h"
 #include "server/cli/commands.h"
 #include "server/cli/model_setup.h"
@@ -15,69 +13,97 @@
 namespace nibble::cli {
 namespace {
 
-nlohmann::ordered_json ToJson(const quantize::QuantizeReport& report) {
-  nlohmann::ordered_json layers = nlohmann::ordered_json::array();
-  for (const quantize::LayerReport& layer : report.layers) {
-    nlohmann::ordered_json modules = nlohmann::ordered_json::array();
-    for (const quantize::ModuleReport& module : layer.modules) {
-      modules.push_back({{"name", module.name},
-                         {"n", module.n},
-                         {"k", module.k},
-                         {"relative_error", module.relative_error},
-                         {"bits_per_weight", module.bits_per_weight}});
+using quantize::Phase;
+using quantize::QuantizeProgress;
+
+// A bar for each phase of the work.
+class PhasedProgress {
+ public:
+  void Update(const QuantizeProgress& state) {
+    if (!progress_ || phase_ != state.phase) {
+      progress_.reset();  // ends its line
+      Start(state.phase);
     }
-    layers.push_back({{"layer", layer.layer_idx},
-                      {"relative_error", layer.relative_error},
-                      {"bits_per_weight", layer.bits_per_weight},
-                      {"modules", std::move(modules)}});
+    std::string detail;
+    if (state.phase == Phase::kLayers) {
+      detail = fmt::format("layer {} of {}: {}", state.layer_idx + 1, state.num_layers, state.step);
+    }
+    progress_->Update(state.done, state.total, detail);
   }
-  return {{"relative_error", report.relative_error},
-          {"bits_per_weight", report.bits_per_weight},
-          {"source_bytes", report.source_bytes},
-          {"output_bytes", report.output_bytes},
-          {"layers", std::move(layers)}};
-}
 
-absl::Status WriteReport(const std::string& path, const quantize::QuantizeReport& report) {
-  std::ofstream file(path);
-  file << DumpJson(ToJson(report)) << '\n';
-  file.close();
-  return file ? absl::OkStatus() : InvalidArgument("--report {}: cannot write this file", path);
-}
-
-void PrintTable(const quantize::QuantizeReport& report) {
-  fmt::print("{:>5}  {:>14}  {:>15}\n", "layer", "relative error", "bits per weight");
-  for (const quantize::LayerReport& layer : report.layers) {
-    fmt::print("{:>5}  {:>14.5f}  {:>15.3f}\n", layer.layer_idx, layer.relative_error,
-               layer.bits_per_weight);
+ private:
+  void Start(Phase phase) {
+    phase_ = phase;
+    constexpr int64_t kMega = 1'000'000;
+    switch (phase) {
+      case Phase::kLoading:
+        progress_.emplace("loading weights", "MB", ProgressOptions{.divisor = kMega});
+        return;
+      case Phase::kGenerating:
+        progress_.emplace("writing calibration text", "tokens",
+                          ProgressOptions{.show_remaining = true});
+        return;
+      case Phase::kLayers:
+        progress_.emplace(
+            "quantizing", "layers",
+            ProgressOptions{.divisor = quantize::kLayerUnits, .show_remaining = true});
+        return;
+      case Phase::kWriting:
+        progress_.emplace("writing", "MB", ProgressOptions{.divisor = kMega});
+        return;
+      case Phase::kEvaluating:
+        progress_.emplace("scoring", "tokens", ProgressOptions{.show_remaining = true});
+        return;
+    }
   }
-  fmt::print("{:>5}  {:>14.5f}  {:>15.3f}\n", "all", report.relative_error, report.bits_per_weight);
-}
 
-absl::Status Quantize(const QuantizeOptions& options) {
-  quantize::QuantizeOptions quantize_options;
-  NIBBLE_ASSIGN_OR_RETURN(quantize_options.scheme, quantize::ParseScheme(options.scheme));
-  NIBBLE_ASSIGN_OR_RETURN(quantize_options.method, quantize::ParseMethod(options.method));
-  quantize_options.group_size = options.group_size;
-  quantize_options.overwrite = options.overwrite;
+  std::optional<Progress> progress_;
+  Phase phase_ = Phase::kLoading;
+};
+
+absl::StatusOr<quantize::QuantizeOptions> ParseOptions(const QuantizeOptions& options) {
+  quantize::QuantizeOptions parsed;
+  NIBBLE_ASSIGN_OR_RETURN(parsed.scheme, quantize::ParseScheme(options.scheme));
+  NIBBLE_ASSIGN_OR_RETURN(parsed.group_size,
+                          quantize::ParseGroupSize(options.group_size, parsed.scheme));
+  NIBBLE_ASSIGN_OR_RETURN(parsed.recipe, quantize::ParseRecipe(options.method));
+  if (options.norm_tweaking) parsed.norm_tweak_rate = options.norm_tweaking_lr;
+  parsed.calibration = {.data = options.calibration_data,
+                        .num_samples = options.calibration_samples,
+                        .length = options.calibration_length,
+                        .seed = options.seed};
+  parsed.eval_data = options.eval_data;
+  parsed.overwrite = options.overwrite;
+  parsed.restart = options.restart;
+  NIBBLE_ASSIGN_OR_RETURN(parsed.isa, ChooseIsa());
   if (options.threads < 0 || options.threads > 1024) {
     return InvalidArgument("--threads is {}, want 0 to 1024", options.threads);
   }
+  return parsed;
+}
+
+absl::Status Quantize(const QuantizeOptions& options) {
+  NIBBLE_ASSIGN_OR_RETURN(const quantize::QuantizeOptions parsed, ParseOptions(options));
   ThreadPool pool(options.threads > 0 ? options.threads : ThreadPool::HostThreads());
   quantize::QuantizeReport report;
   {
-    Progress progress("quantizing", "MB", {.divisor = 1'000'000});
-    const auto on_progress = [&](const quantize::QuantizeProgress& state) {
-      progress.Update(state.done_bytes, state.total_bytes);
-    };
-    NIBBLE_ASSIGN_OR_RETURN(
-        report, quantize::QuantizeCheckpoint(options.source, options.output, quantize_options,
-                                             &pool, on_progress));
+    PhasedProgress progress;
+    const auto on_progress = [&](const QuantizeProgress& state) { progress.Update(state); };
+    NIBBLE_ASSIGN_OR_RETURN(report, quantize::QuantizeCheckpoint(options.source, options.output,
+                                                                 parsed, &pool, on_progress));
   }
-  PrintTable(report);
-  PrintMessage(fmt::format("wrote {}: {} of tensors, the source has {}\n", options.output,
-                           HumanBytes(report.output_bytes), HumanBytes(report.source_bytes)));
-  return options.report.empty() ? absl::OkStatus() : WriteReport(options.report, report);
+  fmt::print("{}", quantize::Table(report));
+  if (report.resumed_layers > 0) {
+    PrintMessage(fmt::format("{} of {} layers were finished by an earlier run\n",
+                             report.resumed_layers, report.layers.size()));
+  }
+  PrintMessage(
+      fmt::format("wrote {}: {} {} (calibration: {}), {} of tensors, the source has {}, "
+                  "{:.1f} s; the table is in {}\n",
+                  options.output, report.scheme, report.method, report.calibration,
+                  HumanBytes(report.output_bytes), HumanBytes(report.source_bytes), report.seconds,
+                  quantize::kReportFile));
+  return absl::OkStatus();
 }
 
 }  // namespace

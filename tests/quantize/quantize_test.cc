@@ -40,7 +40,8 @@ std::set<std::string> Names(const std::string& dir) {
   return names;
 }
 
-// Every tensor of `output` against its source: linears as QuantizeRtn makes them, the rest equal.
+// Every tensor of a w4a8 `output` by rtn against its source: linears as QuantizeRtn makes them, the
+// rest equal.
 void ExpectQuantized(const std::string& source, const std::string& output, int64_t group_size) {
   const auto from = Checkpoint::Open(source);
   const auto to = Checkpoint::Open(output);
@@ -81,28 +82,29 @@ TEST(QuantizeTest, BundledModelReadsBackIdentically) {
   const std::string output = dir.File("out");
   ThreadPool pool(2);
   std::vector<int64_t> done;
-  int64_t total = 0;
   const auto report =
       QuantizeCheckpoint(kStories, output, {}, &pool, [&](const QuantizeProgress& progress) {
-        done.push_back(progress.done_bytes);
-        total = progress.total_bytes;
+        if (progress.phase != Phase::kLayers) return;
+        done.push_back(progress.done);
+        EXPECT_EQ(progress.total, 4 * kLayerUnits);
       });
   ASSERT_TRUE(report.ok()) << report.status();
   ExpectQuantized(kStories, output, 128);
 
   EXPECT_TRUE(std::is_sorted(done.begin(), done.end()));
   EXPECT_EQ(done.front(), 0);
-  EXPECT_EQ(done.back(), total);
-  EXPECT_EQ(report->source_bytes, total);
+  EXPECT_EQ(done.back(), 4 * kLayerUnits);
+  EXPECT_EQ(report->source_bytes, Checkpoint::Open(kStories)->total_bytes());
   EXPECT_EQ(report->output_bytes, Checkpoint::Open(output)->total_bytes());
-  EXPECT_NEAR(report->bits_per_weight, 4.25, 1e-9);
+  EXPECT_NEAR(Summarize(report->layers).bits_per_weight, 4.25, 1e-9);
+  EXPECT_EQ(report->calibration, "none");
   ASSERT_EQ(report->layers.size(), 4U);
   for (size_t i = 0; i < 4; ++i) {
     EXPECT_EQ(report->layers[i].layer_idx, static_cast<int64_t>(i));
     EXPECT_EQ(report->layers[i].modules.size(), 7U);
     // 4 bits leave an error near 10 % on weights like these; far from it, something is wrong.
-    EXPECT_GT(report->layers[i].relative_error, 0.03);
-    EXPECT_LT(report->layers[i].relative_error, 0.2);
+    EXPECT_GT(report->layers[i].modules[0].weight_error, 0.03);
+    EXPECT_LT(report->layers[i].modules[0].weight_error, 0.2);
   }
 
   const auto config = engine::LoadModelConfig(output);
@@ -115,6 +117,9 @@ TEST(QuantizeTest, BundledModelReadsBackIdentically) {
     EXPECT_EQ(Slurp(output + "/" + file), Slurp(kStories + "/" + file)) << file;
   }
   EXPECT_THAT(Names(dir.path()), ::testing::ElementsAre("out"));
+  const auto written = nlohmann::json::parse(Slurp(output + "/" + kReportFile));
+  EXPECT_EQ(written["layers"][3]["modules"].size(), 7U);
+  EXPECT_EQ(written["method"], "rtn");
 }
 
 TEST(QuantizeTest, TheReportedErrorIsThatOfTheFile) {
@@ -123,7 +128,7 @@ TEST(QuantizeTest, TheReportedErrorIsThatOfTheFile) {
   ThreadPool pool(1);
   const auto report = QuantizeCheckpoint(kStories, output, {.group_size = 32}, &pool, nullptr);
   ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_NEAR(report->bits_per_weight, 5.0, 1e-9);
+  EXPECT_NEAR(Summarize(report->layers).bits_per_weight, 5.0, 1e-9);
   const auto from = Checkpoint::Open(kStories);
   const auto to = Checkpoint::Open(output);
   ASSERT_TRUE(from.ok() && to.ok());
@@ -141,7 +146,7 @@ TEST(QuantizeTest, TheReportedErrorIsThatOfTheFile) {
     error += std::pow(value - weight->Dequantize(i / module.k, i % module.k), 2);
     norm += value * value;
   }
-  EXPECT_NEAR(module.relative_error, std::sqrt(error / norm), 1e-9);
+  EXPECT_NEAR(module.weight_error, std::sqrt(error / norm), 1e-9);
 }
 
 TEST(QuantizeTest, EveryDtypeShardsAndBiases) {
@@ -175,11 +180,21 @@ class RefusalTest : public ::testing::Test {
 };
 
 TEST_F(RefusalTest, GroupSizesThatDoNotFit) {
-  ExpectMessage(Quantize(kStories, {.group_size = 0}), {"group size is 0", "8..65536"});
-  ExpectMessage(Quantize(kStories, {.group_size = 12}), {"12", "multiple of 8"});
-  ExpectMessage(Quantize(kStories, {.group_size = 1 << 20}), {"1048576", "65536"});
   ExpectMessage(Quantize(kFixtures + "qwen3", {.group_size = 128}),
                 {"_proj.weight", "not a multiple of the group size 128"});
+  EXPECT_THAT(Names(dir_.path()), IsEmpty());
+}
+
+TEST_F(RefusalTest, OptionsOutOfRange) {
+  ExpectMessage(Quantize(kStories, {.norm_tweak_rate = 0.0}), {"norm tweaking is 0"});
+  ExpectMessage(Quantize(kStories, {.norm_tweak_rate = std::nan("")}), {"norm tweaking is nan"});
+  ExpectMessage(Quantize(kStories, {.calibration = {.data = "x", .num_samples = -1}}),
+                {"samples are -1"});
+  ExpectMessage(Quantize(kStories, {.calibration = {.data = dir_.File("none")}}), {"/none: "});
+  ExpectMessage(Quantize(kStories, {.eval_data = dir_.File("none")}), {"/none: "});
+  // There is no tokenizer to calibrate with.
+  ExpectMessage(Quantize(kFixtures + "llama", {.group_size = 8, .recipe = *ParseRecipe("gptq")}),
+                {"tokenizer"});
   EXPECT_THAT(Names(dir_.path()), IsEmpty());
 }
 
@@ -224,8 +239,9 @@ TEST_F(RefusalTest, FoldersInUse) {
   ExpectMessage(Quantize(kStories, {}), {"empty"});
 }
 
-// A weight that cannot be quantized is found in the middle of the run: nothing may be left.
-TEST_F(RefusalTest, AFailedRunLeavesNothing) {
+// A weight that cannot be quantized is found in the middle of the run: the output is not there,
+// what is finished stays to go on from.
+TEST_F(RefusalTest, AFailedRunLeavesNoOutput) {
   const std::string source = dir_.File("source");
   fs::create_directory(source);
   fs::copy_file(kFixtures + "llama/config.json", source + "/config.json");
@@ -244,14 +260,9 @@ TEST_F(RefusalTest, AFailedRunLeavesNothing) {
   }
   ASSERT_TRUE(writer->Finish().ok());
   ExpectMessage(Quantize(source, {.group_size = 8}), {"model.layers.1.mlp.up_proj.weight", "nan"});
-  EXPECT_THAT(Names(dir_.path()), ::testing::ElementsAre("source"));
-}
-
-TEST(QuantizeOptionsTest, NamesOfSchemesAndMethods) {
-  EXPECT_TRUE(ParseScheme("w4a8").ok());
-  EXPECT_TRUE(ParseMethod("rtn").ok());
-  EXPECT_EQ(ParseScheme("w8a8").status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(ParseMethod("gptq").status().message()), HasSubstr("supported: rtn"));
+  EXPECT_THAT(Names(dir_.path()), ::testing::ElementsAre("out.partial", "source"));
+  EXPECT_THAT(Names(output_ + ".partial/layers"), ::testing::ElementsAre("00000"));
+  ExpectMessage(Quantize(source, {.group_size = kChannelGroup}), {"group size", "channel", "8"});
 }
 
 }  // namespace
