@@ -98,7 +98,8 @@ struct GemmArgs {
   int64_t d_stride = 0;         // elements, >= n
 };
 
-// REQUIRES: args fit weight.desc(). Must not overlap with another use of `pool`.
+// REQUIRES: args fit weight.desc(). Must not overlap with another use of `pool`. The calling thread
+// keeps scratch memory for its next call; std::bad_alloc when there is none.
 void Run(const PackedWeight& weight, const GemmArgs& args, ThreadPool* pool);
 
 }  // namespace nibble::kernels

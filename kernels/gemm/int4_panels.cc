@@ -14,6 +14,8 @@
 namespace nibble::kernels {
 namespace {
 
+constexpr int64_t kBytesPerStep = kInt4StepK / 2;  // of one output channel
+
 class Int4Panels final : public GemmWeight {
  public:
   Int4Panels(const GemmVariant& variant, const GemmDesc& desc, const Int4Source& source,
@@ -125,13 +127,26 @@ void Int4Panels::PackCodes(const Int4Source& source, int64_t row) {
   const int64_t panel = kernels_.panel;
   const int64_t group = shape_.groups.group;
   const int64_t packed_group = shape_.groups.packed_group();
-  uint8_t* out = codes_.data() + row / panel * (packed_k_ * panel / 2);
-  const int64_t column = row % panel;
-  for (int64_t k = 0; k < desc_.k; ++k) {
+  uint8_t* out =
+      codes_.data() + row / panel * (packed_k_ * panel / 2) + row % panel * kBytesPerStep;
+  int64_t k = 0;
+  if (group == packed_group) {  // whole steps lie in the source as they do here
+    const uint8_t* from = source.weight.codes.data() + row * source.weight.row_bytes();
+    for (; k + kInt4StepK <= desc_.k; k += kInt4StepK) {
+      uint8_t* to = out + k / kInt4StepK * panel * kBytesPerStep;
+      // Each byte has two codes of k that follow each other.
+      to[0] = static_cast<uint8_t>((from[0] & 15) | (from[2] << 4));
+      to[1] = static_cast<uint8_t>((from[0] >> 4) | (from[2] & 0xf0));
+      to[2] = static_cast<uint8_t>((from[1] & 15) | (from[3] << 4));
+      to[3] = static_cast<uint8_t>((from[1] >> 4) | (from[3] & 0xf0));
+      from += kBytesPerStep;
+    }
+  }
+  for (; k < desc_.k; ++k) {
     const int64_t packed_k = k / group * packed_group + k % group;
-    const int64_t at = (packed_k / 8 * panel + column) * 4 + packed_k % 4;
-    const int shift = packed_k % 8 < 4 ? 0 : 4;
-    out[at] = static_cast<uint8_t>(out[at] | (source.weight.Code(row, k) << shift));
+    uint8_t* to = out + packed_k / kInt4StepK * panel * kBytesPerStep + packed_k % 4;
+    const int shift = packed_k % kInt4StepK < 4 ? 0 : 4;
+    *to = static_cast<uint8_t>(*to | (source.weight.Code(row, k) << shift));
   }
 }
 

@@ -27,19 +27,17 @@ struct PackedGroups {
   int64_t packed_k() const { return (num_groups() - 1) * packed_group() + packed_last_group(); }
 };
 
-// d = A * B^T over panels of integer weights: arranges activations into tiles and calls
-// multiply(panel, rows) for every panel and block of rows, on all threads. RowBlock.bias, d and
-// columns are those of the panel.
+// What the loops need to know of a weight.
 struct PanelShape {
   int64_t n;
-  int64_t panel;
+  int64_t panel;  // output channels per panel
   PackedGroups groups;
-  int32_t group_factor;  // of RowBlock.group_starts; 0: none
-  int64_t max_tile_rows;
+  int32_t group_factor;   // of RowBlock.group_starts; 0: none
+  int64_t max_tile_rows;  // most rows of a tile
 };
-class RowTiles;
 
-// Rows of activations in tiles, in scratch memory of the calling thread.
+// Rows of activations in tiles, in scratch memory of the calling thread (kept for its next call).
+// `shape` and `args` must outlive it.
 class RowTiles {
  public:
   // Tiles of [first, first + rows) of args; at most `max_tile_rows` rows each, all but the last the
@@ -67,6 +65,9 @@ class RowTiles {
 // second-level cache.
 int64_t ChunkRows(const PanelShape& shape);
 
+// d = A * B^T over panels of integer weights: arranges activations into tiles and calls
+// multiply(panel, rows) for every panel and block of rows, on all threads. RowBlock.bias, d and
+// columns are those of the panel.
 template <typename Multiply>
 void ForPanels(const PanelShape& shape, const GemmArgs& args, ThreadPool* pool,
                const Multiply& multiply) {
