@@ -5,15 +5,13 @@
 
 #include <algorithm>
 
-#include "base/aligned_buffer.h"
 #include "base/check.h"
 #include "kernels/activation/silu_mul_row.h"
+#include "kernels/device/row_loop.h"
+#include "kernels/device/thread_scratch.h"
 
 namespace nibble::kernels {
 namespace {
-
-// Elements a thread takes at a time: some microseconds of work.
-constexpr int64_t kPieceElements = 16384;
 
 SiluMulRowFunction ChooseRowFunction(Isa isa) {
   switch (isa) {
@@ -31,10 +29,13 @@ SiluMulRowFunction ChooseRowFunction(Isa isa) {
 void SiluMulRows(const SiluMulArgs& args, int64_t begin, int64_t end, Isa isa,
                  SiluMulRowFunction silu_mul) {
   // Where int8 alone is asked for, a row of floats is quantized while it lies in the cache.
-  AlignedBuffer<float> scratch(args.y == nullptr ? static_cast<size_t>(args.intermediate) : 0);
+  struct Purpose;
+  float* const scratch = args.y == nullptr
+                             ? ThreadScratch<Purpose, float>(static_cast<size_t>(args.intermediate))
+                             : nullptr;
   for (int64_t row = begin; row < end; ++row) {
     const float* gate = args.gate_up + row * args.gate_up_stride;
-    float* const y = args.y == nullptr ? scratch.data() : args.y + row * args.y_stride;
+    float* const y = args.y == nullptr ? scratch : args.y + row * args.y_stride;
     silu_mul(gate, gate + args.intermediate, y, args.intermediate);
     if (args.y8.values == nullptr) continue;
     QuantizeRowRange(y, args.intermediate, 1, args.intermediate,
@@ -70,10 +71,8 @@ void SiluMul(const SiluMulArgs& args, Isa isa, ThreadPool* pool) {
     SiluMulColumns(args, silu_mul, pool);
     return;
   }
-  const int64_t grain = std::max<int64_t>(1, kPieceElements / args.intermediate);
-  pool->ParallelFor(args.num_rows, grain, [&](int64_t begin, int64_t end) {
-    SiluMulRows(args, begin, end, isa, silu_mul);
-  });
+  ForRows(pool, args.num_rows, args.intermediate,
+          [&](int64_t begin, int64_t end) { SiluMulRows(args, begin, end, isa, silu_mul); });
 }
 
 }  // namespace nibble::kernels

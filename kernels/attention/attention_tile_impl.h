@@ -114,54 +114,81 @@ static void ScoreStrips(const AttendTileArgs& args, int64_t row, int64_t first, 
   }
 }
 
-// Turns one row's scores into the factors of the values, relative to the row's new maximum, and
-// moves its state there.
+// The keys of a strip that a row sees, a bit each.
+static inline uint32_t VisibleLanes(const AttendTileArgs& args, int64_t row, int64_t strip) {
+  const int64_t begin = args.key_begin[row];
+  const int64_t end = args.key_end[row];
+  const uint64_t end_mask = end >= kTileKeys ? ~uint64_t{0} : (uint64_t{1} << end) - 1;
+  const uint64_t mask = end_mask & (~uint64_t{0} << begin);
+  return static_cast<uint32_t>(mask >> (strip * kStripKeys)) & 0xffffU;
+}
+
+// Scores of one row times all scales, -inf where the row does not see the key. Returns the row's
+// maximum so far.
 template <class Simd>
-static void UpdateSoftmax(const AttendTileArgs& args, int64_t row, float* scores) {
-  using Floats = typename Simd::Floats;
-  const uint64_t end_mask =
-      args.key_end[row] >= kTileKeys ? ~uint64_t{0} : (uint64_t{1} << args.key_end[row]) - 1;
-  const uint64_t mask = end_mask & (~uint64_t{0} << args.key_begin[row]);
-  const Floats scale = Simd::Set1(args.scale);
-  const Floats lowest = Simd::Set1(-__builtin_inff());
-  Floats score[kTileStrips];
-  Floats largest = lowest;
+static inline float ScaleScores(const AttendTileArgs& args, int64_t row, float* scores) {
+  const auto scale = Simd::Set1(args.scale);
+  const auto lowest = Simd::Set1(-__builtin_inff());
+  auto largest = lowest;
   NIBBLE_ATTENTION_UNROLL
   for (int s = 0; s < kTileStrips; ++s) {
-    Floats x = Simd::Load(scores + s * kStripKeys);
+    auto score = Simd::Load(scores + s * kStripKeys);
     const float* key_scales = args.strips[s].key_scales;
-    if (key_scales != nullptr) x = Simd::Mul(x, Simd::Load(key_scales));
-    const auto lanes = static_cast<uint32_t>(mask >> (s * kStripKeys)) & 0xffffU;
-    score[s] = Simd::Select(lanes, Simd::Mul(x, scale), lowest);
-    largest = Simd::Max(largest, score[s]);
+    if (key_scales != nullptr) score = Simd::Mul(score, Simd::Load(key_scales));
+    score = Simd::Select(VisibleLanes(args, row, s), Simd::Mul(score, scale), lowest);
+    Simd::Store(scores + s * kStripKeys, score);
+    largest = Simd::Max(largest, score);
   }
-  float& max = args.state.max[row];
   const float tile_max = Simd::ReduceMax(largest);
-  const float new_max = tile_max > max ? tile_max : max;
-  const Floats offset = Simd::Set1(new_max);
-  Floats sum = Simd::Zero();
+  const float max = args.state.max[row];
+  return tile_max > max ? tile_max : max;
+}
+
+// Scaled scores of one row become what its values are to be multiplied by. Returns the sum of the
+// weights.
+template <class Simd>
+static inline float WeighKeys(const AttendTileArgs& args, int64_t row, float max, float* scores) {
+  const auto offset = Simd::Set1(max);
+  auto sum = Simd::Zero();
   NIBBLE_ATTENTION_UNROLL
   for (int s = 0; s < kTileStrips; ++s) {
-    const auto lanes = static_cast<uint32_t>(mask >> (s * kStripKeys)) & 0xffffU;
-    Floats weight = Simd::Select(lanes, Simd::Exp(Simd::Sub(score[s], offset)), Simd::Zero());
+    auto weight = Simd::Exp(Simd::Sub(Simd::Load(scores + s * kStripKeys), offset));
+    weight = Simd::Select(VisibleLanes(args, row, s), weight, Simd::Zero());
     sum = Simd::Add(sum, weight);
     const float* value_scales = args.strips[s].value_scales;
     if (value_scales != nullptr) weight = Simd::Mul(weight, Simd::Load(value_scales));
     Simd::Store(scores + s * kStripKeys, weight);
   }
-  float correction = 1.0F;
-  if (new_max != max) {
-    alignas(64) float lanes[kStripKeys];
-    Simd::Store(lanes, Simd::Exp(Simd::Set1(max - new_max)));
-    correction = lanes[0];
-    max = new_max;
+  return Simd::ReduceAdd(sum);
+}
+
+// Turns scores into the factors of the values, relative to each row's new maximum, and moves the
+// rows' states there. Step by step for all rows: a row alone is one long chain of dependent
+// operations. A row that sees nothing keeps its state.
+template <class Simd, int kRows>
+static void UpdateSoftmax(const AttendTileArgs& args, int64_t row, float* scores) {
+  static_assert(kRows <= kStripKeys);
+  float* const max = args.state.max + row;
+  float new_max[kRows];
+  alignas(64) float corrections[kStripKeys] = {};
+  for (int r = 0; r < kRows; ++r) {
+    new_max[r] = ScaleScores<Simd>(args, row + r, scores + r * kTileKeys);
+    // 0 also where both are -inf.
+    if (new_max[r] != max[r]) corrections[r] = max[r] - new_max[r];
   }
-  args.state.sum[row] = args.state.sum[row] * correction + Simd::ReduceAdd(sum);
-  if (correction == 1.0F) return;
-  const Floats rescale = Simd::Set1(correction);
-  float* acc = args.state.acc + row * args.padded_dim;
-  for (int64_t column = 0; column < args.padded_dim; column += kPadColumns) {
-    Simd::Store(acc + column, Simd::Mul(Simd::Load(acc + column), rescale));
+  Simd::Store(corrections, Simd::Exp(Simd::Load(corrections)));
+  for (int r = 0; r < kRows; ++r) {
+    const float sum = WeighKeys<Simd>(args, row + r, new_max[r], scores + r * kTileKeys);
+    args.state.sum[row + r] = args.state.sum[row + r] * corrections[r] + sum;
+    max[r] = new_max[r];
+  }
+  for (int r = 0; r < kRows; ++r) {
+    if (corrections[r] == 1.0F) continue;
+    const auto rescale = Simd::Set1(corrections[r]);
+    float* acc = args.state.acc + (row + r) * args.padded_dim;
+    for (int64_t column = 0; column < args.padded_dim; column += kPadColumns) {
+      Simd::Store(acc + column, Simd::Mul(Simd::Load(acc + column), rescale));
+    }
   }
 }
 
@@ -248,10 +275,9 @@ static void AttendRows(const AttendTileArgs& args, int64_t row) {
   for (int64_t first = 0; first < kTileStrips; first += kStrips) {
     ScoreStrips<Simd, kElement, kRows, kStrips>(args, row, first, weights);
   }
+  UpdateSoftmax<Simd, kRows>(args, row, weights);
   const bool share = shared_begin < shared_end;
   for (int r = 0; r < kRows; ++r) {
-    if (args.key_begin[row + r] >= args.key_end[row + r]) continue;
-    UpdateSoftmax<Simd>(args, row + r, weights + r * kTileKeys);
     Accumulate<Simd, kElement, 1>(args, row + r, args.key_begin[row + r],
                                   share ? shared_begin : args.key_end[row + r],
                                   weights + r * kTileKeys);

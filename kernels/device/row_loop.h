@@ -11,12 +11,14 @@
 
 namespace nibble::kernels {
 
-// Calls body(begin, end) over pieces of [0, num_rows). A piece has 64 KB of floats, some
-// microseconds of work: less does not pay for waking a thread, so that a few rows stay on the
-// calling one.
+// Elements a thread takes at a time: 64 KB of floats, some microseconds of work. Less does not pay
+// for waking a thread.
+inline constexpr int64_t kPieceElements = 16384;
+
+// Calls body(begin, end) over pieces of [0, num_rows). One piece's rows, and a single row of
+// whatever length, stay on the calling thread.
 template <typename Body>
 void ForRows(ThreadPool* pool, int64_t num_rows, int64_t row_elements, const Body& body) {
-  constexpr int64_t kPieceElements = 16384;
   const int64_t grain = std::max<int64_t>(1, kPieceElements / std::max<int64_t>(1, row_elements));
   if (num_rows <= grain) {
     if (num_rows > 0) body(int64_t{0}, num_rows);

@@ -3,17 +3,13 @@
 
 #include "kernels/norm/rms_norm.h"
 
-#include <algorithm>
-
-#include "base/aligned_buffer.h"
 #include "base/check.h"
+#include "kernels/device/row_loop.h"
+#include "kernels/device/thread_scratch.h"
 #include "kernels/norm/rms_norm_row.h"
 
 namespace nibble::kernels {
 namespace {
-
-// Elements a thread takes at a time: 64 KB of floats, some microseconds of work.
-constexpr int64_t kPieceElements = 16384;
 
 using RowFunction = void (*)(const RmsNormRow&);
 
@@ -33,9 +29,11 @@ RowFunction ChooseRowFunction(Isa isa) {
 void NormalizeRows(const RmsNormArgs& args, int64_t begin, int64_t end, Isa isa,
                    RowFunction normalize) {
   // Where int8 alone is asked for, a row of floats is quantized while it lies in the L1 cache.
-  AlignedBuffer<float> scratch(args.y == nullptr ? static_cast<size_t>(args.hidden) : 0);
+  struct Purpose;
+  float* const scratch =
+      args.y == nullptr ? ThreadScratch<Purpose, float>(static_cast<size_t>(args.hidden)) : nullptr;
   for (int64_t row = begin; row < end; ++row) {
-    float* const y = args.y == nullptr ? scratch.data() : args.y + row * args.y_stride;
+    float* const y = args.y == nullptr ? scratch : args.y + row * args.y_stride;
     normalize({.hidden = args.hidden,
                .x = args.x + row * args.x_stride,
                .delta = args.delta != nullptr ? args.delta + row * args.delta_stride : nullptr,
@@ -59,10 +57,8 @@ void RmsNorm(const RmsNormArgs& args, Isa isa, ThreadPool* pool) {
   NIBBLE_CHECK(args.delta == nullptr || args.y != args.x);
   if (args.hidden == 0) return;
   const RowFunction normalize = ChooseRowFunction(isa);
-  const int64_t grain = std::max<int64_t>(1, kPieceElements / args.hidden);
-  pool->ParallelFor(args.num_rows, grain, [&](int64_t begin, int64_t end) {
-    NormalizeRows(args, begin, end, isa, normalize);
-  });
+  ForRows(pool, args.num_rows, args.hidden,
+          [&](int64_t begin, int64_t end) { NormalizeRows(args, begin, end, isa, normalize); });
 }
 
 }  // namespace nibble::kernels
