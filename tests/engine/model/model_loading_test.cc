@@ -347,9 +347,8 @@ TEST_F(ModelLoadingTest, TiedHeadIsRoundedFromTheEmbedding) {
   tied.config["tie_word_embeddings"] = true;
   tied.tensors.erase("lm_head.weight");
   const LoadOptions options = {.quantization = Quantization::kW8A8};
-  EXPECT_TRUE(
-      SameBits(Logits(tied, options, "w8a8, head int8 beside the float32 embedding"),
-               Logits(untied, options, "w8a8, head int8")));
+  EXPECT_TRUE(SameBits(Logits(tied, options, "w8a8, head int8 beside the float32 embedding"),
+                       Logits(untied, options, "w8a8, head int8")));
 }
 
 TEST_F(ModelLoadingTest, StoredHead) {
