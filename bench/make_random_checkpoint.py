@@ -94,8 +94,10 @@ def write_weights(path, shape, seed):
                     values = random.standard_normal(count, numpy.float32) * numpy.float32(WEIGHT_STD)
                 file.write(to_bfloat16(values).tobytes())
                 left -= count
-            print(f"\r{file.tell() / 1e6:.0f} of {offset / 1e6:.0f} MB", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+            if sys.stderr.isatty():
+                print(f"\r{file.tell() / 1e6:.0f} of {offset / 1e6:.0f} MB", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
 
 
 def byte_alphabet():
