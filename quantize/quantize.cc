@@ -71,8 +71,8 @@ absl::Status CheckFolders(const std::string& source, const std::string& output) 
   namespace fs = std::filesystem;
   if (output.empty()) return InvalidArgument("the output folder's name is empty");
   std::error_code error;
-  const std::string from = fs::weakly_canonical(source, error).string() + "/";
-  const std::string to = fs::weakly_canonical(output, error).string() + "/";
+  const std::string from = fs::weakly_canonical(fs::absolute(source, error), error).string() + "/";
+  const std::string to = fs::weakly_canonical(fs::absolute(output, error), error).string() + "/";
   if (from.starts_with(to)) {
     return InvalidArgument("{}: writing here would replace the source {}", output, source);
   }

@@ -136,7 +136,7 @@ absl::StatusOr<WorkFolder> WorkFolder::Open(const std::string& output,
                                             const WorkFolderOptions& options) {
   std::error_code error;
   // Without links, "..", and trailing slashes, so that the work folder is on the same disk.
-  fs::path canonical = fs::weakly_canonical(output, error);
+  fs::path canonical = fs::weakly_canonical(fs::absolute(output, error), error);
   if (error) return Failed(output, "resolve", error);
   if (!canonical.has_filename()) canonical = canonical.parent_path();
   if (!canonical.has_filename()) return InvalidArgument("{}: not a folder to write to", output);

@@ -48,9 +48,9 @@ def test_w4a8_is_within_three_percent(nibble, exact):
 
 def test_quantized_checkpoint_equals_quantizing_at_load(nibble, tmp_path):
     output = tmp_path / "stories-w4a8"
-    report = tmp_path / "report.json"
-    run(nibble, "quantize", STORIES, "--output", output, "--scheme", "w4a8", "--report", report)
-    assert json.loads(report.read_text())
+    run(nibble, "quantize", STORIES, "--output", output, "--scheme", "w4a8")
+    report = json.loads((output / "quantize_report.json").read_text())
+    assert len(report["layers"]) == 4 and len(report["layers"][0]["modules"]) == 7
     assert (perplexity(nibble, output, "--limit", 2000)["perplexity"] ==
             perplexity(nibble, STORIES, "--quantization", "w4a8", "--limit", 2000)["perplexity"])
     inspected = json.loads(run(nibble, "inspect", output, "--json"))
@@ -64,6 +64,47 @@ def test_quantized_checkpoint_equals_quantizing_at_load(nibble, tmp_path):
     twice = subprocess.run([str(nibble), "quantize", str(output), "--output", str(tmp_path / "x")], capture_output=True,
                            text=True)
     assert twice.returncode == 1 and "quantized" in twice.stderr, twice.stderr
+
+
+CALIBRATED = ("--method", "gptq", "--calibration-data", STORIES_TEXT, "--calibration-samples", 16,
+              "--calibration-length", 256)
+
+
+def test_gptq_gains_over_rounding(nibble, tmp_path, exact):
+    """The table on standard output, the perplexity check, and what it measures."""
+    output = tmp_path / "out"
+    table = run(nibble, "quantize", STORIES, "--output", output, *CALIBRATED, "--eval-data", STORIES_TEXT)
+    report = json.loads((output / "quantize_report.json").read_text())
+    assert report["method"] == "gptq" and report["all"]["output_error"] < 0.9 * report["all"]["output_error_before"]
+    evaluation = report["evaluation"]
+    assert f"{evaluation['perplexity']:.4f}, of the source {evaluation['source_perplexity']:.4f}" in table
+    assert evaluation["perplexity"] == pytest.approx(perplexity(nibble, output)["perplexity"], rel=1e-9)
+    assert evaluation["perplexity"] < 1.02 * exact["perplexity"]  # 2.9 % by rounding to nearest
+
+
+def test_quantize_killed_goes_on(nibble, tmp_path):
+    def tensors(folder):
+        return (folder / "model.safetensors").read_bytes()
+
+    whole = tmp_path / "whole"
+    run(nibble, "quantize", STORIES, "--output", whole, *CALIBRATED)
+    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    command = [str(nibble), "quantize", str(STORIES), "--output", str(output), *map(str, CALIBRATED)]
+    for layer in ("00000", "00002"):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 300
+        while not (partial / "layers" / layer).exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        assert not output.exists()
+    other = subprocess.run(command + ["--group-size", "64"], capture_output=True, text=True)
+    assert other.returncode == 1 and 'group size is "64", was "128"' in other.stderr, other.stderr
+    run(nibble, "quantize", STORIES, "--output", output, *CALIBRATED)
+    assert tensors(output) == tensors(whole)
+    assert not partial.exists()
+    assert json.loads((output / "quantize_report.json").read_text())["resumed_layers"] >= 3
 
 
 def test_inspect(nibble):
@@ -135,4 +176,12 @@ def test_readme_documents_every_serve_option(nibble):
     table = readme.split("<!-- serve options -->")[1].split("<!-- end -->")[0]
     documented = set(re.findall(r"`(--[a-z][a-z0-9-]*)", table))
     options = help_options(nibble, "serve")
+    assert documented == options, f"only in README: {documented - options}; only in --help: {options - documented}"
+
+
+def test_readme_documents_every_quantize_option(nibble):
+    readme = (ROOT / "quantize" / "README.md").read_text()
+    table = readme.split("<!-- quantize options -->")[1].split("<!-- end -->")[0]
+    documented = set(re.findall(r"`(--[a-z][a-z0-9-]*)", table))
+    options = help_options(nibble, "quantize")
     assert documented == options, f"only in README: {documented - options}; only in --help: {options - documented}"

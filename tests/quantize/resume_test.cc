@@ -66,12 +66,11 @@ std::map<std::string, std::string> Quantized(const Model& model, const QuantizeO
 }
 
 TEST(DeterminismTest, ThreadsDoNotChangeTheBytes) {
-  for (const char* name : {"qwen2", "qwen3"}) {
-    const Model model(name);
-    QuantizeOptions options = model.Options("awq,clip,gptq");
-    options.norm_tweak_rate = 1e-3;
-    EXPECT_TRUE(Quantized(model, options, 1) == Quantized(model, options, 3)) << name;
-  }
+  const Model model("qwen2");
+  QuantizeOptions options = model.Options("awq,clip,gptq");
+  options.calibration.num_samples = 2;
+  options.norm_tweak_rate = 1e-3;
+  EXPECT_TRUE(Quantized(model, options, 1) == Quantized(model, options, 2));
 }
 
 struct Case {

@@ -70,6 +70,20 @@ TEST(WorkFolderTest, LayersStayAndOutputAppearsWhole) {
   EXPECT_FALSE(fs::exists(out + ".partial"));
 }
 
+TEST(WorkFolderTest, RelativeNames) {
+  const TempDir dir;
+  const fs::path before = fs::current_path();
+  fs::current_path(dir.path());
+  {
+    auto folder = WorkFolder::Open("out", kRun, {});
+    ASSERT_TRUE(folder.ok()) << folder.status();
+    Write(*folder->BeginOutput() + "/config.json", "{}");
+    EXPECT_TRUE(folder->Commit().ok());
+  }
+  fs::current_path(before);
+  EXPECT_TRUE(fs::exists(dir.File("out/config.json")));
+}
+
 TEST(WorkFolderTest, OneRunAtATime) {
   const TempDir dir;
   auto first = WorkFolder::Open(dir.File("out"), kRun, {});
