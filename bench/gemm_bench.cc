@@ -22,18 +22,17 @@ namespace {
 using kernels::GemmDesc;
 using kernels::PackedWeight;
 
-constexpr size_t kRotatedBytes = size_t{256} << 20;
-
 struct Subject {
   Isa isa;
   std::vector<std::unique_ptr<PackedWeight>> copies;
 };
 
-absl::StatusOr<Subject> MakeSubject(const GemmDesc& desc, Isa isa, ThreadPool* pool) {
+absl::StatusOr<Subject> MakeSubject(const GemmDesc& desc, int64_t rotated_bytes, Isa isa,
+                                    ThreadPool* pool) {
   Subject subject = {isa, {}};
-  for (size_t bytes = 0; bytes < kRotatedBytes;) {
+  for (int64_t bytes = 0; bytes < rotated_bytes;) {
     NIBBLE_ASSIGN_OR_RETURN(auto weight, PackRandomWeight(desc, isa, pool));
-    bytes += weight->size_bytes();
+    bytes += static_cast<int64_t>(weight->size_bytes());
     subject.copies.push_back(std::move(weight));
   }
   return subject;
@@ -109,7 +108,8 @@ absl::StatusOr<nlohmann::ordered_json> RunGemmBench(const GemmBenchOptions& opti
       if (variant->isa != isa) continue;  // a lower one's, or the reference
       if (variant->name.find(options.filter) == std::string_view::npos) continue;
       any = true;
-      NIBBLE_ASSIGN_OR_RETURN(const Subject subject, MakeSubject(desc, isa, pool));
+      NIBBLE_ASSIGN_OR_RETURN(const Subject subject,
+                              MakeSubject(desc, options.rotated_bytes, isa, pool));
       peaks[std::string(ToString(isa))] = ToJson(meter.Measure(isa));
       for (const int64_t m : options.m) {
         report.Add(MeasureRow(subject, m, options.seconds, &meter, pool));

@@ -22,6 +22,8 @@ struct GemmBenchOptions {
   std::vector<int64_t> m = {1, 4, 16, 128};
   std::string filter;    // of the variant's name
   double seconds = 0.3;  // of each figure, and at least 5 runs
+  // Of copies that are used in turn: more than any cache holds.
+  int64_t rotated_bytes = int64_t{256} << 20;
 
   void Validate(std::vector<std::string>* violations) const;
 };

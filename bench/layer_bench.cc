@@ -181,7 +181,7 @@ absl::StatusOr<nlohmann::ordered_json> RunLayerBench(const LayerBenchOptions& op
   NIBBLE_ASSIGN_OR_RETURN(const LayerShape shape, ChooseShape(options));
   const WeightKind& kind = *FindWeightKind(options.weights);
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<LayerWeights> layers,
-                          MakeLayerCopies(shape, kind, isa, pool));
+                          MakeLayerCopies(shape, kind, options.rotated_bytes, isa, pool));
   const Roofline roofline = MeasureRoofline(isa, pool);
   Report report("layer",
                 {{"phase", "phase", 8},

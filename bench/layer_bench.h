@@ -39,7 +39,9 @@ struct LayerBenchOptions {
   std::vector<int64_t> batches = {1, 8, 32};  // sequences that decode one token each
   std::vector<int64_t> contexts = {512};      // tokens of each, the new one included
   std::vector<int64_t> prompts = {512};       // tokens of a sequence computed in one step
-  double seconds = 0.5;                       // of each case, and at least 3 passes
+  // Of copies of the layer that run in turn: more than any cache holds.
+  int64_t rotated_bytes = int64_t{256} << 20;
+  double seconds = 0.5;  // of each case, and at least 3 passes
 
   void Validate(std::vector<std::string>* violations) const;
 };

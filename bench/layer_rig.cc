@@ -17,7 +17,6 @@
 namespace nibble::bench {
 namespace {
 
-constexpr int64_t kRotatedBytes = int64_t{256} << 20;
 constexpr int64_t kBlockSize = 16;
 
 engine::ModelConfig CacheConfig(const LayerShape& shape, size_t num_copies) {
@@ -57,7 +56,8 @@ int64_t LayerWeights::size_bytes() const {
 }
 
 absl::StatusOr<std::vector<LayerWeights>> MakeLayerCopies(const LayerShape& shape,
-                                                          const WeightKind& kind, Isa isa,
+                                                          const WeightKind& kind,
+                                                          int64_t rotated_bytes, Isa isa,
                                                           ThreadPool* pool) {
   const auto make = [&](int64_t n, int64_t k) -> absl::StatusOr<engine::Linear> {
     kernels::GemmDesc desc = kind.desc;
@@ -71,7 +71,7 @@ absl::StatusOr<std::vector<LayerWeights>> MakeLayerCopies(const LayerShape& shap
   const int64_t q_size = shape.num_heads * shape.head_dim;
   const int64_t qkv_size = q_size + 2 * shape.num_kv_heads * shape.head_dim;
   std::vector<LayerWeights> copies;
-  for (int64_t bytes = 0; bytes < kRotatedBytes; bytes += copies.back().size_bytes()) {
+  for (int64_t bytes = 0; bytes < rotated_bytes; bytes += copies.back().size_bytes()) {
     LayerWeights layer;
     NIBBLE_ASSIGN_OR_RETURN(layer.qkv, make(qkv_size, shape.hidden_size));
     NIBBLE_ASSIGN_OR_RETURN(layer.o, make(shape.hidden_size, q_size));

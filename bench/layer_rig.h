@@ -45,9 +45,10 @@ struct LayerWeights {
   int64_t size_bytes() const;
 };
 
-// As many copies as lie past the last-level cache.
+// Copies of `rotated_bytes` or more together.
 absl::StatusOr<std::vector<LayerWeights>> MakeLayerCopies(const LayerShape& shape,
-                                                          const WeightKind& kind, Isa isa,
+                                                          const WeightKind& kind,
+                                                          int64_t rotated_bytes, Isa isa,
                                                           ThreadPool* pool);
 
 // `num_seqs` sequences of `context` tokens, of which the last `num_new` are computed.

@@ -20,6 +20,7 @@ TEST(LayerBenchTest, EveryOpHasARowAndTheSharesAddUp) {
   options.contexts = {17};
   options.prompts = {5};
   options.seconds = 0.0;
+  options.rotated_bytes = 1 << 20;
   for (const char* weights : {"w4a8-folded", "bf16"}) {
     options.weights = weights;
     options.kv_cache_dtype = options.weights == "bf16" ? "int8" : "bfloat16";

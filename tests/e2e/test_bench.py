@@ -12,7 +12,7 @@ from nibble_server import ROOT, STORIES
 
 COMMANDS = {
     "gemm": ["--n", 4096, "--k", 4096, "--m", "1,2", "--seconds", 0, "--filter", "w4a8_folded"],
-    "layer": ["--model", STORIES, "--batch", 1, "--context", 16, "--prompt", 8, "--seconds", 0],
+    "layer": ["--shape", "llama-3.2-1b", "--batch", 1, "--context", 16, "--prompt", 8, "--seconds", 0],
     "attention": ["--batch", 1, "--context", 64, "--prompt", 8, "--head-dim", 64, "--seconds", 0],
     "decode": [STORIES, "-q", "w4a8", "--batch", "1,2", "--steps", 2, "--repetitions", 1],
     "prefill": [STORIES, "-q", "w4a8", "--prompt", "8,32", "--max-num-batched-tokens", 16, "--repetitions", 1],
