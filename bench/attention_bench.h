@@ -29,7 +29,8 @@ struct AttentionBenchOptions {
   // Blocks of a sequence lie in random order instead of one after the other, as they do in a pool
   // that was empty.
   bool scattered = false;
-  // Cases whose cache would be larger are left out, and say so.
+  // Cases of which one cache of keys and values would be larger are left out, and say so. Small
+  // ones are rotated through several.
   int64_t max_cache_bytes = int64_t{2} << 30;
   double seconds = 0.15;  // of each case, and at least 3 runs
 

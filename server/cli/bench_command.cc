@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <new>
 
 #include "fmt/ranges.h"
 #include "nlohmann/json.hpp"
@@ -25,7 +26,15 @@ absl::Status ToStatus(const std::vector<std::string>& violations) {
   return absl::InvalidArgumentError(fmt::format("{}", fmt::join(violations, "\n")));
 }
 
-int Print(const absl::StatusOr<nlohmann::ordered_json>& result) {
+// Runs, and prints what comes out. Shapes within every limit may still be larger than the machine.
+template <typename Run>
+int Print(const Run& run) {
+  absl::StatusOr<nlohmann::ordered_json> result;
+  try {
+    result = run();
+  } catch (const std::bad_alloc&) {
+    result = ResourceExhausted("memory ran out: smaller shapes, batches or contexts take less");
+  }
   if (!result.ok()) return Fail(result.status());
   fmt::print("{}\n", DumpJson(*result));
   return 0;
@@ -64,33 +73,39 @@ absl::StatusOr<nlohmann::ordered_json> RunOnModel(
 }  // namespace
 
 int RunBenchGemm(const BenchOptions& options) {
-  return Print(RunOnPool(options.threads, options.gemm, [&](ThreadPool* pool) {
-    return bench::RunGemmBench(options.gemm, pool, Table());
-  }));
+  return Print([&] {
+    return RunOnPool(options.threads, options.gemm, [&](ThreadPool* pool) {
+      return bench::RunGemmBench(options.gemm, pool, Table());
+    });
+  });
 }
 
 int RunBenchLayer(const BenchOptions& options) {
   const absl::StatusOr<Isa> isa = ChooseIsa();
   if (!isa.ok()) return Fail(isa.status());
-  return Print(RunOnPool(options.threads, options.layer, [&](ThreadPool* pool) {
-    return bench::RunLayerBench(options.layer, *isa, pool, Table());
-  }));
+  return Print([&] {
+    return RunOnPool(options.threads, options.layer, [&](ThreadPool* pool) {
+      return bench::RunLayerBench(options.layer, *isa, pool, Table());
+    });
+  });
 }
 
 int RunBenchAttention(const BenchOptions& options) {
   const absl::StatusOr<Isa> isa = ChooseIsa();
   if (!isa.ok()) return Fail(isa.status());
-  return Print(RunOnPool(options.threads, options.attention, [&](ThreadPool* pool) {
-    return bench::RunAttentionBench(options.attention, *isa, pool, Table());
-  }));
+  return Print([&] {
+    return RunOnPool(options.threads, options.attention, [&](ThreadPool* pool) {
+      return bench::RunAttentionBench(options.attention, *isa, pool, Table());
+    });
+  });
 }
 
 int RunBenchDecode(const BenchOptions& options) {
-  return Print(RunOnModel(options.model, options.decode, bench::RunDecodeBench));
+  return Print([&] { return RunOnModel(options.model, options.decode, bench::RunDecodeBench); });
 }
 
 int RunBenchPrefill(const BenchOptions& options) {
-  return Print(RunOnModel(options.model, options.prefill, bench::RunPrefillBench));
+  return Print([&] { return RunOnModel(options.model, options.prefill, bench::RunPrefillBench); });
 }
 
 }  // namespace nibble::cli
