@@ -64,10 +64,10 @@ class DecoderModel final : public Model {
   }
   DType kv_dtype() const override { return weights_.kv_dtype; }
   std::string quantization_name() const override { return weights_.quantization_name; }
+  std::vector<std::string> warnings() const override { return weights_.warnings; }
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                        ThreadPool* pool) override;
-  std::vector<std::string> warnings() const override { return weights_.warnings; }
 
  private:
   absl::Status ReserveRows(int64_t num_rows);
@@ -91,10 +91,10 @@ class DecoderModel final : public Model {
   const int64_t q_size_;    // num_heads * head_dim
   const int64_t kv_size_;   // num_kv_heads * head_dim
   const int64_t qkv_size_;  // q_size + 2 * kv_size
+  const bool reorders_;     // some layer reorders its input channels
 
   PlanChecker checker_;
   kernels::RopeTable rope_;  // of the positions reserved or seen
-  const bool reorders_;     // some layer reorders its input channels
 
   // Workspaces with room for row_capacity_ tokens.
   int64_t row_capacity_ = 0;
