@@ -110,8 +110,8 @@ TEST(QuantizeTest, BundledModelReadsBackIdentically) {
   const auto config = engine::LoadModelConfig(output);
   ASSERT_TRUE(config.ok()) << config.status();
   ASSERT_TRUE(config->quantization.has_value());
-  EXPECT_EQ(config->quantization->group_size, 128);
-  EXPECT_EQ(config->quantization->activation_bits, 8);
+  EXPECT_EQ(config->quantization->main_scheme()->group_size, 128);
+  EXPECT_EQ(config->quantization->main_scheme()->activation_bits, 8);
   for (const char* file : {"tokenizer.json", "tokenizer_config.json", "generation_config.json",
                            "special_tokens_map.json"}) {
     EXPECT_EQ(Slurp(output + "/" + file), Slurp(kStories + "/" + file)) << file;
@@ -218,7 +218,7 @@ TEST_F(RefusalTest, FoldersInUse) {
   EXPECT_EQ(second.code(), absl::StatusCode::kAlreadyExists);
   ExpectMessage(second, {"is not empty"});
   EXPECT_TRUE(Quantize(kStories, {.group_size = 64, .overwrite = true}).ok());
-  EXPECT_EQ(engine::LoadModelConfig(output_)->quantization->group_size, 64);
+  EXPECT_EQ(engine::LoadModelConfig(output_)->quantization->main_scheme()->group_size, 64);
   EXPECT_THAT(Names(dir_.path()), ::testing::ElementsAre("out"));
 
   fs::remove(output_ + "/config.json");
