@@ -35,11 +35,15 @@ struct PagedAttentionArgs {
   int64_t max_blocks_per_seq = 0;
   float scale = 1.0F;          // usually 1 / sqrt(head_dim)
   int64_t sliding_window = 0;  // 0: none
-  float* out = nullptr;        // [num_tokens, out_stride]: num_heads * head_dim from column 0
+  // [num_tokens, out_stride]: num_heads * head_dim from column 0. Must not overlap with q: rows are
+  // written while others' queries are still to be read.
+  float* out = nullptr;
   int64_t out_stride = 0;
 };
 
 // REQUIRES: the new tokens' keys and values are in the cache already (kernels/kv/kv_cache.h).
+// Threads keep scratch memory for their next call: each some 0.3 MiB, the calling one up to 8 MiB
+// more where long contexts of few sequences are shared out; std::bad_alloc when there is none.
 void PagedAttention(const KvCacheView& cache, const PagedAttentionArgs& args, Isa isa,
                     ThreadPool* pool);
 

@@ -32,19 +32,21 @@ KvElement ElementOf(DType dtype) {
   }
 }
 
-// Pieces of one task and one segment, when segments are shared out.
+// One task's segment, when segments are shared out, and the memory of its state.
 struct Unit {
   const AttentionTask* task;
   int64_t segment;
+  float* state;
 };
 
 class Attention {
  public:
   Attention(const KvCacheView& cache, const PagedAttentionArgs& args,
-            const TileFunctions& functions)
+            const TileFunctions& functions, int64_t max_state_floats)
       : cache_(cache),
         args_(args),
         functions_(functions),
+        max_state_floats_(max_state_floats),
         group_(args.num_heads / cache.num_kv_heads),
         padded_dim_((cache.head_dim + kPadColumns - 1) / kPadColumns * kPadColumns),
         element_(ElementOf(cache.dtype)),
@@ -64,7 +66,7 @@ class Attention {
     // Too few tasks for the threads (decoding few sequences) and long contexts: the segments are
     // shared out too.
     if (pool->num_threads() > 1 && num_tasks < 8 * pool->num_threads() && num_units > num_tasks) {
-      RunSegments(tasks, num_units, pool);
+      RunSegments(tasks, pool);
       return;
     }
     const int64_t grain = std::clamp<int64_t>(num_tasks / (8 * pool->num_threads()), 1, 16);
@@ -134,37 +136,107 @@ class Attention {
     StoreOutputs(task, total);
   }
 
-  void RunSegments(const std::vector<AttentionTask>& tasks, int64_t num_units,
-                   ThreadPool* pool) const {
+  // Shares out the segments of some whole tasks at a time, as many as their states' memory allows.
+  void RunSegments(const std::vector<AttentionTask>& tasks, ThreadPool* pool) const {
+    const auto num_tasks = static_cast<int64_t>(tasks.size());
+    for (int64_t begin = 0; begin < num_tasks;) {
+      int64_t end = begin;
+      int64_t floats = 0;
+      for (; end < num_tasks; ++end) {
+        const AttentionTask& task = tasks[static_cast<size_t>(end)];
+        const int64_t more = task.num_segments() * StateFloats(NumRows(task), padded_dim_);
+        if (floats + more > max_state_floats_) break;
+        floats += more;
+      }
+      if (end == begin) {
+        RunLongTask(tasks[static_cast<size_t>(begin++)], pool);
+        continue;
+      }
+      RunWholeTasks(tasks.data() + begin, end - begin, floats, pool);
+      begin = end;
+    }
+  }
+
+  void RunWholeTasks(const AttentionTask* tasks, int64_t num_tasks, int64_t floats,
+                     ThreadPool* pool) const {
+    thread_local std::vector<float*> task_states;
+    std::vector<Unit>& units = EmptyUnits();
+    task_states.clear();
+    float* state = States(floats);
+    for (int64_t i = 0; i < num_tasks; ++i) {
+      task_states.push_back(state);
+      state = AddUnits(tasks[i], tasks[i].first_segment(), tasks[i].end_segment(), state, &units);
+    }
+    RunUnits(units, pool);
+    pool->ParallelFor(num_tasks, 1, [&, states = task_states.data()](int64_t begin, int64_t end) {
+      const Scratch scratch = ThisThreadsScratch();
+      for (int64_t i = begin; i < end; ++i) {
+        const AttentionState total = StateIn(scratch.total, NumRows(tasks[i]));
+        ClearState(total, NumRows(tasks[i]), padded_dim_);
+        MergeStates(tasks[i], states[i], tasks[i].num_segments(), total);
+        StoreOutputs(tasks[i], total);
+      }
+    });
+  }
+
+  // A task whose states are too many: some segments at a time.
+  void RunLongTask(const AttentionTask& task, ThreadPool* pool) const {
+    const int64_t state_floats = StateFloats(NumRows(task), padded_dim_);
+    const int64_t at_once =
+        std::max<int64_t>(pool->num_threads(), max_state_floats_ / state_floats);
+    float* const states = States(at_once * state_floats);
+    // Running units leaves the total of the calling thread's scratch memory alone.
+    const AttentionState total = StateIn(ThisThreadsScratch().total, NumRows(task));
+    ClearState(total, NumRows(task), padded_dim_);
+    for (int64_t begin = task.first_segment(); begin < task.end_segment(); begin += at_once) {
+      const int64_t end = std::min(task.end_segment(), begin + at_once);
+      std::vector<Unit>& units = EmptyUnits();
+      AddUnits(task, begin, end, states, &units);
+      RunUnits(units, pool);
+      MergeStates(task, states, end - begin, total);
+    }
+    StoreOutputs(task, total);
+  }
+
+  static std::vector<Unit>& EmptyUnits() {
     thread_local std::vector<Unit> units;
     units.clear();
-    for (const AttentionTask& task : tasks) {
-      for (int64_t segment = task.first_segment(); segment < task.end_segment(); ++segment) {
-        units.push_back({.task = &task, .segment = segment});
-      }
-    }
+    return units;
+  }
+  static float* States(int64_t floats) {
     struct Purpose;
-    const int64_t state_floats = StateFloats(max_rows_, padded_dim_);
-    float* const states =
-        ThreadScratch<Purpose, float>(static_cast<size_t>(num_units * state_floats));
-    pool->ParallelFor(num_units, 1, [&, all = units.data()](int64_t begin, int64_t end) {
+    return ThreadScratch<Purpose, float>(static_cast<size_t>(floats));
+  }
+
+  // Segments [begin, end) with their states from `state` on; returns where the next may begin.
+  float* AddUnits(const AttentionTask& task, int64_t begin, int64_t end, float* state,
+                  std::vector<Unit>* units) const {
+    const int64_t state_floats = StateFloats(NumRows(task), padded_dim_);
+    for (int64_t segment = begin; segment < end; ++segment, state += state_floats) {
+      units->push_back({.task = &task, .segment = segment, .state = state});
+    }
+    return state;
+  }
+
+  void RunUnits(const std::vector<Unit>& units, ThreadPool* pool) const {
+    const auto count = static_cast<int64_t>(units.size());
+    pool->ParallelFor(count, 1, [&, all = units.data()](int64_t begin, int64_t end) {
       const Scratch scratch = ThisThreadsScratch();
       for (int64_t i = begin; i < end; ++i) {
         const AttentionTask& task = *all[i].task;
         LoadQueries(task, scratch);
-        RunSegment(task, all[i].segment, scratch,
-                   StateIn(states + i * state_floats, NumRows(task)));
+        RunSegment(task, all[i].segment, scratch, StateIn(all[i].state, NumRows(task)));
       }
     });
-    const Scratch scratch = ThisThreadsScratch();
-    float* state = states;
-    for (const AttentionTask& task : tasks) {
-      const AttentionState total = StateIn(scratch.total, NumRows(task));
-      ClearState(total, NumRows(task), padded_dim_);
-      for (int64_t i = 0; i < task.num_segments(); ++i, state += state_floats) {
-        MergeState(StateIn(state, NumRows(task)), NumRows(task), padded_dim_, total);
-      }
-      StoreOutputs(task, total);
+  }
+
+  // `count` states, one after the other, onto `total` in their order.
+  void MergeStates(const AttentionTask& task, float* states, int64_t count,
+                   const AttentionState& total) const {
+    const int64_t num_rows = NumRows(task);
+    const int64_t state_floats = StateFloats(num_rows, padded_dim_);
+    for (int64_t i = 0; i < count; ++i) {
+      MergeState(StateIn(states + i * state_floats, num_rows), num_rows, padded_dim_, total);
     }
   }
 
@@ -351,6 +423,7 @@ class Attention {
   const KvCacheView& cache_;
   const PagedAttentionArgs& args_;
   const TileFunctions& functions_;
+  const int64_t max_state_floats_;
   const int64_t group_;
   const int64_t padded_dim_;
   const KvElement element_;
@@ -362,8 +435,9 @@ class Attention {
 }  // namespace
 
 void PagedAttentionTiles(const KvCacheView& cache, const PagedAttentionArgs& args,
-                         const TileFunctions& functions, ThreadPool* pool) {
-  Attention(cache, args, functions).Run(pool);
+                         const TileFunctions& functions, ThreadPool* pool,
+                         int64_t max_state_floats) {
+  Attention(cache, args, functions, max_state_floats).Run(pool);
 }
 
 }  // namespace nibble::kernels

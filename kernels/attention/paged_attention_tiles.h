@@ -4,6 +4,8 @@
 // The blocked form of paged_attention.h, for any instruction set's tile functions.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/attention/attention_tile.h"
 #include "kernels/attention/paged_attention.h"
 
@@ -14,7 +16,12 @@ struct TileFunctions {
   void (*attend)(const AttendTileArgs& args);
 };
 
+// Memory for the states of segments that are shared out over the threads: 8 MiB, or one state of
+// each thread where that is more. The calling thread keeps what it needed.
+inline constexpr int64_t kMaxStateFloats = int64_t{2} << 20;
+
 void PagedAttentionTiles(const KvCacheView& cache, const PagedAttentionArgs& args,
-                         const TileFunctions& functions, ThreadPool* pool);
+                         const TileFunctions& functions, ThreadPool* pool,
+                         int64_t max_state_floats = kMaxStateFloats);
 
 }  // namespace nibble::kernels

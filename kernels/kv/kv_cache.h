@@ -42,13 +42,14 @@ struct KvAppendArgs {
   int64_t k_stride = 0;
   const float* v = nullptr;  // [num_tokens, v_stride]
   int64_t v_stride = 0;
-  const int32_t* slot_mapping =
-      nullptr;  // [num_tokens], distinct slots in [0, num_blocks * block_size)
+  // [num_tokens], distinct slots in [0, num_blocks * block_size)
+  const int32_t* slot_mapping = nullptr;
 };
 
 // Writes k and v to their slots: floats rounded to nearest even, int8 as
 // kernels/quant/quantize_rows.h has it, with a scale for each head and token (a head with a NaN or
-// an infinity gets a NaN scale: what attends to it is NaN). All variants are bit-equal.
+// an infinity gets a NaN scale: what attends to it is NaN). All variants are bit-equal. Threads
+// keep scratch memory of one head for their next call; std::bad_alloc when there is none.
 void KvAppend(const KvCacheView& cache, const KvAppendArgs& args, Isa isa, ThreadPool* pool);
 
 struct RopeKvAppendArgs {
@@ -61,10 +62,12 @@ struct RopeKvAppendArgs {
   int64_t stride = 0;
   int64_t num_heads = 0;               // of q
   const int32_t* positions = nullptr;  // [num_tokens], each in [0, table.max_positions)
+  // [num_tokens], distinct slots in [0, num_blocks * block_size)
   const int32_t* slot_mapping = nullptr;
 };
 
-// ApplyRope to q and k, and KvAppend, to the bit, in one pass over the tokens.
+// ApplyRope to q and k, and KvAppend, to the bit, in one pass over the tokens; scratch memory as
+// there.
 void RopeKvAppend(const RopeTable& table, const KvCacheView& cache, const RopeKvAppendArgs& args,
                   Isa isa, ThreadPool* pool);
 

@@ -8,6 +8,7 @@
 
 #include "gtest/gtest.h"
 
+#include "kernels/attention/paged_attention_tiles.h"
 #include "tests/kernels/attention/paged_problem.h"
 #include "tests/testing/compare.h"
 
@@ -217,6 +218,33 @@ TEST_P(PagedAttentionTest, LargeScoresDoNotOverflow) {
   const auto actual = Attend(shape, {{&sequence, 0, 90}}, GetParam(), &pool_)[0];
   EXPECT_TRUE(AllWithin<float>({actual.data(), 90, 16, 16}, {expected.data(), 90, 16, 16},
                                [](int64_t, int64_t) { return 0.05; }));
+}
+
+// Memory for the states of segments decides how many of them are shared out at a time, for tasks of
+// one segment and of several, and never what comes out.
+TEST(PagedAttentionSegments, MemoryForStatesShowsInNoBit) {
+  if (HostCpuFeatures().Best() < Isa::kAvx2) GTEST_SKIP() << "this machine has no AVX2";
+  ThreadPool one(1);
+  ThreadPool three(3);
+  const AttentionShape shape{.num_heads = 4, .num_kv_heads = 2, .head_dim = 16};
+  const SequenceData longer = MakeSequence(shape, 5000, 31);
+  const SequenceData shorter = MakeSequence(shape, 1100, 32);
+  const std::vector<Chunk> chunks = {
+      {&shorter, 1099, 1100}, {&longer, 4998, 5000}, {&shorter, 300, 301}, {&shorter, 1040, 1050}};
+  const auto expected = Attend(shape, chunks, Isa::kAvx2, &one);
+  // A row takes 18 floats; the longest task has 10 segments of up to 20 rows.
+  for (const int64_t floats : {0, 100, 300, 1000, 2000, 1 << 20}) {
+    const auto actual = AttendWith(
+        shape, chunks, &three, 1,
+        [&](const kernels::KvCacheView& cache, const kernels::PagedAttentionArgs& args) {
+          kernels::PagedAttentionTiles(
+              cache, args, {.pack = kernels::avx2::PackTile, .attend = kernels::avx2::AttendTile},
+              &three, floats);
+        });
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      EXPECT_TRUE(SameBits(actual[i], expected[i])) << "chunk " << i << ", " << floats << " floats";
+    }
+  }
 }
 
 TEST(PagedAttentionVariants, AreEqualToTheBit) {

@@ -51,10 +51,12 @@ struct Chunk {
   int64_t end = 0;
 };
 
-// Outputs of each chunk: [end - begin, num_heads * head_dim]. `seed` scatters the blocks.
-inline std::vector<std::vector<float>> Attend(const AttentionShape& shape,
-                                              const std::vector<Chunk>& chunks, Isa isa,
-                                              ThreadPool* pool, uint32_t seed = 1) {
+// Outputs of each chunk: [end - begin, num_heads * head_dim], computed by attend(cache, args).
+// `seed` scatters the blocks.
+template <typename AttendFunction>
+std::vector<std::vector<float>> AttendWith(const AttentionShape& shape,
+                                           const std::vector<Chunk>& chunks, ThreadPool* pool,
+                                           uint32_t seed, const AttendFunction& attend) {
   int64_t max_blocks = 1;
   int64_t num_blocks = 1;
   for (const Chunk& chunk : chunks) {
@@ -130,20 +132,19 @@ inline std::vector<std::vector<float>> Attend(const AttentionShape& shape,
 
   constexpr float kCanary = 1234.5F;
   std::vector<float> out(q.size(), kCanary);
-  kernels::PagedAttention(cache,
-                          {.num_seqs = static_cast<int64_t>(chunks.size()),
-                           .num_heads = shape.num_heads,
-                           .q = q.data(),
-                           .q_stride = stride,
-                           .query_start = query_start.data(),
-                           .context_lens = context_lens.data(),
-                           .block_tables = block_tables.data(),
-                           .max_blocks_per_seq = max_blocks,
-                           .scale = 1.0F / std::sqrt(static_cast<float>(shape.head_dim)),
-                           .sliding_window = shape.sliding_window,
-                           .out = out.data(),
-                           .out_stride = stride},
-                          isa, pool);
+  attend(cache,
+         kernels::PagedAttentionArgs{.num_seqs = static_cast<int64_t>(chunks.size()),
+                                     .num_heads = shape.num_heads,
+                                     .q = q.data(),
+                                     .q_stride = stride,
+                                     .query_start = query_start.data(),
+                                     .context_lens = context_lens.data(),
+                                     .block_tables = block_tables.data(),
+                                     .max_blocks_per_seq = max_blocks,
+                                     .scale = 1.0F / std::sqrt(static_cast<float>(shape.head_dim)),
+                                     .sliding_window = shape.sliding_window,
+                                     .out = out.data(),
+                                     .out_stride = stride});
 
   std::vector<std::vector<float>> results;
   for (size_t s = 0; s < chunks.size(); ++s) {
@@ -158,6 +159,16 @@ inline std::vector<std::vector<float>> Attend(const AttentionShape& shape,
     }
   }
   return results;
+}
+
+inline std::vector<std::vector<float>> Attend(const AttentionShape& shape,
+                                              const std::vector<Chunk>& chunks, Isa isa,
+                                              ThreadPool* pool, uint32_t seed = 1) {
+  return AttendWith(
+      shape, chunks, pool, seed,
+      [&](const kernels::KvCacheView& cache, const kernels::PagedAttentionArgs& args) {
+        kernels::PagedAttention(cache, args, isa, pool);
+      });
 }
 
 // Bit for bit, NaN unequal to everything.
