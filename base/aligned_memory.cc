@@ -14,14 +14,7 @@ namespace {
 
 constexpr size_t kHugePageBytes = size_t{2} << 20;
 
-// AddressSanitizer watches what malloc gives, not what mmap does.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool kMapLargeBlocks = false;
-#else
-constexpr bool kMapLargeBlocks = true;
-#endif
-
-bool IsMapped(size_t bytes) { return kMapLargeBlocks && bytes >= kLargeBlockBytes; }
+bool IsMapped(size_t bytes) { return !kAddressSanitizer && bytes >= kLargeBlockBytes; }
 
 size_t RoundUp(size_t value, size_t step) { return (value + step - 1) / step * step; }
 

@@ -12,6 +12,19 @@
 namespace nibble {
 
 inline constexpr size_t kMemoryAlignment = 64;
+// AddressSanitizer watches what malloc gives, not what mmap does: under it all blocks are malloc's.
+// g++ and clang++ say in different ways that it is on.
+#if defined(__SANITIZE_ADDRESS__)
+inline constexpr bool kAddressSanitizer = true;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+inline constexpr bool kAddressSanitizer = true;
+#else
+inline constexpr bool kAddressSanitizer = false;
+#endif
+#else
+inline constexpr bool kAddressSanitizer = false;
+#endif
 // From here on a block is large.
 inline constexpr size_t kLargeBlockBytes = size_t{4} << 20;
 

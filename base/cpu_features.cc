@@ -11,6 +11,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "base/amx_probe.h"
+
 namespace nibble {
 namespace {
 
@@ -67,7 +69,7 @@ CpuFeatures Detect() {
   constexpr uint32_t kAmxTile = 1U << 24;
   constexpr uint32_t kAmxInt8 = 1U << 25;
   constexpr uint32_t kAmxBf16 = 1U << 22;
-  if (os_amx && (d & kAmxTile) != 0 && RequestAmxPermission()) {
+  if (os_amx && (d & kAmxTile) != 0 && RequestAmxPermission() && AmxTilesSurviveSwitches()) {
     features.amx_int8 = (d & kAmxInt8) != 0;
     features.amx_bf16 = (d & kAmxBf16) != 0;
   }

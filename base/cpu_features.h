@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // What this CPU and its kernel allow. A feature is claimed only when CPUID has it, the operating
-// system saves its registers (XCR0) and, for AMX, Linux granted the process its tile state.
+// system saves its registers (XCR0) and, for AMX, Linux granted the process its tile state and
+// tiles keep their content over context switches (amx_probe.h).
 #pragma once
 
 #include <string>
@@ -21,7 +22,7 @@ struct CpuFeatures {
   bool avx2 = false;    // AVX2, FMA, F16C
   bool avx512 = false;  // F, BW, DQ, VL
   bool avx512_vnni = false;
-  bool amx_int8 = false;  // AMX-TILE and AMX-INT8, tile state granted
+  bool amx_int8 = false;  // AMX-TILE and AMX-INT8, tile state granted and kept
   bool amx_bf16 = false;
   std::string name;  // brand string, e.g. "Intel(R) Xeon(R) ..."
 

@@ -29,20 +29,18 @@ TEST(AlignedBufferTest, LargeBuffersStartOnHugePagesAndReadAsZeros) {
     for (const size_t i : {size_t{0}, bytes / 2, bytes - 1}) EXPECT_EQ(buffer[i], 0) << i;
     std::memset(buffer.data(), 1, bytes);
     EXPECT_EQ(buffer[bytes - 1], 1);
-#if !defined(__SANITIZE_ADDRESS__)
-    if (bytes >= kLargeBlockBytes) {
+    if (bytes >= kLargeBlockBytes && !kAddressSanitizer) {
       EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % (size_t{2} << 20), 0U);
     }
-#endif
   }
   EXPECT_TRUE(AlignedBuffer<float>::ZeroPages(0).empty());
 }
 
 TEST(AlignedBufferTest, MoreThanThereCanBeIsBadAlloc) {
   EXPECT_THROW(AlignedBuffer<double>(SIZE_MAX / 4), std::bad_alloc);
-#if !defined(__SANITIZE_ADDRESS__)  // which ends the process instead
-  EXPECT_THROW(AlignedBuffer<double>::ZeroPages(size_t{1} << 50), std::bad_alloc);
-#endif
+  if (!kAddressSanitizer) {  // which ends the process instead
+    EXPECT_THROW(AlignedBuffer<double>::ZeroPages(size_t{1} << 50), std::bad_alloc);
+  }
 }
 
 // Moves must not leave a size behind a pointer that is gone.
