@@ -7,24 +7,12 @@
 
 #include "base/check.h"
 #include "kernels/activation/silu_mul_row.h"
+#include "kernels/device/pick_by_isa.h"
 #include "kernels/device/row_loop.h"
 #include "kernels/device/thread_scratch.h"
 
 namespace nibble::kernels {
 namespace {
-
-SiluMulRowFunction ChooseRowFunction(Isa isa) {
-  switch (isa) {
-    case Isa::kRef:
-      break;
-    case Isa::kAvx2:
-      return avx2::SiluMulRow;
-    case Isa::kAvx512Vnni:
-    case Isa::kAmx:  // nothing here is a matrix product
-      return avx512vnni::SiluMulRow;
-  }
-  return ref::SiluMulRow;
-}
 
 void SiluMulRows(const SiluMulArgs& args, int64_t begin, int64_t end, Isa isa,
                  SiluMulRowFunction silu_mul) {
@@ -66,7 +54,8 @@ void SiluMulColumns(const SiluMulArgs& args, SiluMulRowFunction silu_mul, Thread
 void SiluMul(const SiluMulArgs& args, Isa isa, ThreadPool* pool) {
   NIBBLE_CHECK(args.y != nullptr || args.y8.values != nullptr);
   if (args.intermediate == 0) return;
-  const SiluMulRowFunction silu_mul = ChooseRowFunction(isa);
+  const SiluMulRowFunction silu_mul =
+      PickByIsa(isa, ref::SiluMulRow, avx2::SiluMulRow, avx512vnni::SiluMulRow);
   if (args.y8.values == nullptr && args.intermediate > kPieceElements) {
     SiluMulColumns(args, silu_mul, pool);
     return;

@@ -23,6 +23,8 @@ struct SiluMulArgs {
   QuantizedRows y8;  // int8 output, if y8.values is not null
 };
 
+// Where int8 is the only output, threads keep scratch memory of one row for their next call;
+// std::bad_alloc when there is none.
 void SiluMul(const SiluMulArgs& args, Isa isa, ThreadPool* pool);
 
 }  // namespace nibble::kernels

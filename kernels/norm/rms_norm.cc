@@ -4,6 +4,7 @@
 #include "kernels/norm/rms_norm.h"
 
 #include "base/check.h"
+#include "kernels/device/pick_by_isa.h"
 #include "kernels/device/row_loop.h"
 #include "kernels/device/thread_scratch.h"
 #include "kernels/norm/rms_norm_row.h"
@@ -12,19 +13,6 @@ namespace nibble::kernels {
 namespace {
 
 using RowFunction = void (*)(const RmsNormRow&);
-
-RowFunction ChooseRowFunction(Isa isa) {
-  switch (isa) {
-    case Isa::kRef:
-      break;
-    case Isa::kAvx2:
-      return avx2::NormalizeRow;
-    case Isa::kAvx512Vnni:
-    case Isa::kAmx:  // nothing here is a matrix product
-      return avx512vnni::NormalizeRow;
-  }
-  return ref::NormalizeRow;
-}
 
 void NormalizeRows(const RmsNormArgs& args, int64_t begin, int64_t end, Isa isa,
                    RowFunction normalize) {
@@ -56,7 +44,8 @@ void RmsNorm(const RmsNormArgs& args, Isa isa, ThreadPool* pool) {
   NIBBLE_CHECK(args.y != nullptr || args.y8.values != nullptr);
   NIBBLE_CHECK(args.delta == nullptr || args.y != args.x);
   if (args.hidden == 0) return;
-  const RowFunction normalize = ChooseRowFunction(isa);
+  const RowFunction normalize =
+      PickByIsa(isa, ref::NormalizeRow, avx2::NormalizeRow, avx512vnni::NormalizeRow);
   ForRows(pool, args.num_rows, args.hidden,
           [&](int64_t begin, int64_t end) { NormalizeRows(args, begin, end, isa, normalize); });
 }

@@ -31,6 +31,8 @@ struct RmsNormArgs {
 
 // Row results depend on the row alone. Sums of squares are accumulated in a fixed order (16 float
 // lanes, then a tree): the variants agree with the reference within rounding, not bit for bit.
+// Where int8 is the only output, threads keep scratch memory of one row for their next call;
+// std::bad_alloc when there is none.
 void RmsNorm(const RmsNormArgs& args, Isa isa, ThreadPool* pool);
 
 }  // namespace nibble::kernels

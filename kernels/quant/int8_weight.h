@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// An 8-bit weight matrix in its plain form (the W of W8A8): symmetric, one scale per output channel.
+// An 8-bit weight matrix in its plain form (the W of W8A8): symmetric, one scale per output
+// channel.
 #pragma once
 
 #include <cstdint>

@@ -3,31 +3,14 @@
 
 #include "kernels/quant/quantize_rows.h"
 
+#include "kernels/device/pick_by_isa.h"
 #include "kernels/quant/quantize_rows_kernels.h"
 
 namespace nibble::kernels {
-namespace {
-
-using RowFunction = QuantizedRow (*)(const float* x, int64_t k, int8_t* values);
-
-RowFunction ChooseRowFunction(Isa isa) {
-  switch (isa) {
-    case Isa::kRef:
-      return ref::QuantizeRow;
-    case Isa::kAvx2:
-      return avx2::QuantizeRow;
-    case Isa::kAvx512Vnni:
-    case Isa::kAmx:  // nothing here is a matrix product
-      return avx512vnni::QuantizeRow;
-  }
-  return ref::QuantizeRow;
-}
-
-}  // namespace
-
 void QuantizeRowRange(const float* x, int64_t x_stride, int64_t num_rows, int64_t k,
                       const QuantizedRows& out, Isa isa) {
-  const RowFunction quantize_row = ChooseRowFunction(isa);
+  auto* const quantize_row =
+      PickByIsa(isa, ref::QuantizeRow, avx2::QuantizeRow, avx512vnni::QuantizeRow);
   for (int64_t row = 0; row < num_rows; ++row) {
     const QuantizedRow result = quantize_row(x + row * x_stride, k, out.values + row * out.stride);
     out.scales[row] = result.scale;

@@ -5,16 +5,11 @@
 
 #include <cstdint>
 
+#include "kernels/device/math_avx2.h"
 #include "kernels/quant/quantize_rows_kernels.h"
 
 namespace nibble::kernels::avx2 {
 namespace {
-
-// Mask for maskload: the first `count` (0..8) lanes.
-inline __m256i FirstLanes(int64_t count) {
-  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lanes);
-}
 
 inline int32_t MaxLane(__m256i v) {
   __m128i r = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));

@@ -5,17 +5,10 @@
 
 #include <cstdint>
 
+#include "kernels/device/math_avx512.h"
 #include "kernels/quant/quantize_rows_kernels.h"
 
 namespace nibble::kernels::avx512vnni {
-namespace {
-
-inline __mmask16 FirstLanes(int64_t count) {
-  return static_cast<__mmask16>(count >= 16 ? 0xffff : (1U << count) - 1U);
-}
-
-}  // namespace
-
 QuantizedRow QuantizeRow(const float* x, int64_t k, int8_t* values) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   __m512i max = _mm512_setzero_si512();

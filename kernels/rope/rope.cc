@@ -4,22 +4,14 @@
 #include "kernels/rope/rope.h"
 
 #include "base/check.h"
+#include "kernels/device/pick_by_isa.h"
 #include "kernels/device/row_loop.h"
 #include "kernels/rope/rope_head.h"
 
 namespace nibble::kernels {
 
 RotateHeadFunction ChooseRotateHead(Isa isa) {
-  switch (isa) {
-    case Isa::kRef:
-      break;
-    case Isa::kAvx2:
-      return avx2::RotateHead;
-    case Isa::kAvx512Vnni:
-    case Isa::kAmx:  // nothing here is a matrix product
-      return avx512vnni::RotateHead;
-  }
-  return ref::RotateHead;
+  return PickByIsa(isa, ref::RotateHead, avx2::RotateHead, avx512vnni::RotateHead);
 }
 
 void ApplyRope(const RopeTable& table, const RopeArgs& args, Isa isa, ThreadPool* pool) {

@@ -5,28 +5,17 @@
 
 #include <algorithm>
 
+#include "kernels/device/pick_by_isa.h"
 #include "kernels/sampling/softmax_weights_chunk.h"
 
 namespace nibble::kernels {
 namespace {
 
-WeighChunkFunction ChooseFunction(Isa isa) {
-  switch (isa) {
-    case Isa::kRef:
-      break;
-    case Isa::kAvx2:
-      return avx2::WeighChunk;
-    case Isa::kAvx512Vnni:
-    case Isa::kAmx:  // nothing here is a matrix product
-      return avx512vnni::WeighChunk;
-  }
-  return ref::WeighChunk;
-}
-
 // visit(first logit, sum) for every chunk; weights are written where asked for.
 template <typename Visit>
 void ForChunks(const SoftmaxWeights& args, float* weights, Isa isa, const Visit& visit) {
-  const WeighChunkFunction weigh = ChooseFunction(isa);
+  const WeighChunkFunction weigh =
+      PickByIsa(isa, ref::WeighChunk, avx2::WeighChunk, avx512vnni::WeighChunk);
   for (int64_t begin = 0; begin < args.count; begin += kWeightChunk) {
     visit(begin, weigh({.logits = args.logits + begin,
                         .count = std::min(kWeightChunk, args.count - begin),
