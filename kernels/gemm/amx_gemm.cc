@@ -26,6 +26,11 @@ constexpr int64_t kMaxPanels = 8;
 // to panel: then one panel at a time streams its weights best.
 constexpr int64_t kResidentBytes = int64_t{512} << 10;
 
+// Arranged activations of a chunk of rows, which all panels see before the next chunk: more than
+// any second-level cache, so that threads have blocks of rows to share, and a bound on what long
+// inputs take.
+constexpr int64_t kChunkBytes = int64_t{16} << 20;
+
 // `length` bytes of a row to byte `at` of its row of a tile [steps, 16, 64].
 void CopyToTile(const int8_t* from, int64_t length, int64_t at, uint8_t* tile_row) {
   while (length > 0) {
@@ -93,7 +98,7 @@ const uint8_t* ArrangeBf16(int64_t k, int64_t num_steps, const GemmArgs& args, T
 }
 
 template <typename T>
-const T* Advance(const T* pointer, int64_t count) {
+T* Advance(T* pointer, int64_t count) {
   return pointer == nullptr ? nullptr : pointer + count;
 }
 
@@ -134,7 +139,7 @@ void MultiplyBlocks(const AmxWeight& weight, const uint8_t* a, const GemmArgs& a
       SkipPanels(panel, &block);
       block.a = a + row * num_steps * kAmxRowBytes;
       block.rows = std::min(unit.rows, args.m - row);
-      block.a_scales = Advance(static_cast<const float*>(args.a8.scales), row);
+      block.a_scales = Advance(args.a8.scales, row);
       block.num_panels = std::min(unit.panels, num_panels - panel);
       block.columns = std::min(block.num_panels * kAmxPanel, weight.n - column);
       block.bias = Advance(args.bias, column);
@@ -146,6 +151,30 @@ void MultiplyBlocks(const AmxWeight& weight, const uint8_t* a, const GemmArgs& a
     }
     amx::EndTiles();
   });
+}
+
+// Rows [first, first + rows) of `args`.
+GemmArgs RowsOf(const GemmArgs& args, int64_t first, int64_t rows) {
+  GemmArgs part = args;
+  part.m = rows;
+  part.a = Advance(args.a, first * args.a_stride);
+  part.a8 = {.values = Advance(args.a8.values, first * args.a8.stride),
+             .scales = Advance(args.a8.scales, first),
+             .sums = Advance(args.a8.sums, first),
+             .stride = args.a8.stride};
+  part.d = args.d + first * args.d_stride;
+  return part;
+}
+
+// Arranges and multiplies chunk by chunk: arrange(rows of args) gives them in tiles.
+template <typename Arrange>
+void MultiplyChunks(const AmxWeight& weight, const GemmArgs& args, ThreadPool* pool,
+                    const Arrange& arrange) {
+  const int64_t rows = AmxChunkRows(args.m, weight.block.num_steps * kAmxRowBytes);
+  for (int64_t first = 0; first < args.m; first += rows) {
+    const GemmArgs chunk = RowsOf(args, first, std::min(rows, args.m - first));
+    MultiplyBlocks(weight, arrange(chunk), chunk, pool);
+  }
 }
 
 // [panels, steps, 16, panel, 4 bytes]: element k of channel n is one of 4 (int8) or 2 (bfloat16).
@@ -192,10 +221,11 @@ class DenseAmx final : public GemmWeight {
   size_t size_bytes() const override { return panels_.size_bytes(); }
 
   void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
-    const uint8_t* a = ArrangeBf16(desc_.k, panels_.num_steps(), args, pool);
     const AmxWeight weight = {
         .n = desc_.n, .k = desc_.k, .block = panels_.Block(), .multiply = amx::Bf16};
-    MultiplyBlocks(weight, a, args, pool);
+    MultiplyChunks(weight, args, pool, [&](const GemmArgs& rows) {
+      return ArrangeBf16(desc_.k, panels_.num_steps(), rows, pool);
+    });
   }
 
  private:
@@ -211,7 +241,7 @@ class Int8Amx final : public GemmWeight {
                 [&](int64_t n, int64_t k) {
                   return weight.codes[static_cast<size_t>(n * desc.k + k)];
                 }),
-        channel_(AlignedBuffer<float>::Zeroed(static_cast<size_t>(RoundUp(desc.n, kAmxPanel)))) {
+        channel_(AlignedBuffer<float>::ZeroPages(static_cast<size_t>(RoundUp(desc.n, kAmxPanel)))) {
     std::copy(weight.scales.begin(), weight.scales.end(), channel_.begin());
   }
   size_t size_bytes() const override { return panels_.size_bytes() + channel_.size_bytes(); }
@@ -230,6 +260,11 @@ class Int8Amx final : public GemmWeight {
 };
 
 }  // namespace
+
+int64_t AmxChunkRows(int64_t m, int64_t row_bytes) {
+  const int64_t most = std::max(kMaxRows, kChunkBytes / row_bytes / kMaxRows * kMaxRows);
+  return RoundUp(CeilDiv(m, CeilDiv(m, most)), kRowUnit);
+}
 
 AmxUnits ChooseAmxUnits(int64_t m, int64_t row_bytes, int64_t num_panels, int64_t num_threads) {
   AmxUnits unit = {};
@@ -251,8 +286,9 @@ AmxUnits ChooseAmxUnits(int64_t m, int64_t row_bytes, int64_t num_panels, int64_
 
 void MultiplyAmxInt8(const AmxWeight& weight, const AmxGroups& groups, const GemmArgs& args,
                      ThreadPool* pool) {
-  const uint8_t* a = ArrangeInt8(groups, weight.k, weight.block.num_steps, args, pool);
-  MultiplyBlocks(weight, a, args, pool);
+  MultiplyChunks(weight, args, pool, [&](const GemmArgs& rows) {
+    return ArrangeInt8(groups, weight.k, weight.block.num_steps, rows, pool);
+  });
 }
 
 std::unique_ptr<GemmWeight> PackDenseAmx(const GemmVariant& variant, const GemmDesc& desc,

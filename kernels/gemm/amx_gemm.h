@@ -35,7 +35,12 @@ struct AmxWeight {
 void MultiplyAmxInt8(const AmxWeight& weight, const AmxGroups& groups, const GemmArgs& args,
                      ThreadPool* pool);
 
-// How the work is cut: blocks of `rows` (a multiple of two tiles, but for the last) times `panels`.
+// How many rows are arranged and multiplied with all panels before the next: all that take at most
+// 16 MiB, but a whole block (512 rows) always. A multiple of two tiles.
+int64_t AmxChunkRows(int64_t m, int64_t row_bytes);
+
+// How the work of a chunk is cut: blocks of `rows` (a multiple of two tiles, but for the last)
+// times `panels`.
 struct AmxUnits {
   int64_t rows;
   int64_t panels;

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/device/amx_tile.h"
+#include "kernels/device/math_avx512.h"
 #include "kernels/gemm/amx_kernels.h"
 #include "kernels/gemm/gemm_kernels.h"
 
@@ -195,13 +196,9 @@ struct StoredForm {
 
 // ---- From sums to outputs
 
-inline __mmask16 FirstLanes(int64_t count) {
-  return static_cast<__mmask16>(count >= kLanes ? 0xffffU : count <= 0 ? 0U : (1U << count) - 1U);
-}
-
 // d = value + bias for the columns that exist, from `column` on.
 inline void StoreOutputs(const AmxBlock& block, int64_t row, int64_t column, __m512 value) {
-  const __mmask16 mask = FirstLanes(block.columns - column);
+  const __mmask16 mask = avx512vnni::FirstLanes(block.columns - column);
   if (mask == 0) return;
   if (block.bias != nullptr) {
     value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, block.bias + column));

@@ -24,7 +24,7 @@ inline __m512i ToBf16(__m512 x) {
 }
 
 inline __m512i Load16(const float* a, int64_t count) {
-  return ToBf16(_mm512_maskz_loadu_ps(FirstLanes(count), a));
+  return ToBf16(_mm512_maskz_loadu_ps(avx512vnni::FirstLanes(count), a));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/device/math_avx2.h"
 #include "kernels/gemm/gemm_kernels.h"
 
 namespace nibble::kernels::avx2 {
@@ -42,12 +43,6 @@ struct Bf16 {
                                           : _mm256_and_si256(pair, high));
   }
 };
-
-inline __m256i FirstLanes(int64_t count) {
-  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const int clamped = static_cast<int>(count < 0 ? 0 : count > kLanes ? kLanes : count);
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(clamped), lanes);
-}
 
 // kRows rows times the panel over k in [begin, end), whose weights are at `b`. One accumulator per
 // output, in the order of k: storing it to d between two stretches of k changes no bit.

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/device/math_avx512.h"
 #include "kernels/gemm/gemm_kernels.h"
 
 namespace nibble::kernels::avx512vnni {
@@ -50,11 +51,6 @@ struct Bf16 {
     }
   }
 };
-
-inline __mmask16 FirstLanes(int64_t count) {
-  if (count <= 0) return 0;
-  return static_cast<__mmask16>(count >= kLanes ? 0xffff : (1U << count) - 1U);
-}
 
 // kRows rows times the panel over k in [begin, end), whose weights are at `b`. One accumulator per
 // output, in the order of k: storing it to d between two stretches of k changes no bit.

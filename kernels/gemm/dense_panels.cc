@@ -15,13 +15,15 @@ namespace nibble::kernels {
 namespace {
 
 constexpr int64_t kMaxRows = 192;  // of a block
-// Splits [0, m) x [0, num_panels) over the threads; body(panel, first row, rows). Rows come in
-// equal blocks of whole tiles; a block's panel of weights is read once.
-template <typename Body>
-void ForBlocks(int64_t m, int64_t tile_rows, int64_t num_panels, ThreadPool* pool,
-               const Body& body) {
-  const int64_t num_blocks = CeilDiv(m, kMaxRows / tile_rows * tile_rows);
-  const int64_t rows = RoundUp(CeilDiv(m, num_blocks), tile_rows);
+// d = A * B^T over panels, on all threads; panel_weights(panel) is a DenseBlock with what it has of
+// the weights. Rows come in equal blocks of whole tiles; a block's panel of weights is
+// read once.
+template <typename PanelWeights>
+void MultiplyPanels(const DenseKernels& kernels, int64_t n, int64_t k, const GemmArgs& args,
+                    ThreadPool* pool, const PanelWeights& panel_weights) {
+  const int64_t num_panels = CeilDiv(n, kernels.panel);
+  const int64_t num_blocks = CeilDiv(args.m, kMaxRows / kernels.tile_rows * kernels.tile_rows);
+  const int64_t rows = RoundUp(CeilDiv(args.m, num_blocks), kernels.tile_rows);
   const int64_t units = num_panels * num_blocks;
   // Some pieces per thread, so that a thread that lost its core for a while does not hold up the
   // others; not more, because panels that follow each other stream best.
@@ -29,7 +31,19 @@ void ForBlocks(int64_t m, int64_t tile_rows, int64_t num_panels, ThreadPool* poo
   pool->ParallelFor(units, grain, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t first = unit % num_blocks * rows;
-      if (first < m) body(unit / num_blocks, first, std::min(rows, m - first));
+      if (first >= args.m) continue;
+      const int64_t panel = unit / num_blocks;
+      const int64_t column = panel * kernels.panel;
+      DenseBlock block = panel_weights(panel);
+      block.k = k;
+      block.columns = std::min(kernels.panel, n - column);
+      block.bias = args.bias == nullptr ? nullptr : args.bias + column;
+      block.a = args.a + first * args.a_stride;
+      block.a_stride = args.a_stride;
+      block.rows = std::min(rows, args.m - first);
+      block.d = args.d + first * args.d_stride + column;
+      block.d_stride = args.d_stride;
+      kernels.multiply(block);
     }
   });
 }
@@ -42,7 +56,8 @@ class DensePanels final : public GemmWeight {
         kernels_(*variant.dense_kernels),
         num_panels_(CeilDiv(desc.n, kernels_.panel)),
         panel_bytes_(desc.k * kernels_.panel * static_cast<int64_t>(SizeOf(desc.storage))),
-        elements_(AlignedBuffer<uint8_t>::Zeroed(static_cast<size_t>(num_panels_ * panel_bytes_))) {
+        elements_(
+            AlignedBuffer<uint8_t>::ZeroPages(static_cast<size_t>(num_panels_ * panel_bytes_))) {
     pool->ParallelFor(num_panels_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t panel = begin; panel < end; ++panel) PackPanel(source, panel);
     });
@@ -50,21 +65,9 @@ class DensePanels final : public GemmWeight {
   size_t size_bytes() const override { return elements_.size(); }
 
   void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
-    ForBlocks(args.m, kernels_.tile_rows, num_panels_, pool,
-              [&](int64_t panel, int64_t row, int64_t rows) {
-                const int64_t column = panel * kernels_.panel;
-                kernels_.multiply({
-                    .weights = elements_.data() + panel * panel_bytes_,
-                    .k = desc_.k,
-                    .columns = std::min(kernels_.panel, desc_.n - column),
-                    .bias = args.bias == nullptr ? nullptr : args.bias + column,
-                    .a = args.a + row * args.a_stride,
-                    .a_stride = args.a_stride,
-                    .rows = rows,
-                    .d = args.d + row * args.d_stride + column,
-                    .d_stride = args.d_stride,
-                });
-              });
+    MultiplyPanels(kernels_, desc_.n, desc_.k, args, pool, [&](int64_t panel) {
+      return DenseBlock{.weights = elements_.data() + panel * panel_bytes_};
+    });
   }
 
  private:
@@ -103,9 +106,9 @@ class Int4FloatPanels final : public GemmWeight {
         num_panels_(CeilDiv(desc.n, kernels_.panel)),
         panel_words_(CeilDiv(desc.k, 8) * kernels_.panel),
         panel_scales_(weight.num_groups() * kernels_.panel),
-        codes_(AlignedBuffer<uint32_t>::Zeroed(static_cast<size_t>(num_panels_ * panel_words_))),
-        scales_(AlignedBuffer<float>::Zeroed(static_cast<size_t>(num_panels_ * panel_scales_))) {
-    if (!weight.zero_points.empty()) zeros_ = AlignedBuffer<uint8_t>::Zeroed(scales_.size());
+        codes_(AlignedBuffer<uint32_t>::ZeroPages(static_cast<size_t>(num_panels_ * panel_words_))),
+        scales_(AlignedBuffer<float>::ZeroPages(static_cast<size_t>(num_panels_ * panel_scales_))) {
+    if (!weight.zero_points.empty()) zeros_ = AlignedBuffer<uint8_t>::ZeroPages(scales_.size());
     pool->ParallelFor(num_panels_, 1, [&](int64_t begin, int64_t end) {
       const int64_t last = std::min(end * kernels_.panel, desc.n);
       for (int64_t n = begin * kernels_.panel; n < last; ++n) PackChannel(weight, n);
@@ -116,24 +119,13 @@ class Int4FloatPanels final : public GemmWeight {
   }
 
   void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
-    ForBlocks(args.m, kernels_.tile_rows, num_panels_, pool,
-              [&](int64_t panel, int64_t row, int64_t rows) {
-                const int64_t column = panel * kernels_.panel;
-                kernels_.multiply({
-                    .weights = codes_.data() + panel * panel_words_,
-                    .scales = scales_.data() + panel * panel_scales_,
-                    .zeros = zeros_.empty() ? nullptr : zeros_.data() + panel * panel_scales_,
-                    .group = desc_.group_size,
-                    .k = desc_.k,
-                    .columns = std::min(kernels_.panel, desc_.n - column),
-                    .bias = args.bias == nullptr ? nullptr : args.bias + column,
-                    .a = args.a + row * args.a_stride,
-                    .a_stride = args.a_stride,
-                    .rows = rows,
-                    .d = args.d + row * args.d_stride + column,
-                    .d_stride = args.d_stride,
-                });
-              });
+    MultiplyPanels(kernels_, desc_.n, desc_.k, args, pool, [&](int64_t panel) {
+      const int64_t scales = panel * panel_scales_;
+      return DenseBlock{.weights = codes_.data() + panel * panel_words_,
+                        .scales = scales_.data() + scales,
+                        .zeros = zeros_.empty() ? nullptr : zeros_.data() + scales,
+                        .group = desc_.group_size};
+    });
   }
 
  private:

@@ -7,7 +7,8 @@
 // B is packed once at load for the variant that will run it (PackDense, PackInt4, PackInt8,
 // PackInt4Float), then shared read-only by all threads. Four families:
 //   dense: A is float; B is stored as float32, bfloat16 or float16 and widened to float while
-//     multiplying.
+//     multiplying. AMX with bfloat16 weights rounds A to bfloat16 first (to nearest even): D
+//     differs from that of the other variants by up to 2^-8 of each product, and is as invariant.
 //   W4A8: A is int8 with one scale per row (kernels/quant/quantize_rows.h); B is 4 bit with group
 //     scales, in one of the three scale forms of kernels/quant/int4_weight.h:
 //       d[m, n] = s_a[m] * c[n] * sum_k a8[m, k] * w8[n, k]
@@ -73,13 +74,16 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackDense(const void* weights, DTy
                                                         int64_t n, int64_t k, DType target, Isa isa,
                                                         ThreadPool* pool);
 
-// kFolded needs scales that fold (FindFoldedScales); kInteger takes any sign, zero points and
-// groups, and lowers a channel's amplifier until 127 * sum_g |S_g| * sum_k |q_k| < 2^31 (error if
-// even amplifier 1 does not fit).
+// kFolded needs scales that fold (FindFoldedScales: FAILED_PRECONDITION if not); kInteger takes any
+// sign, zero points and groups, and lowers a channel's amplifier until 127 * sum_g |S_g| * sum_k
+// |q_k| < 2^31 (INVALID_ARGUMENT if even |S| <= 1 does not fit). INVALID_ARGUMENT too for a weight
+// that does not pass Validate; UNIMPLEMENTED for a group_size above 1024 that is no multiple of it
+// and not all of k, and for kFolded with k above 132104.
 absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4(const Int4Weight& weight, ScaleForm form,
                                                        Isa isa, ThreadPool* pool);
 
 // Codes may use all of int8. d = float(sum) * (s_a[m] * scales[n]), then + bias[n].
+// INVALID_ARGUMENT for a weight that does not pass Validate, UNIMPLEMENTED for k above 132104.
 absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt8(const Int8Weight& weight, Isa isa,
                                                        ThreadPool* pool);
 
@@ -98,8 +102,10 @@ struct GemmArgs {
   int64_t d_stride = 0;         // elements, >= n
 };
 
-// REQUIRES: args fit weight.desc(). Must not overlap with another use of `pool`. The calling thread
-// keeps scratch memory for its next call; std::bad_alloc when there is none.
+// REQUIRES: args fit weight.desc(); d overlaps with no input. Must not overlap with another use of
+// `pool`. The calling thread keeps scratch memory for its next call (activations in tiles), with
+// AMX the pool's threads too (sums of a block, at most 0.6 MiB each); std::bad_alloc when there is
+// none.
 void Run(const PackedWeight& weight, const GemmArgs& args, ThreadPool* pool);
 
 }  // namespace nibble::kernels

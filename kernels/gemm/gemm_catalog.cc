@@ -20,19 +20,23 @@ constexpr DenseKernels kDenseF16Avx512 = {64, 16, 6, avx512vnni::DenseF16};
 
 constexpr DenseKernels kInt4FloatAvx512 = {64, 16, 6, avx512vnni::DenseInt4};
 
-constexpr Int4Kernels kIntegerAvx2 = {16, 3, avx2::Int4Integer};
-constexpr Int4Kernels kFloatAvx2 = {16, 3, avx2::Int4Float};
-constexpr Int4Kernels kFoldedAvx512 = {32, 12, avx512vnni::Int4Folded};
-constexpr Int4Kernels kIntegerAvx512 = {32, 12, avx512vnni::Int4Integer};
-constexpr Int4Kernels kFloatAvx512 = {32, 12, avx512vnni::Int4Float};
-constexpr Int8Kernels kInt8Avx2 = {16, 3, false, avx2::Int8};
-constexpr Int8Kernels kInt8Avx512 = {32, 12, true, avx512vnni::Int8};
+constexpr Int4Kernels kIntegerAvx2 = {16, avx2::kMaxTileRows, avx2::Int4Integer};
+constexpr Int4Kernels kFloatAvx2 = {16, avx2::kMaxTileRows, avx2::Int4Float};
+constexpr Int4Kernels kFoldedAvx512 = {32, avx512vnni::kMaxTileRows, avx512vnni::Int4Folded};
+constexpr Int4Kernels kIntegerAvx512 = {32, avx512vnni::kMaxTileRows, avx512vnni::Int4Integer};
+constexpr Int4Kernels kFloatAvx512 = {32, avx512vnni::kMaxTileRows, avx512vnni::Int4Float};
+constexpr Int8Kernels kInt8Avx2 = {16, avx2::kMaxTileRows, false, avx2::Int8};
+constexpr Int8Kernels kInt8Avx512 = {32, avx512vnni::kMaxTileRows, true, avx512vnni::Int8};
 
-// AMX: a tile of 16 rows takes as long however many of them are used. Up to 8 rows vpdpbusd (16
-// cycles a row and 64 k) is as fast as unpacking for tiles (80 cycles and 32 for the products).
-constexpr Int4Kernels kFoldedAmx = {32, 12, avx512vnni::Int4Folded, 8, amx::Int4Folded};
-constexpr Int4Kernels kIntegerAmx = {32, 12, avx512vnni::Int4Integer, 8, amx::Int4Integer};
-constexpr Int4Kernels kFloatAmx = {32, 12, avx512vnni::Int4Float, 8, amx::Int4Float};
+// AMX: a tile of 16 rows takes as long however many of them are used. By published instruction
+// costs, not measured: up to 8 rows vpdpbusd (16 cycles a row and 64 k) is as fast as unpacking for
+// tiles (80 cycles and 32 for the products).
+constexpr Int4Kernels kFoldedAmx = {32, avx512vnni::kMaxTileRows, avx512vnni::Int4Folded, 8,
+                                    amx::Int4Folded};
+constexpr Int4Kernels kIntegerAmx = {32, avx512vnni::kMaxTileRows, avx512vnni::Int4Integer, 8,
+                                     amx::Int4Integer};
+constexpr Int4Kernels kFloatAmx = {32, avx512vnni::kMaxTileRows, avx512vnni::Int4Float, 8,
+                                   amx::Int4Float};
 
 // Lines of the catalog, one function per family of layouts.
 constexpr GemmVariant DenseRef(std::string_view name, DType storage) {

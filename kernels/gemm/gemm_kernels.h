@@ -24,6 +24,14 @@ namespace nibble::kernels {
 inline constexpr int64_t kMaxPackedGroup = 1024;
 // Most rows of one block.
 inline constexpr int64_t kMaxBlockRows = 96;
+// Most rows of a tile of integer weights: accumulators are [rows][2 vectors] beside weights, masks
+// and activations. Of 16 registers 3 * 2 sums of 16 bits and as many of 32; of 32 registers 12 * 2.
+namespace avx2 {
+inline constexpr int64_t kMaxTileRows = 3;
+}
+namespace avx512vnni {
+inline constexpr int64_t kMaxTileRows = 12;
+}
 // What the inner loops of integer weights take of k at once, and what packing pads to.
 inline constexpr int64_t kInt4StepK = 8;
 inline constexpr int64_t kInt8StepK = 4;

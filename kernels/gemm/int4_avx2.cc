@@ -55,6 +55,7 @@ struct Float {
 
 // Where a tile's loop over 8 k finds its codes, two vectors of 4 k each.
 struct Packed {  // in memory as they are, unpacked in registers
+  static constexpr bool kFetch = true;
   static constexpr int kBytes = kStepBytes;
   static inline __m256i Low(const uint8_t* codes, int v) {
     return _mm256_and_si256(LoadInts(codes + v * 32), _mm256_set1_epi8(15));
@@ -64,6 +65,7 @@ struct Packed {  // in memory as they are, unpacked in registers
   }
 };
 struct Unpacked {  // in the first-level cache, once for all tiles of the block
+  static constexpr bool kFetch = false;
   static constexpr int kBytes = 2 * kStepBytes;
   static inline __m256i Low(const uint8_t* codes, int v) { return LoadInts(codes + v * 32); }
   static inline __m256i High(const uint8_t* codes, int v) {
@@ -110,7 +112,7 @@ struct GroupTiles {
   inline void Run(int64_t row) const {
     const int8_t* a = block.rows.a + row * block.rows.k + begin * kRows;
     const uint8_t* weights = codes;
-    const int64_t ahead = row == 0 ? kAheadBytes : 0;
+    const bool fetch = Codes::kFetch && row == 0;
     __m256i partial[kRows][kVectors];
     NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -127,7 +129,7 @@ struct GroupTiles {
         for (int v = 0; v < kVectors; ++v) sums16[r][v] = _mm256_setzero_si256();
       }
       for (int64_t k = first; k < last; k += 8) {
-        Prefetch(weights + ahead);
+        if (fetch) Prefetch(weights + kAheadBytes);
         const __m256i low[kVectors] = {Codes::Low(weights, 0), Codes::Low(weights, 1)};
         DotHalf<kRows>(low, a, sums16);
         const __m256i high[kVectors] = {Codes::High(weights, 0), Codes::High(weights, 1)};

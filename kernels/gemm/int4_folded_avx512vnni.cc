@@ -83,7 +83,7 @@ void Int4Folded(const Int4Block& block) {
       codes += length / 8 * kStepBytes;
       stretch += length;
     }
-    ForTiles(rows, ByteTiles{rows, weights, begin, stretch, sums});
+    ForTiles(rows, ByteTiles<false>{rows, weights, begin, stretch, sums});
     begin += stretch;
   }
   FinishSums(rows, block.channel, sums);

@@ -22,7 +22,8 @@ void Int8(const Int8Block& block) {
   const int64_t depth = rows.rows <= rows.tile_rows ? rows.k : kDepth;
   for (int64_t begin = 0; begin < rows.k; begin += depth) {
     const int64_t length = rows.k - begin < depth ? rows.k - begin : depth;
-    ForTiles(rows, ByteTiles{rows, block.weights + begin / 4 * kStepBytes, begin, length, sums});
+    ForTiles(rows,
+             ByteTiles<true>{rows, block.weights + begin / 4 * kStepBytes, begin, length, sums});
   }
   FinishSums(rows, block.channel, sums);
 }

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/device/math_avx2.h"
 #include "kernels/gemm/gemm_kernels.h"
 
 namespace nibble::kernels::avx2 {
@@ -49,9 +50,7 @@ inline __m256i AddPairs(__m256i sum, __m256i sums16) {
 inline void Store(const RowBlock& rows, int64_t row, int v, __m256 value) {
   const int64_t left = rows.columns - v * kLanes;
   if (left <= 0) return;
-  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const int count = static_cast<int>(left < kLanes ? left : kLanes);
-  const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes);
+  const __m256i mask = FirstLanes(left);
   if (rows.bias != nullptr) {
     value = _mm256_add_ps(value, _mm256_maskload_ps(rows.bias + v * kLanes, mask));
   }
@@ -69,6 +68,7 @@ inline __m256 ScaleSum(const RowBlock& rows, const float* channel, int64_t row, 
 // Calls body.Run<rows>(first row of the tile) for every tile.
 template <typename Body>
 inline void ForTiles(const RowBlock& rows, const Body& body) {
+  static_assert(kMaxTileRows == 3, "one case for each height of a tile");
   for (int64_t row = 0; row < rows.rows; row += rows.tile_rows) {
     const int64_t left = rows.rows - row;
     switch (left < rows.tile_rows ? left : rows.tile_rows) {

@@ -23,9 +23,6 @@ constexpr int kLanes = 16;
 constexpr int kVectors = 2;  // a panel is 32 output channels
 constexpr int kPanel = kVectors * kLanes;
 constexpr int kStepBytes = kPanel * 4;  // packed codes of 8 k; bytes of 4 k
-// 12 rows * 2 vectors = 24 accumulators; weights, masks and activations take 5 more of the 32
-// registers.
-constexpr int kMaxTileRows = 12;
 // How far ahead of its use a weight is fetched. The hardware's prefetchers follow the stream of a
 // panel, but not fast enough for a kernel that computes between its loads (README.md has figures).
 constexpr int64_t kAheadBytes = 8192;
@@ -79,6 +76,7 @@ inline __m512 ScaleSum(const RowBlock& rows, const float* channel, int64_t row, 
 // Calls body.Run<rows>(first row of the tile) for every tile.
 template <typename Body>
 inline void ForTiles(const RowBlock& rows, const Body& body) {
+  static_assert(kMaxTileRows == 12, "one case for each height of a tile");
   for (int64_t row = 0; row < rows.rows; row += rows.tile_rows) {
     const int64_t left = rows.rows - row;
     switch (left < rows.tile_rows ? left : rows.tile_rows) {
@@ -123,7 +121,8 @@ inline void ForTiles(const RowBlock& rows, const Body& body) {
 }
 
 // sums += a stretch of k of one panel times every row. Weights are bytes [k / 4, kPanel, 4], from
-// `begin` on.
+// `begin` on. With kFetch the first tile asks for the weights that follow in memory.
+template <bool kFetch>
 struct ByteTiles {
   const RowBlock& rows;
   const uint8_t* weights;
@@ -137,6 +136,7 @@ struct ByteTiles {
     constexpr int kChains = kRows <= 4 ? 2 : 1;
     const int8_t* a = rows.a + row * rows.k + begin * kRows;
     const uint8_t* w = weights;
+    // Later tiles fetch what they load: a loop of their own without it was no faster.
     const int64_t ahead = row == 0 ? kAheadBytes : 0;
     Accumulators<kRows> acc[kChains];
     NIBBLE_UNROLL
@@ -177,7 +177,7 @@ struct ByteTiles {
     NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       w[v] = _mm512_loadu_si512(weights + v * 64);
-      Prefetch(weights + ahead + v * 64);
+      if constexpr (kFetch) Prefetch(weights + ahead + v * 64);
     }
     NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <ucontext.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -115,13 +116,21 @@ const char* Execute(const Instruction& i, TileModel* tiles) {
   }
 }
 
+std::atomic<int64_t> g_num_products{0};
+std::atomic<bool> g_lose_tiles{false};
+
+constexpr bool IsProduct(const Instruction& i) { return i.opcode == 0x5e || i.opcode == 0x5c; }
+constexpr bool IsStore(const Instruction& i) { return i.prefix == 2 && i.opcode == 0x4b; }
+
 void OnIllegalInstruction(int /*signal*/, siginfo_t* /*info*/, void* context_pointer) {
   thread_local TileModel tiles;
   auto* context = static_cast<ucontext_t*>(context_pointer);
   auto& rip = context->uc_mcontext.gregs[REG_RIP];
   const auto* code = reinterpret_cast<const uint8_t*>(rip);
   const Instruction instruction = Decode(*context, code);
+  if (g_lose_tiles && IsStore(instruction)) tiles.Zero(instruction.reg);
   if (const char* fault = Execute(instruction, &tiles)) Die(fault, code);
+  if (IsProduct(instruction)) ++g_num_products;
   rip += instruction.length;
 }
 
@@ -140,5 +149,11 @@ bool InstallAmxEmulator() {
   static const bool runs = Install();
   return runs;
 }
+
+bool AmxIsEmulated() { return InstallAmxEmulator() && HostCpuFeatures().Best() < Isa::kAmx; }
+
+int64_t NumEmulatedProducts() { return g_num_products; }
+
+void LoseTilesBeforeStores(bool lose) { g_lose_tiles = lose; }
 
 }  // namespace nibble::kernels::amx

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// What is particular to AMX: the choice of its variants and how work is cut. That its variants
+// What is particular to AMX: how work is cut, and which instructions do it. That its variants
 // compute what they should is in the tests of all variants, which run them too.
 
 #include "kernels/gemm/amx_gemm.h"
@@ -15,27 +15,15 @@
 
 #include "gtest/gtest.h"
 
+#include "base/amx_probe.h"
 #include "base/float16.h"
 #include "kernels/gemm/gemm_variant.h"
+#include "kernels/gemm/integer_scales.h"
+#include "tests/kernels/gemm/amx_emulator.h"
 #include "tests/kernels/gemm/gemm_test_case.h"
 
 namespace nibble::kernels {
 namespace {
-
-TEST(AmxGemm, HasItsVariantsAndLeavesTheRestToAvx512) {
-  GemmDesc desc = {.format = WeightFormat::kW4A8, .n = 1, .k = 1};
-  EXPECT_EQ(ChooseVariant(desc, Isa::kAmx)->name, "w4a8_folded_amx");
-  EXPECT_EQ(ChooseVariant(desc, Isa::kAvx512Vnni)->name, "w4a8_folded_avx512vnni");
-  desc.scale_form = ScaleForm::kInteger;
-  EXPECT_EQ(ChooseVariant(desc, Isa::kAmx)->name, "w4a8_integer_amx");
-  desc.scale_form = ScaleForm::kFloat;
-  EXPECT_EQ(ChooseVariant(desc, Isa::kAmx)->name, "w4a8_float_amx");
-  desc = {.storage = DType::kBf16, .n = 1, .k = 1};
-  EXPECT_EQ(ChooseVariant(desc, Isa::kAmx)->name, "dense_bf16_amx");
-  EXPECT_EQ(ChooseVariant(desc, Isa::kAvx512Vnni)->name, "dense_bf16_avx512vnni");
-  desc.storage = DType::kF32;
-  EXPECT_EQ(ChooseVariant(desc, Isa::kAmx)->name, "dense_f32_avx512vnni");
-}
 
 // Blocks: rows in whole pairs of tiles, at most 512; sums and a stretch of activations fit 1 MiB of
 // second-level cache; enough units for every thread where the shape has them.
@@ -64,6 +52,108 @@ TEST(AmxGemm, UnitsFitTheCacheAndServeAllThreads) {
       }
     }
   }
+}
+
+// The bits of tiles are those of vpdpbusd: only the instructions tell that tiles did the work.
+TEST(AmxGemm, MoreThanAFewRowsRunOnTiles) {
+  if (!amx::AmxIsEmulated()) GTEST_SKIP() << "instructions are counted by the emulator only";
+  ThreadPool pool(2);
+  testing::Random random(4);
+  constexpr int64_t kN = 40;
+  constexpr int64_t kK = 256;
+  Int8Activations x = RandomActivations(&random, 9, kN, kK);
+  Int4Weight plain = {.n = kN, .k = kK, .group_size = 64};
+  plain.codes.assign(static_cast<size_t>(kN * plain.row_bytes()), 0x3a);
+  plain.scales.assign(static_cast<size_t>(kN * plain.num_groups()), 0.5F);
+  for (const ScaleForm form : {ScaleForm::kFolded, ScaleForm::kInteger, ScaleForm::kFloat}) {
+    auto weight = PackInt4(plain, form, Isa::kAmx, &pool);
+    ASSERT_TRUE(weight.ok()) << weight.status();
+    const int64_t before = amx::NumEmulatedProducts();
+    RunInt8(**weight, &x, 0, 8, &pool);
+    EXPECT_EQ(amx::NumEmulatedProducts(), before) << (*weight)->variant_name();
+    RunInt8(**weight, &x, 0, 9, &pool);
+    EXPECT_GT(amx::NumEmulatedProducts(), before) << (*weight)->variant_name();
+  }
+}
+
+// Activations of long inputs are arranged in chunks of whole blocks, 16 MiB or one block.
+TEST(AmxGemm, ChunksBoundWhatIsArranged) {
+  for (const int64_t m : {1, 32, 33, 511, 512, 513, 1025, 5000, 100000}) {
+    for (const int64_t row_bytes : {64, 4096, 28672, 32768, 32832, 264192}) {
+      const int64_t rows = AmxChunkRows(m, row_bytes);
+      EXPECT_EQ(rows % 32, 0);
+      EXPECT_GE(rows, std::min<int64_t>(m, 256));  // halves of what is a little more than a block
+      EXPECT_LE(rows * row_bytes, std::max<int64_t>(int64_t{16} << 20, 512 * row_bytes));
+      // No short last chunk.
+      const int64_t chunks = (m + rows - 1) / rows;
+      EXPECT_GT(m - (chunks - 1) * rows, rows - 32 * chunks) << m << " " << rows;
+    }
+  }
+}
+
+TEST(AmxGemm, RowsOfChunksAreTheirOwn) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(Isa::kAmx);
+  ThreadPool pool(2);
+  testing::Random random(5);
+  constexpr int64_t kM = 515;
+  constexpr int64_t kN = 3;
+  constexpr int64_t kK = 32800;
+  ASSERT_LT(AmxChunkRows(kM, kK), kM);
+  Int8Activations x = RandomActivations(&random, kM, kN, kK);
+  Int8Weight plain = {.n = kN, .k = kK, .codes = {}, .scales = random.Normals(kN)};
+  plain.codes.resize(static_cast<size_t>(kN * kK));
+  for (int8_t& code : plain.codes) code = static_cast<int8_t>(random.Int(-128, 127));
+  auto weight = PackInt8(plain, Isa::kAmx, &pool);
+  auto reference = PackInt8(plain, Isa::kRef, &pool);
+  ASSERT_TRUE(weight.ok() && reference.ok()) << weight.status();
+  EXPECT_TRUE(SameBits(RunInt8(**weight, &x, 0, kM, &pool), kM, kN,
+                       RunInt8(**reference, &x, 0, kM, &pool)));
+}
+
+// (u - z) * S at both ends of its 13 bits, adding up to nearly 2^31.
+TEST(AmxGemm, ExtremeSumsWithZeroPointsAreExact) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(Isa::kAmx);
+  ThreadPool pool(2);
+  constexpr int64_t kN = 4;
+  constexpr int64_t kGroup = 128;
+  constexpr int64_t kGroups = 34;
+  constexpr int64_t kK = kGroups * kGroup;  // 127 * 255 * 15 * k = 0.98 * 2^31
+  // Codes 15 of zero point 0 and codes 0 of zero point 15; channels 2 and 3 have S = -127 in their
+  // first group, which leaves 127 to the others.
+  Int4Weight plain = {.n = kN, .k = kK, .group_size = kGroup};
+  for (const int channel : {0, 1, 2, 3}) {
+    const bool high = channel % 2 == 0;
+    plain.codes.insert(plain.codes.end(), static_cast<size_t>(plain.row_bytes()),
+                       high ? 0xff : 0x00);
+    plain.zero_points.insert(plain.zero_points.end(), kGroups, high ? 0 : 15);
+    plain.scales.insert(plain.scales.end(), kGroups, 1.0F);
+    if (channel >= 2) plain.scales[static_cast<size_t>(channel * kGroups)] = -1.0F;
+  }
+  const auto scales = FindIntegerScales(plain);
+  ASSERT_TRUE(scales.ok()) << scales.status();
+  EXPECT_EQ(scales->integers[0], 255);
+  EXPECT_EQ(scales->integers[2 * kGroups], -127);
+  auto weight = PackInt4(plain, ScaleForm::kInteger, Isa::kAmx, &pool);
+  auto reference = PackInt4(plain, ScaleForm::kInteger, Isa::kRef, &pool);
+  ASSERT_TRUE(weight.ok() && reference.ok()) << weight.status();
+  for (const int activation : {-127, 127}) {
+    for (const int64_t m : {1, 9, 40}) {
+      Int8Activations x = ConstantActivations(m, kN, kK, activation);
+      EXPECT_TRUE(SameBits(RunInt8(**weight, &x, 0, m, &pool), m, kN,
+                           RunInt8(**reference, &x, 0, m, &pool)))
+          << "m=" << m << " a=" << activation;
+    }
+  }
+}
+
+// What base does before it claims AMX.
+TEST(AmxGemm, ProbeNoticesTilesThatAreLost) {
+  NIBBLE_SKIP_UNLESS_HOST_RUNS(Isa::kAmx);
+  EXPECT_TRUE(AmxTilesSurviveSwitches());
+  if (!amx::AmxIsEmulated()) return;
+  amx::LoseTilesBeforeStores(true);
+  EXPECT_FALSE(AmxTilesSurviveSwitches());
+  amx::LoseTilesBeforeStores(false);
 }
 
 // Large products are cut into blocks of several panels and of 512 rows; a few of the same rows are
