@@ -42,9 +42,13 @@ void AddRule(std::string_view pattern, std::optional<WeightScheme> scheme, Confi
   quantization->groups.push_back({.targets = {*std::move(target)}, .scheme = scheme});
 }
 
-// What a rule for some modules changes of `scheme`; nullopt: it leaves them plain.
+using ParseFields = void (*)(ConfigReader*, WeightScheme*);
+
+// What a rule for some modules changes of `scheme`; nullopt: it leaves them plain. `parse_fields`
+// reads and checks what the method allows besides bits and group_size.
 std::optional<WeightScheme> ParseOverrides(const nlohmann::json& json, const std::string& where,
-                                           WeightScheme scheme, ConfigReader* parent) {
+                                           ParseFields parse_fields, WeightScheme scheme,
+                                           ConfigReader* parent) {
   if (!json.is_object()) {
     parent->Fail(InvalidArgument("{} is {}, must be an object", where, Quote(json)));
     return std::nullopt;
@@ -53,6 +57,7 @@ std::optional<WeightScheme> ParseOverrides(const nlohmann::json& json, const std
   const bool plain = reader.Int("bits", 1, kLargestBits, 4) >= 16;
   if (!plain && reader.Has("bits")) RequireBits("bits", &reader);
   if (reader.Has("group_size")) scheme.group_size = ParseGroupSizeOrChannel("group_size", &reader);
+  if (!plain) parse_fields(&reader, &scheme);
   parent->Fail(reader.status());
   return plain ? std::nullopt : std::optional(scheme);
 }
@@ -67,18 +72,18 @@ const nlohmann::json* Rules(const char* key, ConfigReader* reader) {
   return rules;
 }
 
-void ParseGptq(ConfigReader* reader, QuantizationConfig* quantization) {
-  WeightScheme scheme = {.layout = WeightLayout::kGptq};
-  RequireBits("bits", reader);
-  scheme.group_size = ParseGroupSizeOrChannel("group_size", reader);
-  scheme.act_order = reader->Bool("desc_act", false);
+// Of the whole, and of a rule; what is absent stays as it is. `sym` says nothing that is needed:
+// zero points are stored always.
+void ParseGptqFields(ConfigReader* reader, WeightScheme* scheme) {
+  scheme->act_order = reader->Bool("desc_act", scheme->act_order);
   const char* format_key = reader->Has("checkpoint_format") ? "checkpoint_format" : "format";
-  const std::string format = reader->String(format_key, "gptq");
+  const std::string format =
+      reader->String(format_key, scheme->zeros_less_one ? "gptq" : "gptq_v2");
   if (format != "gptq" && format != "gptq_v2") {
     reader->Fail(Unimplemented("{}: {} {} is not supported (supported: gptq, gptq_v2)",
                                reader->where(), format_key, Quote(format)));
   }
-  scheme.zeros_less_one = format == "gptq";
+  scheme->zeros_less_one = format == "gptq";
   const std::string word = reader->String("pack_dtype", "int32");
   if (word != "int32") {
     reader->Fail(Unimplemented("{}: pack_dtype {} is not supported (supported: int32)",
@@ -86,6 +91,13 @@ void ParseGptq(ConfigReader* reader, QuantizationConfig* quantization) {
   }
   ExpectNone("is_marlin_format", reader);
   ExpectNone("adapter", reader);
+}
+
+void ParseGptq(ConfigReader* reader, QuantizationConfig* quantization) {
+  WeightScheme scheme = {.layout = WeightLayout::kGptq};
+  RequireBits("bits", reader);
+  scheme.group_size = ParseGroupSizeOrChannel("group_size", reader);
+  ParseGptqFields(reader, &scheme);
   AddRule("Linear", scheme, reader, quantization);
   // GPTQModel: "-:EXPRESSION" leaves modules plain, "+:EXPRESSION" or the expression changes them.
   const nlohmann::json* dynamic = Rules("dynamic", reader);
@@ -94,9 +106,10 @@ void ParseGptq(ConfigReader* reader, QuantizationConfig* quantization) {
     const bool plain = key.starts_with("-:");
     const std::string expression = plain || key.starts_with("+:") ? key.substr(2) : key;
     const std::string where = fmt::format("{}: dynamic {}", reader->where(), Quote(key));
-    AddRule("re:" + expression,
-            plain ? std::nullopt : ParseOverrides(overrides, where, scheme, reader), reader,
-            quantization);
+    AddRule(
+        "re:" + expression,
+        plain ? std::nullopt : ParseOverrides(overrides, where, ParseGptqFields, scheme, reader),
+        reader, quantization);
     if (!reader->ok()) return;
   }
 }
@@ -137,10 +150,8 @@ constexpr PackingFormat kPackingFormats[] = {
     {"auto_awq", WeightLayout::kAwq, false},
 };
 
-void ParseAutoRound(ConfigReader* reader, QuantizationConfig* quantization) {
-  WeightScheme scheme;
-  RequireBits("bits", reader);
-  scheme.group_size = ParseGroupSizeOrChannel("group_size", reader);
+// Of the whole, and of a rule.
+void CheckAutoRoundFields(ConfigReader* reader, WeightScheme*) {
   const std::string type = reader->String("data_type", "int");
   if (!type.starts_with("int")) {
     reader->Fail(Unimplemented("{}: data_type {} is not supported (supported: int)",
@@ -153,6 +164,13 @@ void ParseAutoRound(ConfigReader* reader, QuantizationConfig* quantization) {
   }
   ExpectNone("rotation_config", reader);
   ExpectNone("hadamard_config", reader);
+}
+
+void ParseAutoRound(ConfigReader* reader, QuantizationConfig* quantization) {
+  WeightScheme scheme;
+  RequireBits("bits", reader);
+  scheme.group_size = ParseGroupSizeOrChannel("group_size", reader);
+  CheckAutoRoundFields(reader, &scheme);
   const char* format_key = reader->Has("packing_format") ? "packing_format" : "backend";
   const std::string name = reader->String(format_key, kPackingFormats[0].name);
   const auto* format =
@@ -173,7 +191,8 @@ void ParseAutoRound(ConfigReader* reader, QuantizationConfig* quantization) {
   for (const auto& [key, overrides] : rules->items()) {
     const bool is_regex = key.find_first_of("*+?[](){}|\\^$") != std::string::npos;
     const std::string where = fmt::format("{}: extra_config {}", reader->where(), Quote(key));
-    AddRule(is_regex ? "re:" + key : key, ParseOverrides(overrides, where, scheme, reader), reader,
+    AddRule(is_regex ? "re:" + key : key,
+            ParseOverrides(overrides, where, CheckAutoRoundFields, scheme, reader), reader,
             quantization);
     if (!reader->ok()) return;
   }
@@ -226,6 +245,11 @@ std::optional<QuantizationConfig> ParseQuantization(ConfigReader* parent) {
   } else {
     quantization.tensors_decide = method->tensors_decide;
     method->parse(&reader, &quantization);
+  }
+  if (quantization.regex_bytes() > QuantizationConfig::kMaxRegexBytes) {
+    reader.Fail(InvalidArgument("{}: regular expressions of {} bytes, the limit is {}",
+                                reader.where(), quantization.regex_bytes(),
+                                QuantizationConfig::kMaxRegexBytes));
   }
   parent->Fail(reader.status());
   return quantization;

@@ -3,8 +3,6 @@
 
 #include "engine/model/name_pattern.h"
 
-#include <new>
-
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "pcre2.h"
 
@@ -14,7 +12,6 @@ namespace {
 constexpr std::string_view kRegexPrefix = "re:";
 // Names have some dozens of characters: patterns for them that need more are out to do harm.
 constexpr size_t kMaxPatternBytes = 4096;
-constexpr uint32_t kMatchLimit = 100'000;  // backtracking steps
 constexpr uint32_t kHeapLimitKib = 1024;
 
 std::string ErrorText(int code) {
@@ -55,7 +52,7 @@ absl::StatusOr<NamePattern> NamePattern::Parse(std::string_view text) {
   return pattern;
 }
 
-absl::StatusOr<bool> NamePattern::Matches(std::string_view name) const {
+absl::StatusOr<bool> NamePattern::Matches(std::string_view name, uint32_t max_steps) const {
   if (regex_ == nullptr) return name == text_;
   struct Free {
     void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
@@ -63,14 +60,17 @@ absl::StatusOr<bool> NamePattern::Matches(std::string_view name) const {
   };
   const std::unique_ptr<pcre2_match_context, Free> context(pcre2_match_context_create(nullptr));
   const std::unique_ptr<pcre2_match_data, Free> data(pcre2_match_data_create(1, nullptr));
-  if (context == nullptr || data == nullptr) throw std::bad_alloc();
-  pcre2_set_match_limit(context.get(), kMatchLimit);
+  if (context == nullptr || data == nullptr) {
+    return ResourceExhausted("pattern '{}' on '{}': no memory to match it", text_, name);
+  }
+  pcre2_set_match_limit(context.get(), max_steps);
   pcre2_set_heap_limit(context.get(), kHeapLimitKib);
   const int found =
       pcre2_match(regex_->code, Units(name), name.size(), 0, 0, data.get(), context.get());
   if (found >= 0) return true;
   if (found == PCRE2_ERROR_NOMATCH) return false;
-  return ResourceExhausted("pattern '{}' on '{}': {}", text_, name, ErrorText(found));
+  return ResourceExhausted("pattern '{}' on '{}': {} (the limit is {} steps)", text_, name,
+                           ErrorText(found), max_steps);
 }
 
 }  // namespace nibble::engine

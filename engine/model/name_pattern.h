@@ -6,6 +6,7 @@
 // re.match).
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -23,8 +24,9 @@ class NamePattern {
   const std::string& text() const { return text_; }
   bool is_regex() const { return regex_ != nullptr; }
 
-  // RESOURCE_EXHAUSTED when the expression takes too many steps on this name.
-  absl::StatusOr<bool> Matches(std::string_view name) const;
+  // RESOURCE_EXHAUSTED when the expression takes more than `max_steps` backtracking steps on this
+  // name, or for want of memory.
+  absl::StatusOr<bool> Matches(std::string_view name, uint32_t max_steps) const;
 
  private:
   struct Compiled;

@@ -54,12 +54,19 @@ struct QuantizationConfig {
   // GPTQ and AWQ files do not name all that they leave plain: a module without qweight is plain.
   bool tensors_decide = false;
 
+  // Regular expressions of a config.json in bytes, all of them together. The more there are, the
+  // fewer steps each may take on a name, so that hostile ones cannot hold up loading.
+  static constexpr int64_t kMaxRegexBytes = 1 << 18;
+  int64_t regex_bytes() const;
+
   // The scheme of a module, nullptr when it is left plain. A name is more specific than a regular
   // expression, that more than a class; UNIMPLEMENTED when two entries of one kind disagree.
   absl::StatusOr<const WeightScheme*> Find(std::string_view module,
                                            std::string_view module_class = "Linear") const;
   // The scheme of the first group that has one: what a summary tells.
   const WeightScheme* main_scheme() const;
+  // The fewest bits of a module that is not left plain; 0 when there is none.
+  int min_weight_bits() const;
 };
 
 }  // namespace nibble::engine

@@ -156,6 +156,32 @@ TEST(QuantizationConfigTest, PatternThatRunsForEverIsAnError) {
   EXPECT_EQ(found.status().code(), absl::StatusCode::kResourceExhausted) << found.status();
 }
 
+// One expression may take steps that many together may not.
+TEST(QuantizationConfigTest, ExpressionsShareTheirSteps) {
+  json quantization = QuantizationConfigJson({});
+  const std::string name = std::string(12, 'a') + "b";  // 2^12 ways to fail
+  quantization["ignore"] = {"re:(a+)+$"};
+  EXPECT_NE(Find(Parse(quantization), name), nullptr);
+  const QuantizationConfig one = Parse(quantization);
+  quantization["ignore"] = std::vector<std::string>(5000, "re:(a+)+$");
+  const QuantizationConfig many = Parse(quantization);
+  EXPECT_EQ(many.regex_bytes(), 5000 * one.regex_bytes());
+  const auto found = many.Find(name);
+  EXPECT_EQ(found.status().code(), absl::StatusCode::kResourceExhausted) << found.status();
+  // What plain expressions take is there still.
+  quantization["ignore"] = std::vector<std::string>(5000, "re:.*\\.layers\\.7\\..*down_proj$");
+  EXPECT_NE(Find(Parse(quantization), kDown), nullptr);
+}
+
+TEST(QuantizationConfigTest, LeastBits) {
+  json quantization = QuantizationConfigJson({.weight_bits = 8});
+  EXPECT_EQ(Parse(quantization).min_weight_bits(), 8);
+  quantization["config_groups"]["z"] = QuantizationConfigJson({})["config_groups"]["group_0"];
+  quantization["config_groups"]["z"]["targets"] = {"re:.*down_proj"};
+  EXPECT_EQ(Parse(quantization).main_scheme()->weight_bits, 8);
+  EXPECT_EQ(Parse(quantization).min_weight_bits(), 4);
+}
+
 TEST(QuantizationConfigTest, CompressedTensorsRefusals) {
   const json good = QuantizationConfigJson({});
   const auto group = [](const json& change) {
@@ -208,6 +234,8 @@ TEST(QuantizationConfigTest, CompressedTensorsRefusals) {
       {group(5), "group_0\" is 5"},
       {{{"ignore", {1}}}, "ignore holds 1"},
       {{{"ignore", {"re:[z-a]"}}}, "ignore: pattern"},
+      {{{"ignore", std::vector<std::string>(70, std::string("re:") + std::string(4000, 'a'))}},
+       "expressions of 280210 bytes, the limit is 262144"},
   };
   for (const auto& [change, part] : invalid) ExpectRefused(good, change, kInvalid, part);
 }
@@ -231,9 +259,14 @@ TEST(QuantizationConfigTest, Gptq) {
   const json dynamic = with({{"dynamic",
                               {{"-:.*\\.q_proj", json::object()},
                                {"+:.*down_proj", {{"group_size", 32}}},
-                               {"lm_head", {{"bits", 4}}}}}});
+                               {"lm_head", {{"bits", 4}}},
+                               {".*k_proj", {{"desc_act", true}, {"format", "gptq_v2"}}},
+                               {".*v_proj", {{"bits", 16}, {"format", "any"}}}}}});
   EXPECT_EQ(Find(Parse(dynamic), kQ), nullptr);
   ExpectScheme(dynamic, kDown, {.layout = WeightLayout::kGptq, .group_size = 32});
+  ExpectScheme(dynamic, "model.layers.0.self_attn.k_proj",
+               {.layout = WeightLayout::kGptq, .act_order = true, .zeros_less_one = false});
+  EXPECT_EQ(Find(Parse(dynamic), "model.layers.0.self_attn.v_proj"), nullptr);
   EXPECT_TRUE(Parse(good).tensors_decide);
 
   const std::pair<json, std::string> unsupported[] = {
@@ -245,6 +278,8 @@ TEST(QuantizationConfigTest, Gptq) {
       {{{"pack_dtype", "int16"}}, "pack_dtype \"int16\""},
       {{{"adapter", {{"name", "lora"}}}}, "adapter"},
       {{{"dynamic", {{"+:.*", {{"bits", 8}}}}}}, "dynamic \"+:.*\": bits 8"},
+      {{{"dynamic", {{"+:.*", {{"format", "marlin"}}}}}}, "dynamic \"+:.*\": format \"marlin\""},
+      {{{"dynamic", {{"+:.*", {{"pack_dtype", "int16"}}}}}}, "dynamic \"+:.*\": pack_dtype"},
   };
   for (const auto& [change, part] : unsupported) ExpectRefused(good, change, kUnimplemented, part);
   const std::pair<json, std::string> invalid[] = {
@@ -298,6 +333,8 @@ TEST(QuantizationConfigTest, AutoRound) {
       {{{"act_bits", 8}}, "act_bits 8"},
       {{{"packing_format", "auto_round:llm_compressor"}}, "auto_round:llm_compressor"},
       {{{"extra_config", {{"x", {{"bits", 8}}}}}}, "extra_config \"x\": bits 8"},
+      {{{"extra_config", {{"x", {{"data_type", "mx_fp"}}}}}}, "extra_config \"x\": data_type"},
+      {{{"extra_config", {{"x", {{"act_bits", 8}}}}}}, "extra_config \"x\": act_bits 8"},
   };
   for (const auto& [change, part] : unsupported) ExpectRefused(good, change, kUnimplemented, part);
 }
