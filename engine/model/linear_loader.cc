@@ -88,15 +88,14 @@ absl::StatusOr<Weight> QuantizeTensor(const TensorView& tensor, int64_t n, int64
 }
 
 // The values as floats in the checkpoint's order of channels: what dequantizing in Python gives.
+// REQUIRES: a channel order.
 AlignedBuffer<float> Expand(const StoredInt4& stored, ThreadPool* pool) {
   const Int4Weight& weight = stored.weight;
   AlignedBuffer<float> values(static_cast<size_t>(weight.n * weight.k));
   pool->ParallelFor(weight.n, 16, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t column = 0; column < weight.k; ++column) {
-        const int64_t channel = stored.channel_order.empty()
-                                    ? column
-                                    : stored.channel_order[static_cast<size_t>(column)];
+        const int64_t channel = stored.channel_order[static_cast<size_t>(column)];
         values[static_cast<size_t>(row * weight.k + channel)] = weight.Dequantize(row, column);
       }
     }
@@ -278,6 +277,13 @@ absl::StatusOr<StoredInt4> LinearLoader::ReadInt4(const Source& source, int64_t 
 absl::Status LinearLoader::PackInt4(const StoredInt4& stored, const Source& first,
                                     int64_t num_modules, std::vector<Linear::Part>* parts) {
   const Int4Weight& weight = stored.weight;
+  if (first.form == WeightForm::kInt4Floats && stored.channel_order.empty()) {
+    auto packed = kernels::PackInt4Float(weight, options_.isa, pool_);
+    if (!packed.ok()) return Annotate(packed.status(), first.module->name);
+    counts_.int4_floats += num_modules;
+    parts->push_back({.weight = *std::move(packed)});
+    return absl::OkStatus();
+  }
   if (first.form == WeightForm::kInt4Floats) {
     const AlignedBuffer<float> values = Expand(stored, pool_);
     auto packed = kernels::PackDense(values.data(), DType::kF32, weight.n, weight.k, DType::kF32,

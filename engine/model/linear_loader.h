@@ -28,7 +28,7 @@ enum class WeightForm {
   kDense,       // float, stored in the type of LoadOptions
   kInt4,        // 4 bit, int8 inputs
   kInt8,        // 8 bit, int8 inputs
-  kInt4Floats,  // 4-bit weights expanded to float32: to measure what int8 inputs cost
+  kInt4Floats,  // 4 bit, float inputs; as float32 where act-order would reorder these
 };
 
 // One of the checkpoint's modules that make up a linear layer.
@@ -44,8 +44,11 @@ struct LinearCounts {
   int64_t folded = 0;
   int64_t integer = 0;
   int64_t int8 = 0;
-  int64_t expanded = 0;
+  int64_t int4_floats = 0;
+  int64_t expanded = 0;          // 4-bit weights as float32
   int64_t meant_for_floats = 0;  // stored for 16-bit activations, running with int8
+
+  int64_t total() const { return dense + folded + integer + int8 + int4_floats + expanded; }
 };
 
 // Not thread-safe; everything given outlives it.

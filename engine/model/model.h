@@ -27,8 +27,7 @@ enum class Quantization {
   kNone,   // as the checkpoint is stored; 4-bit weights always run with int8 activations (W4A8)
   kW4A8,   // quantize the linear layers while loading, round to nearest, groups of 128
   kW8A8,   // the same in 8 bits, one scale per output channel
-  kW4A16,  // the weights of kW4A8 with float activations: what int8 activations cost is measured
-           // against this
+  kW4A16,  // the weights of kW4A8 with float activations
 };
 
 // Of a head that the checkpoint holds in full precision.

@@ -110,11 +110,12 @@ void ReadAwqCodes(const TensorView& qweight, Int4Weight* weight, ThreadPool* poo
   });
 }
 
-}  // namespace
-
-bool HasQweight(const Checkpoint& checkpoint, std::string_view module) {
-  return checkpoint.Find(Join(module, ".qweight")) != nullptr;
+bool IsZero(const TensorView& tensor) {
+  return std::all_of(tensor.bytes.begin(), tensor.bytes.end(),
+                     [](uint8_t byte) { return byte == 0; });
 }
+
+}  // namespace
 
 absl::StatusOr<StoredInt4> ReadQweight(const Checkpoint& checkpoint, std::string_view module,
                                        int64_t n, int64_t k, const WeightScheme& scheme,
@@ -152,7 +153,7 @@ absl::StatusOr<StoredInt4> ReadQweight(const Checkpoint& checkpoint, std::string
     ReadZeros(*qzeros, kAwqOrder, 0, &weight);
     ReadAwqCodes(*qweight, &weight, pool);
   }
-  if (g_idx != nullptr) {
+  if (g_idx != nullptr && (scheme.act_order || !IsZero(*g_idx))) {
     NIBBLE_ASSIGN_OR_RETURN(stored.channel_order, OrderByGroup(*g_idx, weight.group_size));
     if (!stored.channel_order.empty()) ReorderCodes(stored.channel_order, &weight, pool);
   }

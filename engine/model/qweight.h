@@ -25,12 +25,10 @@
 
 namespace nibble::engine {
 
-// Whether the checkpoint holds `module` so.
-bool HasQweight(const Checkpoint& checkpoint, std::string_view module);
-
 // Reads a module of layout kGptq or kAwq. Zero points that are all 8 are left out: the weight is
 // symmetric. NOT_FOUND or INVALID_ARGUMENT, naming the tensor, when one is missing, of another
-// shape or type, or a scale is not finite.
+// shape or type, or a scale is not finite. Without act-order a g_idx of zeros says nothing: some
+// tools write one instead of none.
 absl::StatusOr<StoredInt4> ReadQweight(const Checkpoint& checkpoint, std::string_view module,
                                        int64_t n, int64_t k, const WeightScheme& scheme,
                                        ThreadPool* pool);

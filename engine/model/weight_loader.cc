@@ -84,32 +84,35 @@ absl::Status DecoderLoader::CheckFits() const {
   const double linear_params = static_cast<double>(config_.num_parameters()) -
                                vocab_params * (config_.tie_word_embeddings ? 1 : 2);
   const auto dense_bytes = static_cast<double>(SizeOf(dtype_));
-  const WeightScheme* scheme =
-      config_.quantization.has_value() ? config_.quantization->main_scheme() : nullptr;
-  double linear_bytes = scheme == nullptr ? dense_bytes : scheme->weight_bits / 8.0;
-  if (options_.quantization == Quantization::kW4A16) linear_bytes = 4.0;
-  if (options_.quantization == Quantization::kW4A8) linear_bytes = 0.5;
+  const int stored_bits =
+      config_.quantization.has_value() ? config_.quantization->min_weight_bits() : 0;
+  double linear_bytes = stored_bits == 0 ? dense_bytes : stored_bits / 8.0;
+  if (options_.quantization == Quantization::kW4A8 ||
+      options_.quantization == Quantization::kW4A16) {
+    linear_bytes = 0.5;
+  }
   if (options_.quantization == Quantization::kW8A8) linear_bytes = 1.0;
   const double head_bytes =
-      options_.head_quantization == HeadQuantization::kNone && scheme == nullptr ? dense_bytes
-                                                                                 : 0.5;
+      options_.head_quantization == HeadQuantization::kNone && stored_bits == 0 ? dense_bytes : 0.5;
   return CheckMemory(static_cast<int64_t>(linear_params * linear_bytes +
                                           vocab_params * (dense_bytes + head_bytes)),
                      "the model's weights");
 }
 
 absl::StatusOr<EmbeddingTable> DecoderLoader::LoadEmbedding() {
+  const std::string name = std::string(kEmbedding) + ".weight";
   if (config_.quantization.has_value()) {
     NIBBLE_ASSIGN_OR_RETURN(const WeightScheme* scheme,
                             config_.quantization->Find(kEmbedding, "Embedding"));
-    if (scheme != nullptr) {
+    // A rule may match all names and mean the linear layers.
+    const bool is_plain = config_.quantization->tensors_decide && checkpoint_.Find(name) != nullptr;
+    if (scheme != nullptr && !is_plain) {
       return Unimplemented("{}: quantized embeddings are not supported ({}: {})", checkpoint_.dir(),
                            kEmbedding, Describe(*scheme));
     }
   }
   NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                          checkpoint_.Get(std::string(kEmbedding) + ".weight",
-                                          {config_.vocab_size, config_.hidden_size}));
+                          checkpoint_.Get(name, {config_.vocab_size, config_.hidden_size}));
   EmbeddingTable table;
   table.dtype = dtype_;
   table.rows = AlignedBuffer<uint8_t>(static_cast<size_t>(tensor->num_elements()) * SizeOf(dtype_));
@@ -205,7 +208,6 @@ absl::StatusOr<Linear> DecoderLoader::LoadHead(const DecoderWeights& weights) {
           kHead, scheme->weight_bits);
     }
     head_name_ = fmt::format("int{}, as stored", scheme->weight_bits);
-    if (options_.quantization == Quantization::kW4A16) head_name_ = "int4 as float32";
     return linears_.Load({module}, config_.hidden_size);
   }
   const WeightForm form = ChooseHeadForm(weights);
@@ -221,14 +223,17 @@ absl::StatusOr<Linear> DecoderLoader::LoadHead(const DecoderWeights& weights) {
 std::string DecoderLoader::QuantizationName() const {
   const LinearCounts& counts = linears_.counts();
   const std::string head = "head " + head_name_;
-  if (counts.expanded > 0) {
-    return fmt::format("w4a16 (4-bit weights held as float32), {}", head);
-  }
-  if (!TakesInt8()) {
+  std::string name;
+  if (counts.int4_floats + counts.expanded > 0) {
+    name = "w4a16";
+    if (counts.expanded > 0) {
+      name +=
+          fmt::format(", {} of {} modules reordered and float32", counts.expanded, counts.total());
+    }
+  } else if (!TakesInt8()) {
     const std::string weights = fmt::format("none, weights {}", ToString(dtype_));
     return head_name_ == ToString(dtype_) ? weights : fmt::format("{}, {}", weights, head);
   }
-  std::string name;
   if (counts.folded + counts.integer > 0) {
     name = fmt::format("w4a8 ({})", counts.folded == 0    ? "integer"
                                     : counts.integer == 0 ? "folded"
@@ -237,9 +242,7 @@ std::string DecoderLoader::QuantizationName() const {
   if (counts.int8 > 0) name += name.empty() ? "w8a8" : " and w8a8";
   if (counts.meant_for_floats > 0) name += " of a w4a16 checkpoint";
   if (counts.dense > 0) {
-    name +=
-        fmt::format(", {} of {} modules {}", counts.dense,
-                    counts.dense + counts.folded + counts.integer + counts.int8, ToString(dtype_));
+    name += fmt::format(", {} of {} modules {}", counts.dense, counts.total(), ToString(dtype_));
   }
   return fmt::format("{}, {}", name, head);
 }
@@ -250,8 +253,7 @@ std::vector<std::string> DecoderLoader::Warnings() const {
   }
   return {fmt::format(
       "{}: 4-bit weights ({}) that were made for 16-bit activations run with 8-bit activations "
-      "(W4A8); --quantization w4a8 takes this as agreed, w4a16 keeps float activations (weights "
-      "are then held as float32: large and slow)",
+      "(W4A8); --quantization w4a8 takes this as agreed, w4a16 keeps float activations",
       checkpoint_.dir(), config_.quantization->method)};
 }
 

@@ -35,8 +35,7 @@ void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
   app->add_option(
          "-q,--quantization", options->quantization,
          "quantize while loading: none (as the checkpoint is stored; 4-bit weights run with "
-         "8-bit activations), w4a8, w8a8, or w4a16 (4-bit weights expanded to float, float "
-         "activations: for measurements)")
+         "8-bit activations), w4a8, w8a8, or w4a16 (4-bit weights, float activations)")
       ->capture_default_str();
   app->add_option(
          "--head-quantization", options->head_quantization,
@@ -183,7 +182,7 @@ void AddBenchLayer(CLI::App* app, BenchOptions* options) {
   app->add_option("--model", layer->model, "model directory whose config.json has the shape")
       ->excludes("--shape");
   app->add_option("--weights", layer->weights,
-                  "f32, bf16, f16, w8a8, w4a8-folded, w4a8-integer or w4a8-float")
+                  "f32, bf16, f16, w8a8, w4a16, w4a8-folded, w4a8-integer or w4a8-float")
       ->capture_default_str();
   app->add_option("--kv-cache-dtype", layer->kv_cache_dtype, "float32, bfloat16, float16 or int8")
       ->capture_default_str();

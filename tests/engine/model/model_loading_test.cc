@@ -217,14 +217,14 @@ TEST_F(ModelLoadingTest, FreeScalesTakeTheIntegerForm) {
   // Two groups a row in down_proj alone: the others have one scale, which always folds.
   PackAll(&packed, {}, [&](const std::string& module) { return Quantize(plain, module, false); });
   const std::vector<float> integer = Logits(packed, {}, "w4a8 (folded and integer), head int8");
-  const std::vector<float> exact = Logits(packed, {.quantization = Quantization::kW4A16},
-                                          "w4a16 (4-bit weights held as float32), head float32");
+  const std::vector<float> exact =
+      Logits(packed, {.quantization = Quantization::kW4A16}, "w4a16, head float32");
   ASSERT_EQ(integer.size(), exact.size());
   // int8 activations are the only other difference.
   EXPECT_LT(RelativeError(integer, exact), 0.03);
 }
 
-// W4A16 is float arithmetic on exactly the dequantized weights.
+// W4A16 is float arithmetic on exactly the dequantized weights, which take 4 bits in memory.
 TEST_F(ModelLoadingTest, W4A16EqualsDequantizedFloat32) {
   const TinyCheckpoint plain;
   TinyCheckpoint dequantized;
@@ -237,9 +237,16 @@ TEST_F(ModelLoadingTest, W4A16EqualsDequantizedFloat32) {
       }
     }
   }
-  EXPECT_TRUE(SameBits(Logits(plain, {.quantization = Quantization::kW4A16},
-                              "w4a16 (4-bit weights held as float32), head float32"),
+  EXPECT_TRUE(SameBits(Logits(plain, {.quantization = Quantization::kW4A16}, "w4a16, head float32"),
                        Logits(dequantized, {}, "none, weights float32")));
+  const std::string dir = plain.Write(TestName());
+  const auto bytes = [&](Quantization quantization) {
+    auto model = testing::LoadOrFail(
+        dir, {.quantization = quantization, .head_quantization = HeadQuantization::kNone}, &pool_);
+    return model == nullptr ? 0 : model->weight_bytes();
+  };
+  const int64_t saved = bytes(Quantization::kNone) - bytes(Quantization::kW4A16);
+  EXPECT_GT(saved, (32 - 5) / 8 * 128 * (128 + 2 * 64 + 128 + 3 * 256));
 }
 
 TEST_F(ModelLoadingTest, ModulesLeftPlainStayPlain) {

@@ -300,16 +300,25 @@ TEST(QuantizedCheckpointsTest, ActOrderDoesNotDependOnTheBatch) {
 
 TEST(QuantizedCheckpointsTest, NamesTellWhatRuns) {
   ThreadPool pool(1);
-  const std::pair<const char*, const char*> names[] = {
+  struct Case {
+    const char* fixture;
+    const char* name;
+    Quantization quantization = Quantization::kNone;
+  };
+  const Case cases[] = {
       {"gptq_act_order",
        "w4a8 (integer) of a w4a16 checkpoint, head int8 beside the float16 embedding"},
       {"gptq_v2",
        "w4a8 (integer) of a w4a16 checkpoint, 1 of 8 modules float16, head int4, as stored"},
       {"ct_mixed",
        "w4a8 (integer) and w8a8, 1 of 7 modules bfloat16, head int8 beside the bfloat16 embedding"},
+      {"gptq_v2", "w4a16, 1 of 8 modules float16, head int4, as stored", Quantization::kW4A16},
+      {"gptq_act_order", "w4a16, 7 of 7 modules reordered and float32, head float16",
+       Quantization::kW4A16},
   };
-  for (const auto& [fixture, name] : names) {
-    auto model = testing::LoadOrFail(kFixtures + "/" + fixture, {}, &pool);
+  for (const auto& [fixture, name, quantization] : cases) {
+    auto model =
+        testing::LoadOrFail(kFixtures + "/" + fixture, {.quantization = quantization}, &pool);
     ASSERT_NE(model, nullptr);
     EXPECT_EQ(model->quantization_name(), name);
   }

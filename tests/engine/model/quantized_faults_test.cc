@@ -193,6 +193,35 @@ TEST(QuantizedFaultsTest, ValuesOutOfRangeAreNamed) {
       kUp + ".weight_shape", "[96, 65]");
 }
 
+// Some tools write a g_idx of zeros where there is none.
+TEST(QuantizedFaultsTest, GroupIndexOfZerosWithoutActOrder) {
+  const auto zeros = [](Damaged* damaged) {
+    const int64_t k = damaged->config.at("intermediate_size");
+    damaged->tensors[kDown + ".g_idx"] = {
+        DType::kI32, {k}, std::vector<uint8_t>(static_cast<size_t>(k) * 4)};
+  };
+  const absl::Status status = LoadDamaged("gptq", zeros);
+  EXPECT_TRUE(status.ok()) << status;
+  ExpectFault("gptq_act_order", zeros, kUnimplemented, kDown + ".g_idx", "group 0 has");
+}
+
+// A rule that matches every name does not make the embedding quantized: its tensor is plain.
+TEST(QuantizedFaultsTest, RuleForAllNames) {
+  const auto all_names = [](Damaged* damaged) {
+    json& quantization = damaged->config.at("quantization_config");
+    quantization["dynamic"] = {{"+:.*", {{"group_size", quantization.at("group_size")}}}};
+  };
+  const absl::Status status = LoadDamaged("gptq", all_names);
+  EXPECT_TRUE(status.ok()) << status;
+  ExpectFault(
+      "gptq",
+      [&](Damaged* damaged) {
+        all_names(damaged);
+        damaged->tensors.erase("model.embed_tokens.weight");
+      },
+      kUnimplemented, "quantized embeddings", "model.embed_tokens");
+}
+
 TEST(QuantizedFaultsTest, ConfigAndTensorsMustAgree) {
   const auto no_config = [](Damaged* damaged) { damaged->config.erase("quantization_config"); };
   for (const char* fixture : {"gptq", "awq", "ct_w4a16_asym", "ct_w8a8"}) {
