@@ -87,7 +87,7 @@ class Tile {
         if (round > 0) changed |= RescaleRow(row);
         for (int sweep = 0; sweep < kMaxSweeps && SweepRow(row); ++sweep) changed = true;
       }
-      if (!changed) break;
+      if (!changed && round > 0) break;  // the first round leaves the channel scales alone
     }
   }
 

@@ -14,8 +14,8 @@
 // Scales are fixed before the columns are rounded ("static groups"), so an order of columns by
 // activation needs no index in the checkpoint and folded scales stay folded. Afterwards codes and
 // channel scales are refined in turn: each code moves to the level that is best given all others,
-// each channel is scaled by what is best given its codes. Every step lowers the error of the
-// output.
+// each channel is scaled by what is best given its codes. No step raises the error of the output
+// with the factor's damping counted in.
 //
 // Memory: the Hessian (8 k^2 bytes; 1.6 GB at k = 14336) and its factor (as much), the weights, and
 // for each thread 32 rows of doubles thrice.
