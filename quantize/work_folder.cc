@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <set>
@@ -87,23 +88,24 @@ absl::Status CheckOutput(const std::string& output, bool overwrite) {
   return absl::OkStatus();
 }
 
-// A folder may be here that has nothing to do with nibble: nothing of it is touched.
+// A folder may be here that has nothing to do with nibble: nothing of it is touched. Until there is
+// a run.json, a run makes no more than the lock.
 absl::Status CheckOurs(const std::string& path) {
-  const std::set<std::string, std::less<>> ours = {std::string(kLock),
-                                                   std::string(kRun),
-                                                   fmt::format("{}.tmp", kRun),
-                                                   std::string(kCalibration),
-                                                   fmt::format("{}.tmp", kCalibration),
-                                                   std::string(kLayers),
-                                                   std::string(kUnfinishedLayer),
-                                                   std::string(kOutput),
-                                                   std::string(kReplaced)};
+  const std::string unfinished = fmt::format("{}.tmp", kRun);
+  std::set<std::string, std::less<>> ours = {std::string(kLock), unfinished};
+  const bool described = Exists(Join(path, kRun));
+  if (described) {
+    ours.insert({std::string(kRun), std::string(kCalibration), fmt::format("{}.tmp", kCalibration),
+                 std::string(kLayers), std::string(kUnfinishedLayer), std::string(kOutput),
+                 std::string(kReplaced)});
+  }
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(path, error)) {
     const std::string name = entry.path().filename().string();
     if (ours.count(name) > 0) continue;
-    return absl::FailedPreconditionError(fmt::format(
-        "{}: holds '{}', so it is no folder of an unfinished run; move it away", path, name));
+    return absl::FailedPreconditionError(
+        fmt::format("{}: holds '{}'{}, so it is no folder of an unfinished run; move it away", path,
+                    name, described ? "" : fmt::format(" and no {}", kRun)));
   }
   return error ? Failed(path, "read", error) : absl::OkStatus();
 }
@@ -146,6 +148,7 @@ absl::StatusOr<WorkFolder> WorkFolder::Open(const std::string& output,
   if (error) return Failed(canonical.parent_path().string(), "create", error);
   WorkFolder folder;
   folder.output_ = canonical.string();
+  folder.overwrite_ = options.overwrite;
   const std::string path = folder.output_ + ".partial";
   if (mkdir(path.c_str(), 0777) != 0) {
     if (errno != EEXIST) return ErrnoError(path, "create");
@@ -156,6 +159,8 @@ absl::StatusOr<WorkFolder> WorkFolder::Open(const std::string& output,
   }
   folder.path_ = path;
   NIBBLE_RETURN_IF_ERROR(folder.Lock());
+  NIBBLE_RETURN_IF_ERROR(folder.RestoreReplaced());
+  NIBBLE_RETURN_IF_ERROR(CheckOutput(folder.output_, options.overwrite));
   NIBBLE_RETURN_IF_ERROR(folder.TakeUp(run, options.restart));
   return folder;
 }
@@ -177,6 +182,29 @@ absl::Status WorkFolder::Lock() {
       fmt::format("{}: another run is at work here", std::exchange(path_, {})));
 }
 
+// A run was killed when the old output had moved away and the new one was not in its place.
+absl::Status WorkFolder::RestoreReplaced() const {
+  const std::string replaced = Join(path_, kReplaced);
+  if (Exists(output_) || !Exists(replaced)) return absl::OkStatus();
+  if (rename(replaced.c_str(), output_.c_str()) != 0) return ErrnoError(replaced, "move back");
+  log::Info("{}: put back as it was before an interrupted replacement", output_);
+  return SyncFolder(fs::path(output_).parent_path().string());
+}
+
+// Removes what a run made. At every moment, layers are whole and run.json is there while they are.
+absl::Status WorkFolder::Discard() const {
+  const std::string layers = Join(path_, kLayers);
+  const std::string unfinished = Join(path_, kUnfinishedLayer);
+  NIBBLE_RETURN_IF_ERROR(RemoveAll(unfinished));
+  if (rename(layers.c_str(), unfinished.c_str()) != 0 && errno != ENOENT) {
+    return ErrnoError(layers, "rename");
+  }
+  for (const std::string_view name : {kUnfinishedLayer, kReplaced, kOutput, kCalibration, kRun}) {
+    NIBBLE_RETURN_IF_ERROR(RemoveAll(Join(path_, name)));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status WorkFolder::TakeUp(const nlohmann::ordered_json& run, bool restart) const {
   const std::string path = Join(path_, kRun);
   const std::string layers = Join(path_, kLayers);
@@ -186,11 +214,7 @@ absl::Status WorkFolder::TakeUp(const nlohmann::ordered_json& run, bool restart)
     if (!before.ok()) return Annotate(before.status(), path);
     NIBBLE_RETURN_IF_ERROR(CheckSameRun(path_, *before, run));
   } else {
-    // run.json goes last: while it is there, so is what it describes.
-    for (const std::string_view name :
-         {kReplaced, kOutput, kUnfinishedLayer, kLayers, kCalibration, kRun}) {
-      NIBBLE_RETURN_IF_ERROR(RemoveAll(Join(path_, name)));
-    }
+    NIBBLE_RETURN_IF_ERROR(Discard());
     NIBBLE_RETURN_IF_ERROR(WriteFile(path, Dump(run, 2) + "\n"));
   }
   if (mkdir(layers.c_str(), 0777) != 0 && errno != EEXIST) return ErrnoError(layers, "create");
@@ -199,21 +223,23 @@ absl::Status WorkFolder::TakeUp(const nlohmann::ordered_json& run, bool restart)
 
 WorkFolder::WorkFolder(WorkFolder&& other) noexcept
     : output_(std::move(other.output_)),
+      overwrite_(other.overwrite_),
       path_(std::exchange(other.path_, {})),
       lock_fd_(std::exchange(other.lock_fd_, -1)) {}
 
 WorkFolder::~WorkFolder() {
   if (!path_.empty() && lock_fd_ >= 0 && !HasWork()) {
-    if (const absl::Status status = RemoveAll(path_); !status.ok()) {
-      log::Warning("{}", std::string(status.message()));
-    }
+    absl::Status status = Discard();
+    if (status.ok()) status = RemoveAll(path_);
+    if (!status.ok()) log::Warning("{}", std::string(status.message()));
   }
   if (lock_fd_ >= 0) close(lock_fd_);
 }
 
 bool WorkFolder::HasWork() const {
   std::error_code error;
-  return Exists(calibration_path()) || !fs::is_empty(Join(path_, kLayers), error);
+  return Exists(calibration_path()) || (Exists(Join(path_, kReplaced)) && !Exists(output_)) ||
+         !fs::is_empty(Join(path_, kLayers), error);
 }
 
 std::string WorkFolder::calibration_path() const { return Join(path_, kCalibration); }
@@ -243,26 +269,32 @@ absl::StatusOr<std::string> WorkFolder::BeginOutput() const {
 absl::Status WorkFolder::Commit() {
   const std::string made = Join(path_, kOutput);
   NIBBLE_RETURN_IF_ERROR(SyncFolder(made));
-  std::error_code error;
-  const std::string replaced = Join(path_, kReplaced);
-  const bool replaces = Exists(output_) && !fs::is_empty(output_, error);
-  if (replaces) {
-    NIBBLE_RETURN_IF_ERROR(RemoveAll(replaced));
-    fs::rename(output_, replaced, error);
-    if (error) return Failed(output_, "move away", error);
-  }
-  fs::rename(made, output_, error);
-  if (error) {
-    const absl::Status status = Failed(made, "rename", error);
-    if (replaces) fs::rename(replaced, output_, error);
-    return status;
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckOutput(output_, overwrite_));
+  NIBBLE_RETURN_IF_ERROR(PutInPlace(made));
   NIBBLE_RETURN_IF_ERROR(SyncFolder(fs::path(output_).parent_path().string()));
-  if (const absl::Status status = RemoveAll(path_); !status.ok()) {
-    log::Warning("{}", std::string(status.message()));
-  }
+  absl::Status status = Discard();
+  if (status.ok()) status = RemoveAll(path_);
+  if (!status.ok()) log::Warning("{}", std::string(status.message()));
   path_.clear();
   return absl::OkStatus();
+}
+
+absl::Status WorkFolder::PutInPlace(const std::string& made) const {
+  // Takes the place of an empty folder, never of one with files.
+  if (rename(made.c_str(), output_.c_str()) == 0) return absl::OkStatus();
+  if ((errno != ENOTEMPTY && errno != EEXIST) || !overwrite_) return ErrnoError(output_, "create");
+  if (renameat2(AT_FDCWD, made.c_str(), AT_FDCWD, output_.c_str(), RENAME_EXCHANGE) == 0) {
+    return absl::OkStatus();
+  }
+  if (errno != EINVAL && errno != ENOSYS) return ErrnoError(output_, "replace");
+  // A file system that cannot exchange: in two steps, the first of which RestoreReplaced undoes.
+  const std::string replaced = Join(path_, kReplaced);
+  NIBBLE_RETURN_IF_ERROR(RemoveAll(replaced));
+  if (rename(output_.c_str(), replaced.c_str()) != 0) return ErrnoError(output_, "move away");
+  if (rename(made.c_str(), output_.c_str()) == 0) return absl::OkStatus();
+  const absl::Status status = ErrnoError(output_, "create");
+  NIBBLE_RETURN_IF_ERROR(RestoreReplaced());
+  return status;
 }
 
 }  // namespace nibble::quantize

@@ -145,6 +145,78 @@ TEST(WorkFolderTest, ReplacesAModelOnly) {
   EXPECT_FALSE(fs::exists(out + ".partial"));
 }
 
+TEST(WorkFolderTest, WhatCameToTheOutputMeanwhileStays) {
+  const TempDir dir;
+  const std::string out = dir.File("out");
+  for (const bool overwrite : {false, true}) {
+    auto folder = WorkFolder::Open(out, kRun, {.overwrite = overwrite});
+    ASSERT_TRUE(folder.ok()) << folder.status();
+    Write(*folder->BeginOutput() + "/config.json", "new");
+    fs::create_directory(out);
+    Write(out + "/notes", "mine");
+    EXPECT_EQ(folder->Commit().code(), absl::StatusCode::kAlreadyExists);
+    EXPECT_EQ(Slurp(out + "/notes"), "mine");
+    EXPECT_FALSE(fs::exists(out + "/config.json"));
+    fs::remove_all(out);
+  }
+  auto folder = WorkFolder::Open(out, kRun, {});
+  ASSERT_TRUE(folder.ok()) << folder.status();
+  Write(*folder->BeginOutput() + "/config.json", "new");
+  fs::create_directory(out);
+  Write(out + "/config.json", "another model");
+  EXPECT_EQ(folder->Commit().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(Slurp(out + "/config.json"), "another model");
+}
+
+// As a run leaves it that is killed when the old output has moved away and the new has not come.
+TEST(WorkFolderTest, AnInterruptedReplacementIsUndone) {
+  for (const WorkFolderOptions options : {WorkFolderOptions{}, WorkFolderOptions{.overwrite = true},
+                                          WorkFolderOptions{.overwrite = true, .restart = true},
+                                          WorkFolderOptions{.restart = true}}) {
+    const TempDir dir;
+    const std::string out = dir.File("out");
+    {
+      auto folder = WorkFolder::Open(out, kRun, {});
+      ASSERT_TRUE(folder.ok() && folder->BeginLayer().ok() && folder->FinishLayer(0).ok());
+      Write(*folder->BeginOutput() + "/config.json", "new");
+    }
+    fs::create_directory(out + ".partial/replaced");
+    Write(out + ".partial/replaced/config.json", "old");
+    auto folder = WorkFolder::Open(out, kRun, options);
+    EXPECT_EQ(Slurp(out + "/config.json"), "old");
+    EXPECT_TRUE(fs::exists(out + ".partial/run.json"));
+    if (!options.overwrite) {
+      EXPECT_EQ(folder.status().code(), absl::StatusCode::kAlreadyExists);
+      EXPECT_TRUE(fs::exists(out + ".partial/layers/00000")) << "a refusal discards nothing";
+      continue;
+    }
+    ASSERT_TRUE(folder.ok()) << folder.status();
+    EXPECT_EQ(folder->HasLayer(0), !options.restart);
+    Write(*folder->BeginOutput() + "/config.json", "newer");
+    ASSERT_TRUE(folder->Commit().ok());
+    EXPECT_EQ(Slurp(out + "/config.json"), "newer");
+    EXPECT_FALSE(fs::exists(out + ".partial"));
+  }
+}
+
+// Names alone prove nothing: 'output' and 'layers' may be anybody's.
+TEST(WorkFolderTest, FoldersWithoutADescriptionAreLeftAlone) {
+  const TempDir dir;
+  fs::create_directories(dir.File("out.partial/output"));
+  dir.Write("out.partial/output/thesis.txt", "mine");
+  for (const bool restart : {false, true}) {
+    const auto folder = WorkFolder::Open(dir.File("out"), kRun, {.restart = restart});
+    EXPECT_EQ(folder.status().code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(Message(folder), HasSubstr("holds 'output' and no run.json"));
+  }
+  EXPECT_EQ(Slurp(dir.File("out.partial/output/thesis.txt")), "mine");
+  // A run that was killed before it wrote anything.
+  fs::create_directory(dir.File("other.partial"));
+  dir.Write("other.partial/lock", "");
+  dir.Write("other.partial/run.json.tmp", "{");
+  EXPECT_TRUE(WorkFolder::Open(dir.File("other"), kRun, {}).ok());
+}
+
 TEST(WorkFolderTest, DamagedDescriptionsAreNamed) {
   const TempDir dir;
   fs::create_directory(dir.File("out.partial"));
