@@ -75,6 +75,21 @@ absl::StatusOr<std::string> HashOfSource(const engine::Checkpoint& source) {
   return hash.ToString();
 }
 
+// The same text is other tokens to another tokenizer.
+absl::StatusOr<std::string> HashOfTokenizer(const std::string& dir) {
+  Hash hash;
+  for (const std::string_view name :
+       {"tokenizer.json", "tokenizer.model", "tokenizer_config.json"}) {
+    const std::string path = fmt::format("{}/{}", dir, name);
+    std::error_code error;
+    if (!std::filesystem::exists(path, error)) continue;
+    NIBBLE_ASSIGN_OR_RETURN(const std::string content, HashOfFile(path));
+    hash.Add(name);
+    hash.Add(content);
+  }
+  return hash.ToString();
+}
+
 }  // namespace
 
 absl::StatusOr<nlohmann::ordered_json> DescribeRun(const engine::Checkpoint& source,
@@ -95,6 +110,7 @@ absl::StatusOr<nlohmann::ordered_json> DescribeRun(const engine::Checkpoint& sou
   run["calibration samples"] = calibration.num_samples;
   run["calibration length"] = calibration.length;
   run["calibration"] = calibration.data;
+  NIBBLE_ASSIGN_OR_RETURN(run["tokenizer"], HashOfTokenizer(source.dir()));
   if (calibration.data == kSelfGenerated) {
     run["calibration seed"] = calibration.seed;
     return run;
