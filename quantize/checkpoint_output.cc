@@ -44,14 +44,14 @@ constexpr std::string_view kCopiedFiles[] = {"added_tokens.json",
                                              "NOTICE",
                                              "NOTICE.txt"};
 
-// Copies `name` when it is there (following links).
+// Copies `name` when it is there (following links), synced like everything else of the output.
 absl::Status CopyFile(const std::string& from, const std::string& to, std::string_view name) {
   namespace fs = std::filesystem;
   std::error_code error;
   if (!fs::exists(fs::path(from) / name, error)) return absl::OkStatus();
-  fs::copy_file(fs::path(from) / name, fs::path(to) / name, error);
-  if (error) return Internal("{}/{}: cannot copy: {}", from, name, error.message());
-  return absl::OkStatus();
+  NIBBLE_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(fs::path(from) / name));
+  return WriteFile(fs::path(to) / name,
+                   {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
 }
 
 }  // namespace

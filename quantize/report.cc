@@ -4,6 +4,7 @@
 #include "quantize/report.h"
 
 #include <cmath>
+#include <limits>
 #include <string_view>
 #include <utility>
 
@@ -41,6 +42,12 @@ Json ToJson(const SiteReport& site) {
 template <typename T>
 void Read(const nlohmann::json& json, const char* name, T* value) {
   *value = json.at(name).get<T>();
+}
+
+// JSON has no other word for what is not finite.
+void Read(const nlohmann::json& json, const char* name, double* value) {
+  *value = json.at(name).is_null() ? std::numeric_limits<double>::quiet_NaN()
+                                   : json.at(name).get<double>();
 }
 
 void Read(const nlohmann::json& json, const char* name, std::optional<double>* value) {

@@ -56,6 +56,20 @@ TEST(ReportTest, LayersSurviveJson) {
             absl::StatusCode::kInvalidArgument);
 }
 
+// A run must be able to go on from them.
+TEST(ReportTest, FiguresThatAreNotFiniteSurviveJson) {
+  LayerReport layer = SomeLayer();
+  layer.modules[0].weight_error = std::nan("");
+  layer.sites[0].abs_max_after = INFINITY;
+  layer.norm_tweak->loss_after = std::nan("");
+  const std::string text = ToJson(layer).dump();
+  const auto back = LayerReportFromJson(nlohmann::json::parse(text));
+  ASSERT_TRUE(back.ok()) << back.status();
+  EXPECT_TRUE(std::isnan(back->modules[0].weight_error));
+  EXPECT_TRUE(std::isnan(back->sites[0].abs_max_after));
+  EXPECT_EQ(ToJson(*back).dump(), text);
+}
+
 TEST(ReportTest, SumsAreWeighted) {
   const ErrorSummary all = Summarize({SomeLayer()});
   EXPECT_NEAR(all.bits_per_weight, (4.25 * 32 + 4.5 * 96) / 128, 1e-12);
