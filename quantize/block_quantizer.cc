@@ -105,7 +105,11 @@ class BlockQuantizer {
   absl::Status EqualizeFptq();
   absl::StatusOr<std::vector<float>> ScalesFor(const Matrix& matrix,
                                                const InputStatistics& statistics);
-  absl::StatusOr<QuantizedWeight> Round(const Matrix& matrix, Site site);
+  struct Rounded {
+    QuantizedWeight weight;
+    double output_error = 0.0;
+  };
+  absl::StatusOr<Rounded> Round(const Matrix& matrix, Site site);
   absl::Status RoundAll();
   void Step(std::string_view step, double share) const {
     if (on_step_) on_step_(step, share);
@@ -225,14 +229,13 @@ absl::Status BlockQuantizer::RoundAll() {
     const std::string_view name = matrix.name;
     Step(name.substr(name.rfind('.') + 1), 0.4 + 0.6 * static_cast<double>(i) / kNumMatrices);
     const int64_t start_ns = Clock::Monotonic().NowNs();
-    NIBBLE_ASSIGN_OR_RETURN(rounded_[i], Round(matrix, kSiteOfMatrix[i]));
+    NIBBLE_ASSIGN_OR_RETURN(Rounded rounded, Round(matrix, kSiteOfMatrix[i]));
+    rounded_[i] = std::move(rounded.weight);
     ModuleReport& module = report_->modules[i];
     module.seconds = SecondsSince(start_ns);
+    module.output_error = rounded.output_error;
     module.bits_per_weight = BitsPerWeight(rounded_[i]);
     module.weight_error = MeasureWeightError(matrix, rounded_[i], pool_).error;
-    NIBBLE_ASSIGN_OR_RETURN(module.output_error,
-                            OutputError(matrix.weight.data(), rounded_[i],
-                                        StatisticsOf(kSiteOfMatrix[i], *statistics_), pool_));
   }
   return absl::OkStatus();
 }
@@ -250,12 +253,16 @@ absl::StatusOr<std::vector<float>> BlockQuantizer::ScalesFor(const Matrix& matri
   return ScalesOf(rounded);
 }
 
-absl::StatusOr<QuantizedWeight> BlockQuantizer::Round(const Matrix& matrix, Site site) {
+absl::StatusOr<BlockQuantizer::Rounded> BlockQuantizer::Round(const Matrix& matrix, Site site) {
   const InputStatistics& statistics = StatisticsOf(site, *statistics_);
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> scales, ScalesFor(matrix, statistics));
   if (options_.recipe.rounding == Rounding::kRtn) {
-    return RoundToScales(matrix.weight.data(), matrix.n, matrix.k, SchemeFor(matrix.k), scales,
-                         pool_);
+    Rounded rounded;
+    NIBBLE_ASSIGN_OR_RETURN(rounded.weight, RoundToScales(matrix.weight.data(), matrix.n, matrix.k,
+                                                          SchemeFor(matrix.k), scales, pool_));
+    NIBBLE_ASSIGN_OR_RETURN(rounded.output_error,
+                            OutputError(matrix.weight.data(), rounded.weight, statistics, pool_));
+    return rounded;
   }
   if (factor_site_ != site) {
     factor_.reset();
@@ -265,7 +272,7 @@ absl::StatusOr<QuantizedWeight> BlockQuantizer::Round(const Matrix& matrix, Site
   NIBBLE_ASSIGN_OR_RETURN(
       GptqResult result,
       QuantizeGptq(matrix, statistics, *factor_, SchemeFor(matrix.k), {.scales = &scales}, pool_));
-  return std::move(result.weight);
+  return Rounded{.weight = std::move(result.weight), .output_error = result.output_error};
 }
 
 }  // namespace

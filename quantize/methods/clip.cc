@@ -20,6 +20,16 @@ constexpr int kNumChannels = 48;          // candidates for c[n], from largest /
 constexpr int kMaxInteger[2] = {16, 15};  // S in 1..16 and -15..-1
 constexpr float kTiny = 1e-30F;
 
+// 2^(i / 24), the same bits with every C library.
+float ChannelFactor(int i) {
+  static constexpr float kOctave[24] = {
+      1.0F,        1.02930224F, 1.05946314F, 1.09050775F, 1.12246203F, 1.15535271F,
+      1.18920708F, 1.2240535F,  1.25992107F, 1.29683959F, 1.33483982F, 1.3739537F,
+      1.41421354F, 1.45565319F, 1.49830711F, 1.54221082F, 1.58740103F, 1.63391542F,
+      1.68179286F, 1.73107314F, 1.78179741F, 1.8340081F,  1.8877486F,  1.94306386F};
+  return i < 24 ? kOctave[i] : 2.0F * kOctave[i - 24];
+}
+
 struct Channel {
   const float* weights;   // [k]
   const float* diagonal;  // [k]
@@ -86,12 +96,15 @@ void FoldScales(const Channel& channel, const std::vector<Survey>& surveys, floa
   for (const Survey& survey : surveys) {
     largest = std::max(largest, survey.scale[survey.error[1] < survey.error[0] ? 1 : 0]);
   }
-  if (largest < kTiny) return;
+  if (largest < kTiny) {
+    std::fill_n(scales, surveys.size(), 0.0F);  // what has no common factor would not fold
+    return;
+  }
   double best = INFINITY;
   float best_channel = 0.0F;
   int integer = 0;
   for (int i = 0; i < kNumChannels; ++i) {
-    const float c = RoundChannelScale(largest / 16.0F * std::exp2(static_cast<float>(i) / 24.0F));
+    const float c = RoundChannelScale(largest / 16.0F * ChannelFactor(i));
     double total = 0.0;
     for (size_t group = 0; group < surveys.size(); ++group) {
       total += BestInteger(channel, static_cast<int64_t>(group), surveys[group], c, &integer);
@@ -124,7 +137,6 @@ absl::StatusOr<ClipResult> SearchClipping(const Matrix& matrix, const InputStati
   }
   ClipResult result;
   result.scales.assign(static_cast<size_t>(n * grid.num_groups), 0.0F);
-  std::vector<float> ratios(result.scales.size(), 1.0F);
   pool->ParallelFor(n, 1, [&](int64_t begin, int64_t end) {
     std::vector<Survey> surveys(static_cast<size_t>(grid.num_groups));
     for (int64_t row = begin; row < end; ++row) {
@@ -142,20 +154,8 @@ absl::StatusOr<ClipResult> SearchClipping(const Matrix& matrix, const InputStati
         scales[group] = negative ? -survey.scale[1] : survey.scale[0];
       }
       if (scheme.bits == 4 && scheme.folded_scales) FoldScales(channel, surveys, scales);
-      for (int64_t group = 0; group < grid.num_groups; ++group) {
-        const Survey& survey = surveys[static_cast<size_t>(group)];
-        if (survey.max_abs < kTiny) continue;
-        ratios[static_cast<size_t>(row * grid.num_groups + group)] = std::min(
-            1.0F, std::abs(scales[group]) * static_cast<float>(-grid.low) / survey.max_abs);
-      }
     }
   });
-  double sum = 0.0;
-  for (const float ratio : ratios) {
-    sum += ratio;
-    result.min_ratio = std::min(result.min_ratio, static_cast<double>(ratio));
-  }
-  if (!ratios.empty()) result.mean_ratio = sum / static_cast<double>(ratios.size());
   return result;
 }
 

@@ -24,10 +24,6 @@ struct ClipResult {
   // [n, k / group_size] (bits == 4) or [n] (bits == 8), as the scheme wants them: S * c[n] where
   // scales are folded, of either sign where bits == 4.
   std::vector<float> scales;
-  // Largest weight that is kept over the largest there is, mean and least over groups: 1 is no
-  // clipping.
-  double mean_ratio = 1.0;
-  double min_ratio = 1.0;
 };
 
 // Minimizes, for every channel, the squared rounding errors weighted by the diagonal of the

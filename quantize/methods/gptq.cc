@@ -304,12 +304,14 @@ absl::StatusOr<GptqResult> QuantizeGptq(const Matrix& matrix, const InputStatist
   std::vector<float> scales;
   if (options.scales != nullptr) {
     scales = *options.scales;
-    NIBBLE_RETURN_IF_ERROR(Annotate(CheckScales(scales, n, grid.num_groups), matrix.name));
   } else {
     NIBBLE_ASSIGN_OR_RETURN(const QuantizedWeight rounded,
                             QuantizeRtnMatrix(matrix.weight.data(), n, k, scheme, pool));
     scales = std::visit([](const auto& weight) { return weight.scales; }, rounded);
   }
+  auto ordinary = OrdinaryScales(std::move(scales), n, grid.num_groups, scheme);
+  if (!ordinary.ok()) return Annotate(ordinary.status(), matrix.name);
+  scales = std::move(ordinary).value();
   auto split = Split(scales, n, grid.num_groups, scheme);
   if (!split.ok()) return Annotate(split.status(), matrix.name);
   NIBBLE_ASSIGN_OR_RETURN(const SubtractProductFunction subtract_product, ChooseSubtractProduct());

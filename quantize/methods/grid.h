@@ -57,7 +57,10 @@ inline constexpr float kLargestWeight = 1e15F;
 absl::Status CheckFinite(const float* w, int64_t n, int64_t k, ThreadPool* pool);
 // The same of a whole matrix, named, and that its weights are as many as its shape says.
 absl::Status CheckMatrix(const Matrix& matrix, ThreadPool* pool);
-// INVALID_ARGUMENT unless there are [n, num_groups] scales whose inverses are finite, or 0.
-absl::Status CheckScales(const std::vector<float>& scales, int64_t n, int64_t num_groups);
+// `scales` [n, num_groups] such that each is 0 or, with its inverse, an ordinary number: one below
+// 1e-36 in magnitude (of weights that are nothing beside any others) becomes 0, with all of its row
+// where scales are folded. INVALID_ARGUMENT for another number of scales and for 1e36 and more.
+absl::StatusOr<std::vector<float>> OrdinaryScales(std::vector<float> scales, int64_t n,
+                                                  int64_t num_groups, const WeightScheme& scheme);
 
 }  // namespace nibble::quantize

@@ -45,7 +45,6 @@ absl::StatusOr<HessianFactor> HessianFactor::Create(std::string_view name,
   double mean = 0.0;
   for (int64_t i = 0; i < k; ++i) {
     mean += hessian[i * (k + 1)] / static_cast<double>(k);
-    if (hessian[i * (k + 1)] == 0.0) ++factor.num_dead_columns_;
   }
   std::vector<double>& a = factor.factor_;
   a.resize(static_cast<size_t>(k * k));

@@ -25,7 +25,8 @@ struct DampingOptions {
   bool activation_order = true;
 };
 
-// Upper triangular U with U^T U = (H + damping)^-1, rows and columns in rounding order. Takes the
+// Upper triangular U with U^T U = (H + damping)^-1, rows and columns in rounding order. A column
+// that no calibration token used (diagonal 0) is on its own: rounded to nearest. Takes the
 // memory of one Hessian, and nothing of that size besides while it is made.
 class HessianFactor {
  public:
@@ -41,8 +42,6 @@ class HessianFactor {
   const std::vector<int32_t>& order() const { return order_; }
   // U, [k, k] row-major, zeros below the diagonal.
   const double* data() const { return factor_.data(); }
-  // Columns that no calibration token used (diagonal 0). They are rounded to nearest.
-  int64_t num_dead_columns() const { return num_dead_columns_; }
   // The damping it took, as a part of the mean of the diagonal, and what that added to each.
   double damping() const { return damping_; }
   double added() const { return added_; }
@@ -52,7 +51,6 @@ class HessianFactor {
 
   std::vector<int32_t> order_;
   std::vector<double> factor_;
-  int64_t num_dead_columns_ = 0;
   double damping_ = 0.0;
   double added_ = 0.0;
 };

@@ -20,8 +20,9 @@ namespace nibble::quantize {
 
 struct NormTweakOptions {
   double learning_rate = 1e-5;  // lr0, of the first layer; 0..1
-  double layer_growth = 1.0;    // "scale": the last layer learns (1 + scale) times as fast; 0..100
-  int64_t num_layers = 1;       // of the model; layer_idx counts to it
+  // "scale": layer i of L learns 1 + scale * i / L times as fast, the last almost 1 + scale. 0..100
+  double layer_growth = 1.0;
+  int64_t num_layers = 1;  // of the model; layer_idx counts to it
 };
 
 // Residual streams that enter the block, of the sequences one after another.

@@ -3,6 +3,7 @@
 
 #include "quantize/methods/rounding.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <utility>
@@ -138,11 +139,12 @@ absl::StatusOr<QuantizedWeight> QuantizeRtnMatrix(const float* w, int64_t n, int
 
 absl::StatusOr<QuantizedWeight> RoundToScales(const float* w, int64_t n, int64_t k,
                                               const WeightScheme& scheme,
-                                              const std::vector<float>& scales, ThreadPool* pool) {
+                                              const std::vector<float>& given, ThreadPool* pool) {
   NIBBLE_RETURN_IF_ERROR(CheckShape(n, k));
   NIBBLE_RETURN_IF_ERROR(CheckScheme(scheme, k));
   const Grid grid = GridOf(scheme, k);
-  NIBBLE_RETURN_IF_ERROR(CheckScales(scales, n, grid.num_groups));
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<float> scales,
+                          OrdinaryScales(given, n, grid.num_groups, scheme));
   NIBBLE_RETURN_IF_ERROR(CheckFinite(w, n, k, pool));
   const auto low = static_cast<float>(grid.low);
   const auto high = static_cast<float>(grid.high);
@@ -157,23 +159,31 @@ absl::StatusOr<QuantizedWeight> RoundToScales(const float* w, int64_t n, int64_t
       }
     }
   });
-  return PackCodes(n, k, scheme, codes, scales);
+  return PackCodes(n, k, scheme, codes, std::move(scales));
 }
 
-absl::Status CheckScales(const std::vector<float>& scales, int64_t n, int64_t num_groups) {
+absl::StatusOr<std::vector<float>> OrdinaryScales(std::vector<float> scales, int64_t n,
+                                                  int64_t num_groups, const WeightScheme& scheme) {
   if (static_cast<int64_t>(scales.size()) != n * num_groups) {
     return InvalidArgument("{} scales given, [{}, {}] are needed", scales.size(), n, num_groups);
   }
-  for (size_t i = 0; i < scales.size(); ++i) {
-    // Either 0 or such that scale and 1 / scale are both ordinary numbers.
-    const float magnitude = std::abs(scales[i]);
-    if (!(magnitude == 0.0F || (magnitude > 1e-36F && magnitude < 1e36F))) {
-      return InvalidArgument("scale [{}, {}] is {}, must be 0 or 1e-36..1e36 in magnitude",
-                             static_cast<int64_t>(i) / num_groups,
-                             static_cast<int64_t>(i) % num_groups, scales[i]);
+  const bool folded = scheme.bits == 4 && scheme.folded_scales;
+  for (int64_t row = 0; row < n; ++row) {
+    float* of_row = scales.data() + row * num_groups;
+    bool has_tiny = false;
+    for (int64_t group = 0; group < num_groups; ++group) {
+      const float magnitude = std::abs(of_row[group]);
+      if (!(magnitude < 1e36F)) {
+        return InvalidArgument("scale [{}, {}] is {}, must be below 1e36 in magnitude", row, group,
+                               of_row[group]);
+      }
+      if (magnitude >= 1e-36F || magnitude == 0.0F) continue;
+      has_tiny = true;
+      of_row[group] = 0.0F;
     }
+    if (has_tiny && folded) std::fill_n(of_row, num_groups, 0.0F);
   }
-  return absl::OkStatus();
+  return scales;
 }
 
 absl::Status CheckFinite(const float* w, int64_t n, int64_t k, ThreadPool* pool) {

@@ -34,7 +34,7 @@ absl::StatusOr<QuantizedWeight> QuantizeRtnMatrix(const float* w, int64_t n, int
                                                   const WeightScheme& scheme, ThreadPool* pool);
 
 // Round to nearest with scales that are given: [n, k / group_size] where bits == 4, [n] where 8.
-// A scale of 0 gives codes of 0.
+// A scale of 0, or below 1e-36, gives codes of 0.
 absl::StatusOr<QuantizedWeight> RoundToScales(const float* w, int64_t n, int64_t k,
                                               const WeightScheme& scheme,
                                               const std::vector<float>& scales, ThreadPool* pool);

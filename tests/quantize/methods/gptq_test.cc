@@ -10,6 +10,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "quantize/methods/clip.h"
 #include "quantize/methods/rounding.h"
 #include "tests/quantize/methods/calibration_fixture.h"
 
@@ -228,6 +229,34 @@ TEST(Gptq, DeadColumnsAreRoundedToNearestAndZerosStay) {
       }
     }
     for (size_t i = 2 * 64; i < 3 * 64; ++i) EXPECT_EQ(actual[i], 0.0F);
+  }
+}
+
+// Rows that are next to nothing are no reason to end a run: round to nearest takes them, too.
+TEST(Gptq, RowsNextToNothing) {
+  ThreadPool pool(1);
+  Random random(37);
+  const InputStatistics statistics = CorrelatedInputs(64, 200, &random);
+  auto factor = HessianFactor::Create("m", statistics, {}, &pool);
+  ASSERT_TRUE(factor.ok());
+  for (const float size : {1e-28F, 3e-30F, 1e-33F, 1e-35F, 1e-37F}) {
+    Matrix matrix = RandomMatrix(3, 64, &random);
+    for (int64_t i = 64; i < 2 * 64; ++i) matrix.weight[static_cast<size_t>(i)] *= 20.0F * size;
+    for (const WeightScheme& scheme : {WeightScheme{.group_size = 32}, WeightScheme{.bits = 8}}) {
+      auto rtn = QuantizeRtnMatrix(matrix.weight.data(), 3, 64, scheme, &pool);
+      auto clip = SearchClipping(matrix, statistics, scheme, &pool);
+      ASSERT_TRUE(rtn.ok() && clip.ok()) << rtn.status() << clip.status();
+      auto rounded = RoundToScales(matrix.weight.data(), 3, 64, scheme, clip->scales, &pool);
+      ASSERT_TRUE(rounded.ok()) << rounded.status();
+      const std::vector<float> rtn_scales = Scales(*rtn);
+      const std::vector<float>* starts[] = {nullptr, &rtn_scales, &clip->scales};
+      for (const std::vector<float>* scales : starts) {
+        auto gptq = QuantizeGptq(matrix, statistics, *factor, scheme, {.scales = scales}, &pool);
+        ASSERT_TRUE(gptq.ok()) << gptq.status() << " size " << size << " bits " << scheme.bits;
+        EXPECT_LT(gptq->output_error, 0.2);
+        for (const float value : Dequantize(gptq->weight)) EXPECT_TRUE(std::isfinite(value));
+      }
+    }
   }
 }
 

@@ -90,9 +90,13 @@ TEST(RoundToScales, ClipsAtTheEndsAndTakesZeroScales) {
   quantized = RoundToScales(w.data(), 2, 4, {.bits = 8}, {0.5F, 0.1F}, &pool);
   ASSERT_TRUE(quantized.ok());
   EXPECT_EQ(Dequantize(*quantized)[0], 63.5F);
-  for (const float bad : {std::nanf(""), 1e-40F, std::numeric_limits<float>::infinity()}) {
+  for (const float bad : {std::nanf(""), -1e36F, std::numeric_limits<float>::infinity()}) {
     EXPECT_FALSE(RoundToScales(w.data(), 1, 8, {.group_size = 8}, {bad}, &pool).ok());
   }
+  // 1 / scale is no number: as if the scale were 0, with the rest of the row where scales fold.
+  quantized = RoundToScales(w.data(), 1, 8, {.group_size = 4}, {1e-40F, 3e-36F}, &pool);
+  ASSERT_TRUE(quantized.ok()) << quantized.status();
+  EXPECT_EQ(Dequantize(*quantized), std::vector<float>(8, 0.0F));
   EXPECT_FALSE(RoundToScales(w.data(), 1, 8, {.group_size = 4}, {1.0F}, &pool).ok());
 }
 
