@@ -6,6 +6,8 @@
 #include <string_view>
 #include <utility>
 
+#include "fmt/ranges.h"
+
 #include "base/json.h"
 #include "base/mapped_file.h"
 #include "quantize/calibration.h"
@@ -48,15 +50,17 @@ absl::StatusOr<std::vector<std::string>> ReadDocuments(const std::string& path) 
 }  // namespace
 
 absl::Status Validate(const CalibrationOptions& options) {
+  std::vector<std::string> violations;
   if (options.num_samples < 1 || options.num_samples > kMaxSamples) {
-    return InvalidArgument("calibration samples are {}, the limits are 1 and {}",
-                           options.num_samples, kMaxSamples);
+    violations.push_back(fmt::format("calibration samples are {}, the limits are 1 and {}",
+                                     options.num_samples, kMaxSamples));
   }
   if (options.length < kMinLength || options.length > kMaxLength) {
-    return InvalidArgument("calibration length is {} tokens, the limits are {} and {}",
-                           options.length, kMinLength, kMaxLength);
+    violations.push_back(fmt::format("calibration length is {} tokens, the limits are {} and {}",
+                                     options.length, kMinLength, kMaxLength));
   }
-  return absl::OkStatus();
+  if (violations.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(fmt::format("{}", fmt::join(violations, "\n")));
 }
 
 int64_t CalibrationLength(const CalibrationOptions& options, const engine::ModelConfig& config) {

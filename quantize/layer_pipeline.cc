@@ -31,9 +31,10 @@ BlockSettings SettingsOf(const engine::ModelConfig& config, const kernels::RopeT
           .isa = isa};
 }
 
-// What calibration of the largest layer takes, roughly: its floats in four forms, and of the widest
-// site the Hessian, its factor and a copy.
-int64_t WorkingBytes(const engine::ModelConfig& config) {
+// What calibration of the largest layer takes, roughly: its floats in four forms (norm tweaking: of
+// source and rounded, with copies packed for products both ways), of the widest site the Hessian,
+// its factor and a copy, and what lies between the sites for the rows of a run.
+int64_t WorkingBytes(const engine::ModelConfig& config, int64_t length, bool tweaks) {
   const BlockWeights block = EmptyBlock(config, 0);
   double weights = 0.0;
   double widest = 0.0;
@@ -46,7 +47,17 @@ int64_t WorkingBytes(const engine::ModelConfig& config) {
   for (const Matrix* matrix : {&block.q, &block.o, &block.gate, &block.down}) {
     hessians += static_cast<double>(matrix->k) * static_cast<double>(matrix->k);
   }
-  return static_cast<int64_t>(16.0 * weights + 8.0 * hessians + 16.0 * widest);
+  const auto hidden = static_cast<double>(config.hidden_size);
+  const auto q = static_cast<double>(block.q.n);
+  const auto kv = static_cast<double>(block.k.n);
+  const auto ffn = static_cast<double>(config.intermediate_size);
+  const double rows = static_cast<double>(BlockRunner::SequencesPerRun(length) * length);
+  const double run = rows * (3.0 * hidden + 2.0 * q + 4.0 * kv + 4.0 * ffn);
+  // Two traces of a sequence, and gradients of as many values.
+  const double traces =
+      static_cast<double>(length) * 4.0 * (5.0 * hidden + 3.0 * q + 3.0 * kv + 3.0 * ffn);
+  return static_cast<int64_t>((tweaks ? 24.0 : 16.0) * weights + 8.0 * hessians + 16.0 * widest +
+                              4.0 * std::max(run, tweaks ? traces : 0.0));
 }
 
 }  // namespace
@@ -57,7 +68,7 @@ absl::Status LayerPipeline::Calibrate(const CalibrationTokens& tokens) {
   const auto num_tokens = static_cast<int64_t>(tokens.ids.size());
   const int64_t state_bytes = num_tokens * states.hidden * static_cast<int64_t>(sizeof(float));
   NIBBLE_RETURN_IF_ERROR(engine::CheckMemory(
-      state_bytes + WorkingBytes(config_),
+      state_bytes + WorkingBytes(config_, tokens.length, options_.norm_tweak_rate.has_value()),
       fmt::format("calibration on {} x {} tokens", tokens.num_samples, tokens.length)));
   NIBBLE_ASSIGN_OR_RETURN(
       const engine::TensorView* embedding,

@@ -10,11 +10,13 @@
 #include <utility>
 #include <vector>
 
+#include "fmt/ranges.h"
 #include "nlohmann/json.hpp"
 
 #include "base/clock.h"
 #include "base/mapped_file.h"
 #include "engine/model/compressed_tensors.h"
+#include "engine/model/memory.h"
 #include "engine/model/model.h"
 #include "engine/model/model_config.h"
 #include "engine/model/safetensors.h"
@@ -38,33 +40,56 @@ using engine::TensorView;
 // A path in the report may be anything.
 constexpr auto kReplaceInvalid = nlohmann::ordered_json::error_handler_t::replace;
 
-// Everything that can be wrong with the source's shapes is found here, before anything is written.
+absl::Status CheckTensor(const Checkpoint& checkpoint, const std::string& name,
+                         std::initializer_list<int64_t> shape) {
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor, checkpoint.Get(name, shape));
+  return ReadFloats(*tensor, 0, 0, nullptr);  // its type
+}
+
+absl::Status CheckMatrix(const Checkpoint& checkpoint, const Matrix& matrix,
+                         const QuantizeOptions& options) {
+  if (engine::IsPackedInt4(checkpoint, matrix.name)) {
+    return InvalidArgument(
+        "{}: module '{}' is quantized already; start from the full-precision model",
+        checkpoint.dir(), matrix.name);
+  }
+  const std::string name = matrix.name + ".weight";
+  NIBBLE_RETURN_IF_ERROR(CheckTensor(checkpoint, name, {matrix.n, matrix.k}));
+  if (!matrix.bias.empty()) {
+    NIBBLE_RETURN_IF_ERROR(CheckTensor(checkpoint, matrix.name + ".bias", {matrix.n}));
+  }
+  const int64_t group_size = SchemeOf(options.scheme, options.group_size, matrix.k).group_size;
+  if (matrix.k % group_size != 0) {
+    return InvalidArgument(
+        "{}: tensor '{}' has {} input channels, not a multiple of the group size {}",
+        checkpoint.dir(), name, matrix.k, group_size);
+  }
+  if (matrix.k % 8 != 0) {  // codes are packed in words of eight
+    return InvalidArgument("{}: tensor '{}' has {} input channels, must be a multiple of 8",
+                           checkpoint.dir(), name, matrix.k);
+  }
+  return absl::OkStatus();
+}
+
+// Everything that can be wrong with the source's names, types and shapes is found here, before
+// anything is written.
 absl::Status CheckSource(const Checkpoint& checkpoint, const ModelConfig& config,
                          const QuantizeOptions& options) {
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     const BlockWeights block = EmptyBlock(config, layer);
+    for (const Norm& norm : Norms(block)) {
+      const auto size = static_cast<int64_t>((block.*norm.member).size());
+      NIBBLE_RETURN_IF_ERROR(CheckTensor(checkpoint, norm.name, {size}));
+    }
     for (const Matrix* matrix : Matrices(block)) {
-      if (engine::IsPackedInt4(checkpoint, matrix->name)) {
-        return InvalidArgument(
-            "{}: module '{}' is quantized already; start from the full-precision model",
-            checkpoint.dir(), matrix->name);
-      }
-      NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                              checkpoint.Get(matrix->name + ".weight", {matrix->n, matrix->k}));
-      NIBBLE_RETURN_IF_ERROR(ReadFloats(*tensor, 0, 0, nullptr));  // its type
-      const int64_t group_size = SchemeOf(options.scheme, options.group_size, matrix->k).group_size;
-      if (matrix->k % group_size != 0) {
-        return InvalidArgument(
-            "{}: tensor '{}' has {} input channels, not a multiple of the group size {}",
-            tensor->file, tensor->name, matrix->k, group_size);
-      }
-      if (matrix->k % 8 != 0) {  // codes are packed in words of eight
-        return InvalidArgument("{}: tensor '{}' has {} input channels, must be a multiple of 8",
-                               tensor->file, tensor->name, matrix->k);
-      }
+      NIBBLE_RETURN_IF_ERROR(CheckMatrix(checkpoint, *matrix, options));
     }
   }
-  return absl::OkStatus();
+  NIBBLE_RETURN_IF_ERROR(CheckTensor(checkpoint, "model.embed_tokens.weight",
+                                     {config.vocab_size, config.hidden_size}));
+  NIBBLE_RETURN_IF_ERROR(CheckTensor(checkpoint, "model.norm.weight", {config.hidden_size}));
+  if (config.tie_word_embeddings) return absl::OkStatus();
+  return CheckTensor(checkpoint, "lm_head.weight", {config.vocab_size, config.hidden_size});
 }
 
 absl::Status CheckFolders(const std::string& source, const std::string& output) {
@@ -98,6 +123,15 @@ class Run {
   absl::Status WriteOutput(const std::string& dir, const WorkFolder& work);
   void Report(Phase phase, int64_t done, int64_t total) const {
     if (progress_) progress_({.phase = phase, .done = done, .total = total});
+  }
+  void ReportStep(int64_t layer_idx, std::string_view step, double share) const {
+    if (!progress_) return;
+    progress_({.phase = Phase::kLayers,
+               .done = layer_idx * kLayerUnits + static_cast<int64_t>(share * kLayerUnits),
+               .total = config_.num_layers * kLayerUnits,
+               .layer_idx = layer_idx,
+               .num_layers = config_.num_layers,
+               .step = step});
   }
   bool calibrates() const { return !options_.calibration.data.empty(); }
 
@@ -133,6 +167,8 @@ absl::Status Run::ReadTexts() {
     NIBBLE_ASSIGN_OR_RETURN(tokens_, TokensOfText(options_.calibration, *tokenizer_, config_));
   }
   if (!options_.eval_data.empty()) {
+    NIBBLE_RETURN_IF_ERROR(engine::CheckMemory(
+        source_->total_bytes(), "the source model, for its perplexity of the evaluation text,"));
     NIBBLE_ASSIGN_OR_RETURN(eval_ids_, EvaluationTokens(options_.eval_data, *tokenizer_, config_));
   }
   return absl::OkStatus();
@@ -193,13 +229,7 @@ absl::Status Run::QuantizeLayers(const WorkFolder& work) {
 absl::Status Run::QuantizeLayer(int64_t layer_idx, const WorkFolder& work,
                                 LayerPipeline* pipeline) {
   const auto on_step = [&](std::string_view step, double share) {
-    if (!progress_) return;
-    progress_({.phase = Phase::kLayers,
-               .done = layer_idx * kLayerUnits + static_cast<int64_t>(share * kLayerUnits),
-               .total = config_.num_layers * kLayerUnits,
-               .layer_idx = layer_idx,
-               .num_layers = config_.num_layers,
-               .step = step});
+    ReportStep(layer_idx, step, share);
   };
   LayerReport report;
   NIBBLE_ASSIGN_OR_RETURN(const QuantizedBlock block,
@@ -215,16 +245,21 @@ absl::Status Run::QuantizeLayer(int64_t layer_idx, const WorkFolder& work,
 }
 
 absl::Status Run::ResumeLayer(int64_t layer_idx, const WorkFolder& work, LayerPipeline* pipeline) {
+  ReportStep(layer_idx, "finished earlier", 0.0);
   const std::string dir = work.LayerPath(layer_idx);
   NIBBLE_ASSIGN_OR_RETURN(LayerReport report, ReadLayerReport(dir));
   report_.layers.push_back(std::move(report));
   ++report_.resumed_layers;
   const bool last = layer_idx + 1 == config_.num_layers;
-  if (last || !calibrates()) return absl::OkStatus();
-  NIBBLE_ASSIGN_OR_RETURN(
-      const QuantizedBlock block,
-      ReadLayer(dir, config_, layer_idx, options_.scheme, options_.group_size, pool_));
-  return pipeline->Advance(block);
+  if (!last && calibrates()) {
+    NIBBLE_ASSIGN_OR_RETURN(
+        const QuantizedBlock block,
+        ReadLayer(dir, config_, layer_idx, options_.scheme, options_.group_size, pool_));
+    ReportStep(layer_idx, "quantized run", 0.2);
+    NIBBLE_RETURN_IF_ERROR(pipeline->Advance(block));
+  }
+  ReportStep(layer_idx, "finished earlier", 1.0);
+  return absl::OkStatus();
 }
 
 absl::Status Run::WriteOutput(const std::string& dir, const WorkFolder& work) {
@@ -239,13 +274,19 @@ absl::Status Run::WriteOutput(const std::string& dir, const WorkFolder& work) {
     const auto on_eval = [&](int64_t done, int64_t total) {
       Report(Phase::kEvaluating, done, total);
     };
-    NIBBLE_ASSIGN_OR_RETURN(report_.evaluation, Evaluate({.source = source_dir_,
-                                                          .output = dir,
-                                                          .scheme = options_.scheme,
-                                                          .data = options_.eval_data,
-                                                          .ids = eval_ids_,
-                                                          .isa = options_.isa},
-                                                         on_eval, pool_));
+    auto evaluation = Evaluate({.source = source_dir_,
+                                .output = dir,
+                                .scheme = options_.scheme,
+                                .data = options_.eval_data,
+                                .ids = eval_ids_,
+                                .isa = options_.isa},
+                               on_eval, pool_);
+    if (!evaluation.ok()) {
+      return Annotate(evaluation.status(),
+                      "comparing perplexities (the layers are finished: the same command without "
+                      "evaluation writes the output)");
+    }
+    report_.evaluation = std::move(evaluation).value();
   }
   return absl::OkStatus();
 }
@@ -280,12 +321,49 @@ absl::StatusOr<QuantizeReport> Run::Do(const std::string& output) {
 }  // namespace
 
 absl::Status Validate(const QuantizeOptions& options) {
+  std::vector<std::string> violations;
+  const auto violate = [&]<typename... Args>(fmt::format_string<Args...> format, Args&&... args) {
+    violations.push_back(fmt::format(format, std::forward<Args>(args)...));
+  };
+  if (options.scheme == Scheme::kW8A8 && options.group_size != kChannelGroup) {
+    violate("group size is {}: scheme w8a8 has one scale per output channel ({})",
+            options.group_size, kChannelGroup);
+  } else if (options.group_size != kChannelGroup &&
+             (options.group_size < 8 || options.group_size > kMaxGroupSize ||
+              options.group_size % 8 != 0)) {
+    violate(
+        "group size is {}, must be a multiple of 8 in 8..{}, or {} for one scale per output "
+        "channel",
+        options.group_size, kMaxGroupSize, kChannelGroup);
+  }
   if (options.norm_tweak_rate &&
       !(*options.norm_tweak_rate > 0.0 && *options.norm_tweak_rate <= 1.0)) {
-    return InvalidArgument("the learning rate of norm tweaking is {}, must be above 0, at most 1",
-                           *options.norm_tweak_rate);
+    violate("the learning rate of norm tweaking is {}, must be above 0, at most 1",
+            *options.norm_tweak_rate);
   }
-  return Validate(options.calibration);
+  if (options.max_shard_bytes < 1) {
+    violate("the size of shards is {} bytes, must be at least 1", options.max_shard_bytes);
+  }
+  const CalibrationOptions& calibration = options.calibration;
+  if (const absl::Status status = Validate(calibration); !status.ok()) {
+    violate("{}", std::string(status.message()));
+  }
+  const CalibrationOptions unset;
+  const bool calibrates = options.needs_calibration() || !calibration.data.empty();
+  if (!calibrates &&
+      (calibration.num_samples != unset.num_samples || calibration.length != unset.length)) {
+    violate(
+        "calibration samples and length are given, but rtn needs no calibration and there is "
+        "no calibration data");
+  }
+  const bool generates =
+      calibrates && (calibration.data.empty() || calibration.data == kSelfGenerated);
+  if (!generates && calibration.seed != unset.seed) {
+    violate("seed is {}, but nothing is generated: it is of self-generated calibration text",
+            calibration.seed);
+  }
+  if (violations.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(fmt::format("{}", fmt::join(violations, "\n")));
 }
 
 absl::StatusOr<QuantizeReport> QuantizeCheckpoint(const std::string& source,

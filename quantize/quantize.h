@@ -11,8 +11,9 @@
 // Every linear layer of the decoder gets 4- or 8-bit codes and scales; embeddings, final norm and
 // head are copied bit by bit. What is written is a compressed-tensors checkpoint
 // (engine/model/compressed_tensors.h) with the source's tokenizer and templates, and
-// quantize_report.json. Memory holds a few layers, not the model (self-generated calibration is the
-// exception: the model has to be whole to write).
+// quantize_report.json. Memory holds a few layers, not the model; the exceptions are
+// self-generated calibration (the model has to be whole to write) and the comparison of
+// perplexities (source and output, one after the other).
 #pragma once
 
 #include <cstdint>
@@ -37,7 +38,7 @@ inline constexpr int64_t kLayerUnits = 100;
 struct QuantizeOptions {
   Scheme scheme = Scheme::kW4A8;
   // Input channels per scale; divides those of every linear layer. kChannelGroup: one scale per
-  // output channel.
+  // output channel, the only one of kW8A8.
   int64_t group_size = 128;
   Recipe recipe;
   // Norm tweaking with this learning rate, in (0, 1]. Unset: none.
@@ -47,13 +48,13 @@ struct QuantizeOptions {
   // Replaces the output folder when it holds a model (a config.json); any other folder with files
   // in it is left alone and refused.
   bool overwrite = false;
-  bool restart = false;  // discards what an unfinished run left
-  int64_t max_shard_bytes = int64_t{5} << 30;
+  bool restart = false;                        // discards what an unfinished run left
+  int64_t max_shard_bytes = int64_t{5} << 30;  // of a file of tensors, at least 1
   Isa isa = Isa::kRef;
 
   bool needs_calibration() const { return !recipe.IsRtn() || norm_tweak_rate.has_value(); }
 };
-// INVALID_ARGUMENT naming the first value out of range or options that exclude each other.
+// INVALID_ARGUMENT with a line for each value out of range and each option that nothing would use.
 absl::Status Validate(const QuantizeOptions& options);
 
 enum class Phase { kLoading, kGenerating, kLayers, kWriting, kEvaluating };

@@ -10,7 +10,6 @@ namespace nibble::quantize {
 namespace {
 
 constexpr int64_t kDefaultGroupSize = 128;
-constexpr int64_t kMaxGroupSize = 1 << 16;
 
 struct NamedRecipe {
   std::string_view name;

@@ -14,7 +14,8 @@
 //   gptq       GPTQ (arXiv:2210.17323) within the scales of rtn
 //   awq        AWQ-style scaling search (arXiv:2306.00978), clipping, round to nearest
 //   odyssey    clipping, GPTQ (OdysseyLLM, arXiv:2311.09550)
-//   fptq       logarithmic activation equalization (arXiv:2308.15987), GPTQ
+//   fptq       logarithmic activation equalization (arXiv:2308.15987) of the sites where it lowers
+//              the error, not by the paper's ranges; GPTQ
 //   a list     steps by name, "awq,gptq" or "fptq,clip,gptq": one of awq (the scaling alone), fptq;
 //              clip; one of rtn, gptq
 #pragma once
@@ -37,6 +38,7 @@ int ActivationBits(Scheme scheme);
 
 // One scale for all input channels of an output channel.
 inline constexpr int64_t kChannelGroup = 0;
+inline constexpr int64_t kMaxGroupSize = 1 << 16;
 // "128", "channel" or "-1" (vLLM's word for it); "" is the scheme's default. INVALID_ARGUMENT for
 // what is not a multiple of 8 in 8..65536, and for groups of a scheme that has none.
 absl::StatusOr<int64_t> ParseGroupSize(std::string_view text, Scheme scheme);

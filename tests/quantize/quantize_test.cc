@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <functional>
 #include <set>
 #include <string>
 
@@ -162,6 +163,28 @@ TEST(QuantizeTest, EveryDtypeShardsAndBiases) {
   }
 }
 
+// The model with the tensors that `edit` keeps, as it changes them.
+void CopyModel(const std::string& from, const std::string& to,
+               const std::function<bool(engine::TensorSpec*)>& edit) {
+  fs::copy_file(from + "/config.json", to + "/config.json");
+  const auto source = Checkpoint::Open(from);
+  ASSERT_TRUE(source.ok()) << source.status();
+  std::vector<engine::TensorSpec> specs;
+  std::vector<const TensorView*> tensors;
+  for (const TensorView& tensor : source->tensors()) {
+    engine::TensorSpec spec = {tensor.name, tensor.dtype, tensor.shape};
+    if (!edit(&spec)) continue;
+    specs.push_back(std::move(spec));
+    tensors.push_back(&tensor);
+  }
+  auto writer = engine::SafetensorsWriter::Create(to, specs);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  for (const TensorView* tensor : tensors) {
+    ASSERT_TRUE(writer->Write(tensor->name, tensor->bytes).ok());
+  }
+  ASSERT_TRUE(writer->Finish().ok());
+}
+
 class RefusalTest : public ::testing::Test {
  protected:
   absl::Status Quantize(const std::string& source, const QuantizeOptions& options) {
@@ -196,6 +219,58 @@ TEST_F(RefusalTest, OptionsOutOfRange) {
   ExpectMessage(Quantize(kFixtures + "llama", {.group_size = 8, .recipe = *ParseRecipe("gptq")}),
                 {"tokenizer"});
   EXPECT_THAT(Names(dir_.path()), IsEmpty());
+}
+
+TEST_F(RefusalTest, AllViolationsAtOnce) {
+  const QuantizeOptions options = {.group_size = 12,
+                                   .norm_tweak_rate = 2.0,
+                                   .calibration = {.num_samples = 0, .length = 1},
+                                   .max_shard_bytes = 0};
+  ExpectMessage(Quantize(kStories, options),
+                {"group size is 12", "\nthe learning rate", "\nthe size of shards is 0",
+                 "\ncalibration samples are 0", "\ncalibration length is 1"});
+  for (const int64_t group_size : {-1, -8, 4, 65544}) {
+    ExpectMessage(Quantize(kStories, {.group_size = group_size}), {"multiple of 8 in 8..65536"});
+  }
+  ExpectMessage(Quantize(kStories, {.scheme = Scheme::kW8A8}), {"group size is 128", "w8a8"});
+  EXPECT_THAT(Names(dir_.path()), IsEmpty());
+}
+
+TEST_F(RefusalTest, OptionsThatNothingWouldUse) {
+  ExpectMessage(Quantize(kStories, {.calibration = {.num_samples = 4}}), {"rtn needs no calib"});
+  ExpectMessage(Quantize(kStories, {.calibration = {.length = 64}}), {"rtn needs no calib"});
+  ExpectMessage(Quantize(kStories, {.calibration = {.seed = 3}}), {"seed is 3"});
+  ExpectMessage(Quantize(kStories, {.recipe = *ParseRecipe("gptq"),
+                                    .calibration = {.data = "text.txt", .seed = 3}}),
+                {"seed is 3"});
+  EXPECT_TRUE(
+      Validate({.recipe = *ParseRecipe("gptq"), .calibration = {.length = 64, .seed = 3}}).ok());
+  EXPECT_TRUE(Validate({.norm_tweak_rate = 1e-5, .calibration = {.seed = 3}}).ok());
+  EXPECT_TRUE(Validate({.calibration = {.data = kSelfGenerated, .seed = 3}}).ok());
+  EXPECT_THAT(Names(dir_.path()), IsEmpty());
+}
+
+// Found before any work, not in the last layer or after it.
+TEST_F(RefusalTest, SourcesWithoutATensor) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"llama", "model.embed_tokens.weight"},
+      {"llama", "model.norm.weight"},
+      {"llama", "model.layers.1.input_layernorm.weight"},
+      {"llama", "model.layers.1.mlp.down_proj.weight"},
+      {"qwen2", "model.layers.1.self_attn.k_proj.bias"},
+      {"qwen3", "model.layers.1.self_attn.q_norm.weight"}};
+  for (const auto& [fixture, missing] : cases) {
+    for (const bool reshaped : {false, true}) {
+      const TempDir dir;
+      CopyModel(kFixtures + fixture, dir.path(), [&](engine::TensorSpec* spec) {
+        if (spec->name != missing) return true;
+        spec->shape.insert(spec->shape.begin(), 1);
+        return reshaped;
+      });
+      ExpectMessage(Quantize(dir.path(), {.group_size = 8}), {missing});
+      EXPECT_THAT(Names(dir_.path()), IsEmpty());
+    }
+  }
 }
 
 TEST_F(RefusalTest, SourcesThatAreNotFullPrecisionModels) {

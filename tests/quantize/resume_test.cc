@@ -169,9 +169,13 @@ TEST(ResumeTest, KilledAnywhereItGoesOnToTheSameBytes) {
     other.recipe.clip = false;
     EXPECT_EQ(QuantizeCheckpoint(model.path, output, other, &pool, nullptr).status().code(),
               absl::StatusCode::kFailedPrecondition);
-    const auto report = QuantizeCheckpoint(model.path, output, options, &pool, nullptr);
+    bool replayed = false;  // as progress shows it
+    const auto report = QuantizeCheckpoint(
+        model.path, output, options, &pool,
+        [&](const QuantizeProgress& state) { replayed |= state.step == "finished earlier"; });
     ASSERT_TRUE(report.ok()) << report.status();
     EXPECT_EQ(report->resumed_layers > 0, calls > 3) << calls;
+    EXPECT_EQ(replayed, calls > 3) << calls;
     EXPECT_TRUE(Contents(output) == expected) << calls;
     EXPECT_FALSE(fs::exists(output + ".partial"));
     fs::remove_all(output);
