@@ -120,10 +120,12 @@ void AddQuantize(CLI::App* app, QuantizeOptions* options) {
   app->add_option("--scheme", options->scheme,
                   "w4a8: 4-bit weights, 8-bit activations; w8a8; w4a16: 4-bit weights alone")
       ->capture_default_str();
-  app->add_option("--method", options->method,
-                  "rtn: round to nearest; gptq; awq: scaling search, clipping; odyssey: clipping, "
-                  "gptq; fptq: logarithmic equalization, gptq; or a list of steps, one of awq "
-                  "(scaling alone), fptq, then clip, then one of rtn, gptq: 'awq,clip,gptq'")
+  app->add_option(
+         "--method", options->method,
+         "rtn: round to nearest; gptq; awq: scaling search, clipping; odyssey: clipping, "
+         "gptq; fptq: logarithmic equalization where it lowers the error (the paper goes by "
+         "range), gptq; or a list of steps, one of awq "
+         "(scaling alone), fptq, then clip, then one of rtn, gptq: 'awq,clip,gptq'")
       ->capture_default_str();
   app->add_option("--group-size", options->group_size,
                   "input channels per scale, a multiple of 8, or 'channel' (also -1): one scale "
@@ -131,7 +133,7 @@ void AddQuantize(CLI::App* app, QuantizeOptions* options) {
   app->add_flag("--norm-tweaking", options->norm_tweaking,
                 "adjust the norms after rounding, so that outputs keep their moments");
   app->add_option("--norm-tweaking-lr", options->norm_tweaking_lr,
-                  "its learning rate in the first layer; the last one's is twice this")
+                  "its learning rate in the first layer; it grows to almost twice this in the last")
       ->capture_default_str()
       ->needs("--norm-tweaking");
   app->add_option("--calibration-data", options->calibration_data,
