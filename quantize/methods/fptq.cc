@@ -18,8 +18,6 @@ bool IsEqualized(FptqPolicy policy, const FptqSite& site) {
   switch (policy) {
     case FptqPolicy::kByRange:
       return site.range_class == RangeClass::kMiddle;
-    case FptqPolicy::kAlways:
-      return true;
     case FptqPolicy::kWhereBetter:
       break;
   }

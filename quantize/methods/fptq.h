@@ -38,7 +38,6 @@ std::vector<float> LogarithmicScale(const InputStatistics& statistics);
 enum class FptqPolicy {
   kWhereBetter,  // where it lowers the error of the site, whatever the range
   kByRange,      // the paper's: sites of the middle range, whatever it does to the error
-  kAlways,       // both sites
 };
 
 // One site as FPTQ left it.

@@ -61,12 +61,26 @@ class PhasedProgress {
   Phase phase_ = Phase::kLoading;
 };
 
+// `status` with what `other` says on a line of its own.
+absl::Status Join(const absl::Status& status, const absl::Status& other) {
+  if (status.ok() || other.ok()) return status.ok() ? other : status;
+  return {status.code(),
+          fmt::format("{}\n{}", std::string(status.message()), std::string(other.message()))};
+}
+
 absl::StatusOr<quantize::QuantizeOptions> ParseOptions(const QuantizeOptions& options) {
   quantize::QuantizeOptions parsed;
-  NIBBLE_ASSIGN_OR_RETURN(parsed.scheme, quantize::ParseScheme(options.scheme));
-  NIBBLE_ASSIGN_OR_RETURN(parsed.group_size,
-                          quantize::ParseGroupSize(options.group_size, parsed.scheme));
-  NIBBLE_ASSIGN_OR_RETURN(parsed.recipe, quantize::ParseRecipe(options.method));
+  absl::Status status;
+  if (const auto scheme = quantize::ParseScheme(options.scheme); scheme.ok()) {
+    parsed.scheme = *scheme;
+    const auto group_size = quantize::ParseGroupSize(options.group_size, parsed.scheme);
+    if (group_size.ok()) parsed.group_size = *group_size;
+    status = group_size.status();
+  } else {
+    status = scheme.status();
+  }
+  const auto recipe = quantize::ParseRecipe(options.method);
+  status = Join(status, recipe.status());
   if (options.norm_tweaking) parsed.norm_tweak_rate = options.norm_tweaking_lr;
   parsed.calibration = {.data = options.calibration_data,
                         .num_samples = options.calibration_samples,
@@ -75,10 +89,16 @@ absl::StatusOr<quantize::QuantizeOptions> ParseOptions(const QuantizeOptions& op
   parsed.eval_data = options.eval_data;
   parsed.overwrite = options.overwrite;
   parsed.restart = options.restart;
-  NIBBLE_ASSIGN_OR_RETURN(parsed.isa, ChooseIsa());
   if (options.threads < 0 || options.threads > 1024) {
-    return InvalidArgument("--threads is {}, want 0 to 1024", options.threads);
+    status = Join(status, InvalidArgument("--threads is {}, want 0 to 1024", options.threads));
   }
+  // What the other options mean depends on these.
+  if (status.ok()) {
+    parsed.recipe = *recipe;
+    status = quantize::Validate(parsed);
+  }
+  NIBBLE_RETURN_IF_ERROR(status);
+  NIBBLE_ASSIGN_OR_RETURN(parsed.isa, ChooseIsa());
   return parsed;
 }
 
