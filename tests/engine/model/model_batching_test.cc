@@ -29,8 +29,8 @@ struct Case {
 };
 void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 
-// Every arithmetic (float32, 16-bit weights and cache, W4A8, int8 cache) and every shape of attention (grouped
-// heads, q/k norms, sliding windows).
+// Every arithmetic (float32, 16-bit weights and cache, W4A8, int8 cache) and every shape of
+// attention (grouped heads, q/k norms, sliding windows).
 std::vector<Case> Cases() {
   const std::string stories = NIBBLE_SOURCE_DIR "/models/stories-llama";
   const std::string fixtures = NIBBLE_SOURCE_DIR "/tests/fixtures/models/";
