@@ -85,7 +85,7 @@ absl::StatusOr<std::unique_ptr<LocalExecutor>> LocalExecutor::Create(
       {.max_tokens = chosen.max_num_batched_tokens, .max_positions = chosen.max_model_len}, pool));
   NIBBLE_ASSIGN_OR_RETURN(AlignedBuffer<float> logits,
                           MakeLogits(chosen.max_num_seqs, config.vocab_size));
-  NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(config, chosen.num_blocks,
+  NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(model->rank_config(), chosen.num_blocks,
                                                          chosen.block_size, model->kv_dtype()));
   return std::unique_ptr<LocalExecutor>(
       new LocalExecutor(std::move(model), std::move(cache), std::move(logits), chosen, isa, pool));

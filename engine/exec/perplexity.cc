@@ -132,8 +132,8 @@ absl::StatusOr<PerplexityResult> Compute(Model* model, std::span<const int32_t> 
   NIBBLE_RETURN_IF_ERROR(CheckOptions(model->config(), ids, options));
   NIBBLE_ASSIGN_OR_RETURN(
       KvCache cache,
-      KvCache::Create(model->config(), (options.context + kBlockSize - 1) / kBlockSize, kBlockSize,
-                      model->kv_dtype()));
+      KvCache::Create(model->rank_config(), (options.context + kBlockSize - 1) / kBlockSize,
+                      kBlockSize, model->kv_dtype()));
   const auto num_ids = static_cast<int64_t>(ids.size());
   for (int64_t i = 0; i < num_ids; ++i) {
     const int32_t id = ids[static_cast<size_t>(i)];

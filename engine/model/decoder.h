@@ -65,6 +65,9 @@ class DecoderModel final : public Model {
   DType kv_dtype() const override { return weights_.kv_dtype; }
   std::string quantization_name() const override { return weights_.quantization_name; }
   std::vector<std::string> warnings() const override { return weights_.warnings; }
+  const ModelConfig& rank_config() const override { return config_; }
+  void SetCommunicator(comm::Communicator* communicator) override { communicator_ = communicator; }
+  bool has_logits() const override { return true; }
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                        ThreadPool* pool) override;
@@ -93,6 +96,7 @@ class DecoderModel final : public Model {
   const int64_t qkv_size_;  // q_size + 2 * kv_size
   const bool reorders_;     // some layer reorders its input channels
 
+  comm::Communicator* communicator_ = nullptr;  // not owned; null with one rank
   PlanChecker checker_;
   kernels::RopeTable rope_;  // of the positions reserved or seen
 

@@ -17,6 +17,7 @@
 #include "base/dtype.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "comm/communicator.h"
 #include "engine/model/model_config.h"
 #include "engine/scheduler/step_plan.h"
 #include "kernels/kv/kv_cache.h"
@@ -39,7 +40,17 @@ enum class HeadQuantization {
   kInt4,  // round to nearest, groups of 128 (W4A8)
 };
 
+// Which share of every layer a rank holds (Megatron-LM, arXiv:1909.08053): q, k, v, gate, up and
+// the vocabulary by output channels, o and down by input channels.
+struct TensorParallel {
+  int rank = 0;
+  int size = 1;
+};
+
 struct LoadOptions {
+  // Only this rank's share of the weights is read and kept. INVALID_ARGUMENT, naming the dimension,
+  // for a model that does not split into so many ranks.
+  TensorParallel tensor_parallel;
   // Storage of unquantized weights; arithmetic is float. Unset: the checkpoint's type.
   std::optional<DType> dtype;
   // Storage of the KV cache: float32, bfloat16, float16 or int8. Unset: that of the weights.
@@ -96,18 +107,27 @@ class Model {
   // What somebody should know who serves this model as it was loaded.
   virtual std::vector<std::string> warnings() const { return {}; }
 
+  // What this rank computes of a layer: config() with its own num_heads, num_kv_heads and
+  // intermediate_size. Of one rank, config() itself. KvCache is made for it.
+  virtual const ModelConfig& rank_config() const = 0;
+  // With several ranks, set before the first Forward and after every group that broke. Not owned.
+  virtual void SetCommunicator(comm::Communicator* communicator) = 0;
+  // Whether Forward gives logits here: on rank 0.
+  virtual bool has_logits() const = 0;
+
   // Makes what steps within `limits` work in, and takes the memory for it now, so that a server
   // learns at its start whether there is enough. RESOURCE_EXHAUSTED, naming the bytes, when not.
   // Nothing ever shrinks.
   virtual absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) = 0;
 
   // Computes the plan's tokens, appends their keys and values to `cache`, and writes the logits of
-  // plan.logits_indices to `logits` [num_samples, vocab_size]. The plan's sampling rows are not
-  // read. Not thread-safe: one step at a time (workspaces are reused between calls).
-  // INVALID_ARGUMENT for a plan that does not fit the model (ids, positions, slots, tables out of
-  // range): plans may come over a wire. A step beyond what was reserved grows the workspaces or is
-  // RESOURCE_EXHAUSTED. Scratch memory of single operations is taken in the step: std::bad_alloc
-  // when there is none.
+  // plan.logits_indices to `logits` [num_samples, vocab_size] (not read or written unless
+  // has_logits()). All ranks are given the same plan; an error of the communicator is returned as
+  // it is, and the cache's contents are lost. The plan's sampling rows are not read. Not
+  // thread-safe: one step at a time (workspaces are reused between calls). INVALID_ARGUMENT for a
+  // plan that does not fit the model (ids, positions, slots, tables out of range): plans may come
+  // over a wire. A step beyond what was reserved grows the workspaces or is RESOURCE_EXHAUSTED.
+  // Scratch memory of single operations is taken in the step: std::bad_alloc when there is none.
   virtual absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                                ThreadPool* pool) = 0;
 };

@@ -33,7 +33,7 @@ struct KvSize {
 absl::StatusOr<KvSize> SizeKvCache(const server::ServeConfig& config, const engine::Model& model,
                                    int64_t max_model_len) {
   const int64_t block_bytes =
-      engine::KvCache::BlockBytes(model.config(), config.block_size, model.kv_dtype());
+      engine::KvCache::BlockBytes(model.rank_config(), config.block_size, model.kv_dtype());
   const int64_t blocks_per_seq = (max_model_len + config.block_size - 1) / config.block_size;
   const bool given = config.kv_cache_memory_bytes > 0;
   const int64_t budget = given ? config.kv_cache_memory_bytes : engine::AvailableMemoryBytes() / 4;

@@ -170,6 +170,11 @@ class StubModel final : public Model {
   int64_t weight_bytes() const override { return model_->weight_bytes(); }
   DType kv_dtype() const override { return model_->kv_dtype(); }
   std::string quantization_name() const override { return model_->quantization_name(); }
+  const ModelConfig& rank_config() const override { return model_->rank_config(); }
+  void SetCommunicator(comm::Communicator* communicator) override {
+    model_->SetCommunicator(communicator);
+  }
+  bool has_logits() const override { return model_->has_logits(); }
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override {
     EXPECT_EQ(limits.max_tokens, 2048);
     EXPECT_EQ(limits.max_positions, 128);

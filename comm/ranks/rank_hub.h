@@ -1,0 +1,62 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The ranks of a group as their driver sees them: processes somewhere, each at the end of a two-way
+// channel of frames. LocalRanks starts them on this host, ClusterServer has those of hosts that
+// joined, and what drives them (engine/exec/rank_group.h) sees no difference.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/status.h"
+
+namespace nibble::comm {
+
+// One message between a rank and its driver. The hub carries it and does not look inside.
+struct Frame {
+  static constexpr size_t kMaxPayloadBytes = size_t{256} << 20;
+
+  uint32_t type = 0;
+  std::string payload;
+};
+
+class RankHub {
+ public:
+  // Calls come from the hub's threads, one at a time for each rank, different ranks at the same
+  // time. They must not block. For each rank: OnUp, frames, OnDown, OnUp, ...
+  class Observer {
+   public:
+    virtual ~Observer() = default;
+    // A process of this rank is there (again), fresh or with its weights still loaded: it will say.
+    virtual void OnUp(int rank) = 0;
+    virtual void OnFrame(int rank, Frame frame) = 0;
+    // It is gone, or cannot be reached. `why` names what happened: "rank 1 (pid 4711): killed by
+    // signal 9".
+    virtual void OnDown(int rank, const std::string& why) = 0;
+  };
+
+  virtual ~RankHub() = default;
+  virtual int size() const = 0;
+
+  // Begins; `observer` must outlive Stop().
+  virtual absl::Status Start(Observer* observer) = 0;
+
+  // Queues or sends a frame; dropped when the rank is not up (OnDown tells). Never waits for the
+  // rank to read it: one that does not read is taken down. Thread-safe.
+  virtual void Send(int rank, Frame frame) = 0;
+
+  // Ends the rank's process if it is there (it may be stopped or stuck) and starts a new one.
+  // OnDown and OnUp follow. For a rank that cannot be reached it does nothing: its host has to come
+  // back first. Thread-safe.
+  virtual void Restart(int rank, const std::string& why) = 0;
+
+  // "rank 2 (pid 4711)", "rank 3 on node 1 (10.77.0.2)": for logs and errors. Thread-safe.
+  virtual std::string Describe(int rank) const = 0;
+
+  // Ends the processes of this host and closes the channels. No call to the observer comes after
+  // it.
+  virtual void Stop() = 0;
+};
+
+}  // namespace nibble::comm

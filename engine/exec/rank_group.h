@@ -1,0 +1,83 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The executor of several ranks: sends every plan to all of them, takes the tokens from rank 0, and
+// keeps the group alive. When a rank dies, stops answering or cannot be reached, the generation
+// ends: Execute returns UNAVAILABLE naming the rank, the others leave the collective they wait in,
+// and once the rank is back (restarted, or joined again) a new generation is formed. Weights of
+// ranks that lived are kept, KV contents are not.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "comm/all_reduce.h"
+#include "comm/ranks/rank_hub.h"
+#include "engine/exec/executor.h"
+#include "engine/exec/local_executor.h"
+
+namespace nibble::engine {
+
+// What a rank tells when its weights are loaded.
+struct RankDescription {
+  int64_t weight_bytes = 0;
+  int64_t kv_block_bytes = 0;   // of one block of LocalExecutorOptions::block_size tokens
+  int64_t available_bytes = 0;  // of its host, once the largest step's memory is taken
+  int32_t kv_dtype = 0;         // DType
+  std::string quantization_name;
+  std::vector<std::string> warnings;
+};
+
+struct RankGroupOptions {
+  std::vector<int> node_of_rank;  // [size], rising
+  std::vector<std::string> bind_address_of_node;
+  std::string group_id;  // unique on these hosts; letters, digits, '-'
+  int64_t vocab_size = 0;
+  int64_t row_size = 0;  // hidden size
+  comm::AllReduceOptions all_reduce;
+  comm::AllReducePolicy policy;                      // measured earlier, or empty
+  std::chrono::milliseconds rank_timeout{5'000};     // silence after which a rank counts as lost
+  std::chrono::milliseconds start_timeout{600'000};  // loading
+};
+
+// Called from the group's threads; must not block.
+class RankGroupObserver {
+ public:
+  virtual ~RankGroupObserver() = default;
+  virtual void OnRankLost(int rank, const std::string& why) = 0;
+  // A generation is complete: the first one, and every one after a loss.
+  virtual void OnFormed(uint64_t generation, double seconds) = 0;
+};
+
+class RankGroup final : public Executor {
+ public:
+  // Given what all ranks told, decides blocks and limits; an error ends the start.
+  using ChooseSizes =
+      std::function<absl::StatusOr<LocalExecutorOptions>(const std::vector<RankDescription>&)>;
+
+  // Starts the hub, waits until all ranks have loaded and the first generation is formed.
+  // `observer` (may be null) and `progress` (bytes loaded of all ranks, of; may be null) as said.
+  static absl::StatusOr<std::unique_ptr<RankGroup>> Start(
+      std::unique_ptr<comm::RankHub> hub, const RankGroupOptions& options, ChooseSizes choose,
+      RankGroupObserver* observer, std::function<void(int64_t, int64_t)> progress);
+  ~RankGroup() override;  // tells the ranks to end, and stops the hub
+
+  ExecutorLimits limits() const override;
+  absl::StatusOr<StepOutput> Execute(const StepPlan& plan) override;
+  absl::Status Ready() const override;
+
+  const std::vector<RankDescription>& ranks() const;
+  comm::AllReducePolicy policy() const;
+
+ private:
+  class Impl;
+  explicit RankGroup(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace nibble::engine
