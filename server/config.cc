@@ -54,9 +54,58 @@ void ModelOptions::Validate(std::vector<std::string>* violations) const {
   }
 }
 
+void AllReduceFlags::Validate(std::vector<std::string>* violations) const {
+  CheckChoice("--all-reduce", all_reduce,
+              {"auto", "none", "float32", "bf16", "int8", "int6", "int5", "int4", "int3", "int2"},
+              violations);
+  if (group_size != 32 && group_size != 64 && group_size != 128) {
+    violations->push_back(
+        fmt::format("--all-reduce-group-size is {}, want 32, 64, 128", group_size));
+  }
+  CheckChoice("--all-reduce-scale", scale, {"bf16", "log2"}, violations);
+}
+
+void ParallelOptions::Validate(std::vector<std::string>* violations) const {
+  CheckRange("--tensor-parallel-size", tensor_parallel_size, 1, 64, violations);
+  CheckRange("--rank-threads", rank_threads, 0, 1024, violations);
+  CheckRange("--nnodes", nnodes, 1, 64, violations);
+  if (nnodes > 1) {
+    if (tensor_parallel_size % nnodes != 0) {
+      violations->push_back(
+          fmt::format("--tensor-parallel-size is {}, want a multiple of --nnodes ({}): every node "
+                      "has as many ranks",
+                      tensor_parallel_size, nnodes));
+    }
+    if (master_addr.empty())
+      violations->push_back("--master-addr is missing: with --nnodes, name the address of node 0");
+    if (cluster_secret_file.empty() && cluster_secret.empty() && cluster_tls_ca.empty()) {
+      violations->push_back(
+          "--nnodes needs --cluster-secret-file, NIBBLE_CLUSTER_SECRET in the environment, or "
+          "--cluster-tls-ca, -cert and -key: whoever reaches --master-port could join");
+    }
+  }
+  CheckRange("--node-rank", node_rank, 0, std::max(nnodes, 1) - 1, violations);
+  CheckRange("--master-port", master_port, 1, 65535, violations);
+  const bool any_tls =
+      !cluster_tls_ca.empty() || !cluster_tls_cert.empty() || !cluster_tls_key.empty();
+  if (any_tls && (cluster_tls_ca.empty() || cluster_tls_cert.empty() || cluster_tls_key.empty())) {
+    violations->push_back(
+        "--cluster-tls-ca, --cluster-tls-cert and --cluster-tls-key: want all three or none");
+  }
+  all_reduce.Validate(violations);
+  CheckRange("--rank-timeout", rank_timeout_seconds, 1, 3600, violations);
+  CheckRange("--group-timeout", group_timeout_seconds, 0, 86400, violations);
+}
+
 absl::Status ServeConfig::Validate() const {
   std::vector<std::string> violations;
   model.Validate(&violations);
+  parallel.Validate(&violations);
+  if (parallel.tensor_parallel_size > 1 && model.threads > 0) {
+    violations.push_back(
+        fmt::format("--threads is {}, want 0 with several ranks: --rank-threads says what each has",
+                    model.threads));
+  }
   if (host.empty()) violations.push_back("--host is empty, want an address such as 127.0.0.1");
   CheckRange("--port", port, 0, 65535, &violations);
   CheckRange("--grpc-port", grpc_port, -1, 65535, &violations);

@@ -31,8 +31,45 @@ struct ModelOptions {
   void Validate(std::vector<std::string>* violations) const;
 };
 
+// How the ranks' sums travel: shared by serve, eval and the benches. server/cli/all_reduce_setup.h
+// turns it into what comm/ takes.
+struct AllReduceFlags {
+  // auto, none, float32, bf16, int8, int6, int5, int4, int3, int2
+  std::string all_reduce = "auto";
+  int group_size = 128;        // values that share a scale: 32, 64, 128
+  std::string scale = "bf16";  // bf16, log2
+  bool spikes = false;
+  bool rotation = false;
+
+  void Validate(std::vector<std::string>* violations) const;
+};
+
+// Ranks, and the hosts they are on.
+struct ParallelOptions {
+  int tensor_parallel_size = 1;
+  int rank_threads = 0;  // of each rank; 0: CPUs of the process / ranks of this host
+  int nnodes = 1;        // hosts, each with tensor_parallel_size / nnodes ranks
+  int node_rank = 0;     // which one this is; 0 is the one that serves
+  std::string master_addr;
+  int master_port = 29500;
+  std::string node_addr;  // of this host; empty: node 0 master_addr, others what routes to it
+  std::string cluster_secret_file;
+  std::string cluster_secret;  // no option: server/cli takes it from the environment
+  std::string cluster_tls_ca;  // PEM files: all three, or none
+  std::string cluster_tls_cert;
+  std::string cluster_tls_key;
+  AllReduceFlags all_reduce;
+  bool all_reduce_measure = false;  // anew, not what an earlier start kept
+  int rank_timeout_seconds = 5;     // silence after which a rank counts as lost
+  int group_timeout_seconds = 60;   // how long requests wait for lost ranks
+
+  int ranks_per_node() const { return tensor_parallel_size / nnodes; }
+  void Validate(std::vector<std::string>* violations) const;
+};
+
 struct ServeConfig {
   ModelOptions model;
+  ParallelOptions parallel;
   std::string host = "127.0.0.1";
   int port = 8000;                        // 0: any free port
   int grpc_port = 8001;                   // 0: any free port, -1: no gRPC

@@ -53,6 +53,54 @@ TEST(ServeConfigTest, TwoServersNeedTwoPorts) {
   EXPECT_TRUE(config.Validate().ok());
 }
 
+TEST(ServeConfigTest, EveryViolationOfRanksAndNodesIsListed) {
+  ServeConfig config = Good();
+  ParallelOptions& parallel = config.parallel;
+  parallel.tensor_parallel_size = 65;
+  parallel.rank_threads = -1;
+  parallel.nnodes = 2;
+  parallel.node_rank = 2;
+  parallel.master_port = 0;
+  parallel.all_reduce = {.all_reduce = "int7", .group_size = 48, .scale = "fp8"};
+  parallel.rank_timeout_seconds = 0;
+  parallel.group_timeout_seconds = -1;
+  parallel.cluster_tls_cert = "cert.pem";
+  const std::string message(config.Validate().message());
+  EXPECT_THAT(message, HasSubstr("--tensor-parallel-size is 65, want 1 to 64"));
+  EXPECT_THAT(message, HasSubstr("--tensor-parallel-size is 65, want a multiple of --nnodes (2)"));
+  EXPECT_THAT(message, HasSubstr("--rank-threads is -1, want 0 to 1024"));
+  EXPECT_THAT(message, HasSubstr("--node-rank is 2, want 0 to 1"));
+  EXPECT_THAT(message, HasSubstr("--master-addr is missing"));
+  EXPECT_THAT(message, HasSubstr("--cluster-secret-file, NIBBLE_CLUSTER_SECRET"));
+  EXPECT_THAT(message, HasSubstr("--master-port is 0, want 1 to 65535"));
+  EXPECT_THAT(message, HasSubstr("--cluster-tls-key: want all three or none"));
+  EXPECT_THAT(message, HasSubstr("--all-reduce is 'int7', want auto, none, float32, bf16, int8"));
+  EXPECT_THAT(message, HasSubstr("--all-reduce-group-size is 48, want 32, 64, 128"));
+  EXPECT_THAT(message, HasSubstr("--all-reduce-scale is 'fp8', want bf16, log2"));
+  EXPECT_THAT(message, HasSubstr("--rank-timeout is 0, want 1 to 3600"));
+  EXPECT_THAT(message, HasSubstr("--group-timeout is -1, want 0 to 86400"));
+  EXPECT_EQ(std::count(message.begin(), message.end(), '\n'), 12);
+}
+
+TEST(ServeConfigTest, NodesAuthenticateThemselves) {
+  ServeConfig config = Good();
+  config.parallel.tensor_parallel_size = 4;
+  config.parallel.nnodes = 2;
+  config.parallel.master_addr = "10.77.0.1";
+  EXPECT_FALSE(config.Validate().ok());
+  config.parallel.cluster_secret = "secret";
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  EXPECT_EQ(config.parallel.ranks_per_node(), 2);
+}
+
+TEST(ServeConfigTest, SeveralRanksHaveRankThreads) {
+  ServeConfig config = Good();
+  config.model.threads = 2;
+  EXPECT_TRUE(config.Validate().ok());
+  config.parallel.tensor_parallel_size = 2;
+  EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("--rank-threads"));
+}
+
 TEST(ServeConfigTest, LimitsThemselvesAreAllowed) {
   ServeConfig config = Good();
   config.grpc_port = -1;

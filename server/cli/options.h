@@ -1,0 +1,33 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Which options a command has: one function each. CLI11 stays in the options*.cc, for its header
+// costs seconds per source.
+#pragma once
+
+#include <functional>
+
+#include "server/cli/bench_command.h"
+#include "server/cli/commands.h"
+#include "server/config.h"
+
+namespace CLI {
+class App;
+}
+
+namespace nibble::cli {
+
+// options_model.cc
+void AddModelOptions(CLI::App* app, server::ModelOptions* options);
+void AddAllReduceOptions(CLI::App* app, server::AllReduceFlags* options);
+void AddPerplexity(CLI::App* app, PerplexityOptions* options);
+void AddInspect(CLI::App* app, InspectOptions* options);
+void AddQuantize(CLI::App* app, QuantizeOptions* options);
+
+// options_serve.cc
+void AddServe(CLI::App* app, server::ServeConfig* config);
+
+// options_bench.cc: `nibble bench` and its commands; the command that is given sets *run.
+void AddBench(CLI::App* app, BenchOptions* options, std::function<int()>* run);
+
+}  // namespace nibble::cli

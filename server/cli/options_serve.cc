@@ -1,0 +1,95 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Options of nibble serve.
+#include "CLI/CLI.hpp"
+#include "server/cli/options.h"
+
+namespace nibble::cli {
+namespace {
+
+void AddParallelOptions(CLI::App* app, server::ParallelOptions* options) {
+  app->add_option("--tensor-parallel-size", options->tensor_parallel_size,
+                  "ranks that share the model, each a process of its own")
+      ->capture_default_str();
+  app->add_option("--rank-threads", options->rank_threads,
+                  "compute threads of each rank (0: this process's CPUs / ranks of this host)")
+      ->capture_default_str();
+  app->add_option("--nnodes", options->nnodes, "hosts that the ranks are on, as many on each")
+      ->capture_default_str();
+  app->add_option("--node-rank", options->node_rank,
+                  "which of them this is; 0 serves HTTP and gRPC, the others join it")
+      ->capture_default_str();
+  app->add_option("--master-addr", options->master_addr, "address of node 0");
+  app->add_option("--master-port", options->master_port, "port at which nodes join node 0")
+      ->capture_default_str();
+  app->add_option("--node-addr", options->node_addr,
+                  "address of this host for the other nodes (default: on node 0 --master-addr, "
+                  "elsewhere the one from which it is reached)");
+  app->add_option("--cluster-secret-file", options->cluster_secret_file,
+                  "file with the secret that all nodes share (or NIBBLE_CLUSTER_SECRET in the "
+                  "environment)");
+  app->add_option("--cluster-tls-ca", options->cluster_tls_ca,
+                  "PEM file: who signed the nodes' certificates");
+  app->add_option("--cluster-tls-cert", options->cluster_tls_cert,
+                  "PEM file: this node's certificate");
+  app->add_option("--cluster-tls-key", options->cluster_tls_key, "PEM file: its key");
+  AddAllReduceOptions(app, &options->all_reduce);
+  app->add_flag("--all-reduce-measure", options->all_reduce_measure,
+                "measure for --all-reduce auto anew, whatever an earlier start has kept");
+  app->add_option("--rank-timeout", options->rank_timeout_seconds,
+                  "seconds of silence after which a rank counts as lost")
+      ->capture_default_str();
+  app->add_option(
+         "--group-timeout", options->group_timeout_seconds,
+         "seconds that requests wait for lost ranks; then they fail with 503 / UNAVAILABLE")
+      ->capture_default_str();
+}
+
+}  // namespace
+
+void AddServe(CLI::App* app, server::ServeConfig* config) {
+  AddModelOptions(app, &config->model);
+  AddParallelOptions(app, &config->parallel);
+  app->add_option("--host", config->host, "address to listen on")->capture_default_str();
+  app->add_option("--port", config->port, "HTTP port (0: any free port)")->capture_default_str();
+  app->add_option("--grpc-port", config->grpc_port, "gRPC port (0: any free port, -1: no gRPC)")
+      ->capture_default_str();
+  app->add_option("--served-model-name", config->served_model_name,
+                  "name clients use (default: directory name)");
+  app->add_option("--chat-template", config->chat_template,
+                  "file with a Jinja chat template (default: the model's)");
+  app->add_option("--max-model-len", config->max_model_len,
+                  "tokens of prompt and answer (0: the model's maximum)")
+      ->capture_default_str();
+  app->add_option("--max-num-seqs", config->max_num_seqs, "sequences per step")
+      ->capture_default_str();
+  app->add_option("--max-num-batched-tokens", config->max_num_batched_tokens,
+                  "token budget of a step")
+      ->capture_default_str();
+  app->add_option("--max-queued-requests", config->max_queued_requests,
+                  "waiting sequences; more are refused (429)")
+      ->capture_default_str();
+  app->add_option("--block-size", config->block_size, "tokens per KV cache block")
+      ->capture_default_str();
+  app->add_option(
+         "--kv-cache-memory-bytes", config->kv_cache_memory_bytes,
+         "KV cache size (0: for max-num-seqs full sequences, at most a quarter of free memory)")
+      ->capture_default_str();
+  app->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching",
+                config->enable_prefix_caching,
+                "reuse KV blocks of equal prompt beginnings (default: on)");
+  app->add_flag("--enable-chunked-prefill,!--no-enable-chunked-prefill",
+                config->enable_chunked_prefill,
+                "compute long prompts in pieces between decode steps (default: on)");
+  app->add_option("--seed", config->seed, "where seeds of requests without one come from")
+      ->capture_default_str();
+  app->add_option("--http-threads", config->http_threads, "HTTP io threads")->capture_default_str();
+  app->add_option("--max-body-bytes", config->max_body_bytes, "largest HTTP body and gRPC message")
+      ->capture_default_str();
+  app->add_option("--shutdown-timeout", config->shutdown_timeout_seconds,
+                  "seconds that SIGTERM waits for answers in progress")
+      ->capture_default_str();
+}
+
+}  // namespace nibble::cli
