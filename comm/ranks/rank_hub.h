@@ -28,7 +28,9 @@ class RankHub {
   class Observer {
    public:
     virtual ~Observer() = default;
-    // A process of this rank is there (again), fresh or with its weights still loaded: it will say.
+    // A process of this rank is there (again): a fresh one, or, on another host, the one from
+    // before the connection to that host was lost, with what it had loaded. Frames of both sides
+    // may have been lost since OnDown, so a driver asks it what it holds.
     virtual void OnUp(int rank) = 0;
     virtual void OnFrame(int rank, Frame frame) = 0;
     // It is gone, or cannot be reached. `why` names what happened: "rank 1 (pid 4711): killed by
@@ -46,9 +48,11 @@ class RankHub {
   // rank to read it: one that does not read is taken down. Thread-safe.
   virtual void Send(int rank, Frame frame) = 0;
 
-  // Ends the rank's process if it is there (it may be stopped or stuck) and starts a new one.
-  // OnDown and OnUp follow. For a rank that cannot be reached it does nothing: its host has to come
-  // back first. Thread-safe.
+  // Ends the rank's process if it is there (it may be stopped or stuck) and starts a new one, later
+  // when the last ones died young. OnDown (if it was up) and OnUp follow; asked again meanwhile, it
+  // does nothing. A rank that died stays down until this is called. For a rank whose host cannot be
+  // reached it does nothing: a host that comes back starts those of its ranks that died.
+  // Thread-safe.
   virtual void Restart(int rank, const std::string& why) = 0;
 
   // "rank 2 (pid 4711)", "rank 3 on node 1 (10.77.0.2)": for logs and errors. Thread-safe.
