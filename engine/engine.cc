@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kMaxSeqs = 4096;
 constexpr int64_t kMaxBatchedTokens = int64_t{1} << 20;
 constexpr int64_t kMaxQueuedRequests = int64_t{1} << 20;
+constexpr int64_t kMaxGroupTimeoutNs = int64_t{365} * 24 * 3600 * 1'000'000'000;
 
 absl::Status CheckExecutor(const ExecutorLimits& limits, const EngineConfig& config) {
   constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
@@ -44,6 +45,7 @@ absl::Status EngineConfig::Validate() const {
   violations.CheckRange<int64_t>("max_num_batched_tokens", max_num_batched_tokens,
                                  std::clamp<int64_t>(max_num_seqs, 1, kMaxSeqs), kMaxBatchedTokens);
   violations.CheckRange<int64_t>("max_queued_requests", max_queued_requests, 1, kMaxQueuedRequests);
+  violations.CheckRange<int64_t>("group_timeout_ns", group_timeout_ns, 1, kMaxGroupTimeoutNs);
   violations.CheckRange<int64_t>("max_logprobs", sampling_limits.max_logprobs, 0, 1 << 20);
   violations.CheckRange<int64_t>("max_stop_strings", sampling_limits.max_stop_strings, 0, 1 << 10);
   violations.CheckRange<int64_t>("max_stop_bytes", sampling_limits.max_stop_bytes, 0, 1 << 16);

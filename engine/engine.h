@@ -31,7 +31,10 @@ struct EngineConfig {
   bool enable_prefix_caching = true;
   SamplingLimits sampling_limits;      // vocab_size and max_model_len are filled from the executor
   std::vector<int32_t> eos_token_ids;  // tokens that end a sequence unless ignore_eos
-  uint64_t seed = 0;                   // seeds of requests that bring none are drawn from this
+  // How long requests wait for an executor that is not ready (a group of ranks that lost one); > 0,
+  // at most a year.
+  int64_t group_timeout_ns = 60'000'000'000;
+  uint64_t seed = 0;  // seeds of requests that bring none are drawn from this
 
   // All violations at once.
   absl::Status Validate() const;
@@ -46,6 +49,10 @@ struct EngineStats {
   int64_t kv_blocks_used = 0;
   int64_t num_steps = 0;
   int64_t last_step_ns = 0;  // Clock time when the last step ended: the heartbeat
+  // Since the start: how often the executor lost its KV cache (a rank died), and how many running
+  // sequences had to be recomputed for that.
+  int64_t num_outages = 0;
+  int64_t num_lost_sequences = 0;
 };
 
 struct StepStats {
@@ -101,8 +108,9 @@ class Engine {
   virtual ~Engine() = default;  // Stop()s
 
   // Queues the requests, all or none, in order. INVALID_ARGUMENT (a field, or a prompt that does
-  // not fit), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (draining, stopped or failed). After an
-  // error the sinks get nothing. Thread-safe, never blocks on a step.
+  // not fit), RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (draining, stopped, failed, or an outage
+  // that has lasted for group_timeout_ns). After an error the sinks get nothing. Thread-safe, never
+  // blocks on a step.
   virtual absl::StatusOr<std::vector<RequestId>> Submit(std::vector<EngineRequest> requests) = 0;
 
   // Ends a request: its sink gets the tokens computed so far, then a last delta with kAbort (unless
@@ -112,7 +120,8 @@ class Engine {
 
   virtual EngineStats Stats() const = 0;
   virtual const EngineConfig& config() const = 0;
-  // OK, or why the engine no longer serves (a failed step).
+  // OK, or why the engine does not serve: UNAVAILABLE while the executor is not ready, naming what
+  // is missing; what failed when it never will be again.
   virtual absl::Status Health() const = 0;
 
   // No new requests from now on; returns when all are finished or `timeout_ns` is over

@@ -4,6 +4,7 @@
 #include "engine/engine_loop.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "base/check.h"
@@ -13,6 +14,16 @@ namespace nibble::engine {
 namespace {
 
 double Seconds(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
+
+// How often a loop that waits for its executor asks for it.
+constexpr std::chrono::milliseconds kReadyPoll{10};
+
+// What a step that was not done leaves to be told: admissions and preemptions stay.
+void AddCounts(const ScheduledStep& step, ScheduledStep* counts) {
+  counts->num_preemptions += step.num_preemptions;
+  counts->prefix_cache_queries += step.prefix_cache_queries;
+  counts->prefix_cache_hits += step.prefix_cache_hits;
+}
 
 }  // namespace
 
@@ -47,16 +58,21 @@ void EngineLoop::Run() {
       EndAll(FinishReason::kAbort, absl::OkStatus());
       return;
     }
-    Step();
+    if (ReadyForSteps()) Step();
   }
 }
 
 EngineLoop::Mailbox EngineLoop::TakeMailbox() {
   std::unique_lock lock(mutex_);
-  mail_came_.wait(lock, [this] {
-    return mailbox_.stopping || !mailbox_.arrivals.empty() || !mailbox_.cancellations.empty() ||
-           !scheduler_.empty() || !undelivered_.empty();
-  });
+  const auto mail_is_there = [this] {
+    return mailbox_.stopping || !mailbox_.arrivals.empty() || !mailbox_.cancellations.empty();
+  };
+  if (outage_ && outage_->waiting) {
+    mail_came_.wait_for(lock, kReadyPoll, mail_is_there);
+  } else {
+    mail_came_.wait(
+        lock, [&] { return mail_is_there() || !scheduler_.empty() || !undelivered_.empty(); });
+  }
   Mailbox mail = std::move(mailbox_);
   mailbox_ = {.stopping = mail.stopping};
   // Under the same lock, so that Stats() never misses a request between mailbox and scheduler.
@@ -71,7 +87,10 @@ void EngineLoop::AcceptArrivals(std::vector<Arrival> arrivals) {
     scheduler_.Add(std::move(arrival.sequence));
   }
   // Submit may have accepted these while the step that failed was still running.
-  const absl::Status health = arrivals.empty() ? absl::OkStatus() : Health();
+  if (arrivals.empty()) return;
+  std::unique_lock lock(mutex_);
+  const absl::Status health = health_;
+  lock.unlock();
   if (!health.ok()) EndAll(FinishReason::kError, health);
 }
 
@@ -90,9 +109,15 @@ void EngineLoop::Step() {
   const absl::StatusOr<StepOutput> output = step_thread_.Wait();
   const absl::Status status = output.ok() ? CheckOutput(step.plan, *output) : output.status();
   if (!status.ok()) {
-    FailEngine(status);
+    AddCounts(step, &lost_step_);
+    if (absl::IsUnavailable(status)) {
+      BeginOutage(status);
+    } else {
+      FailEngine(status);
+    }
     return;
   }
+  outage_.reset();
   undelivered_ = scheduler_.Update(step, *output);
   NoteTokens(step, undelivered_, start_ns, clock_->NowNs());
 }
@@ -125,11 +150,13 @@ absl::Status EngineLoop::CheckOutput(const StepPlan& plan, const StepOutput& out
 
 void EngineLoop::NoteTokens(const ScheduledStep& step, const std::vector<TokenUpdate>& updates,
                             int64_t start_ns, int64_t end_ns) {
-  StepStats step_stats{.num_prompt_tokens = step.num_prompt_tokens,
-                       .num_preemptions = step.num_preemptions,
-                       .prefix_cache_queries = step.prefix_cache_queries,
-                       .prefix_cache_hits = step.prefix_cache_hits,
-                       .step_seconds = Seconds(end_ns - start_ns)};
+  const ScheduledStep lost = std::exchange(lost_step_, {});
+  StepStats step_stats{
+      .num_prompt_tokens = step.num_prompt_tokens,
+      .num_preemptions = step.num_preemptions + lost.num_preemptions,
+      .prefix_cache_queries = step.prefix_cache_queries + lost.prefix_cache_queries,
+      .prefix_cache_hits = step.prefix_cache_hits + lost.prefix_cache_hits,
+      .step_seconds = Seconds(end_ns - start_ns)};
   for (const TokenUpdate& update : updates) {
     if (!update.has_token) continue;
     ++step_stats.num_generated_tokens;
@@ -227,9 +254,12 @@ void EngineLoop::EndRequest(std::map<RequestId, ActiveRequest>::iterator request
 
 void EngineLoop::FailEngine(const absl::Status& error) {
   log::Error("the engine stopped serving: a step failed: {}", std::string(error.message()));
+  outage_.reset();
   {
     const std::lock_guard lock(mutex_);
     health_ = Annotate(error, "a step failed");
+    outage_status_ = absl::OkStatus();
+    outage_expired_ = false;
   }
   EndAll(FinishReason::kError, error);
 }

@@ -6,6 +6,7 @@
 // One turn of the loop:
 //   take the mailbox (arrivals, cancellations) -> Plan -> start the step on the step thread
 //   -> meanwhile hand out the tokens of the step before -> wait for the step -> Update
+// During an outage (the executor lost its KV cache and is not ready) only the mailbox is served.
 //
 // Invariants:
 //   1. Only the engine thread touches scheduler_, active_, undelivered_ and the step thread; only
@@ -14,6 +15,7 @@
 //      its last delta; num_unfinished_ counts them.
 //   3. A request in active_ is in the scheduler, or its last update is in undelivered_.
 //   4. After a failed step health_ is not OK, and neither the scheduler nor active_ holds anything.
+//   5. During an outage nothing runs, no block is used or cached, and undelivered_ is empty.
 #pragma once
 
 #include <condition_variable>
@@ -21,6 +23,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -64,6 +67,12 @@ class EngineLoop final : public Engine {
     SequenceSpec sequence;
     ActiveRequest request;
   };
+  // From the loss of the KV cache to the next step that is done.
+  struct Outage {
+    int64_t since_ns = 0;
+    bool waiting = true;  // for the executor to be ready
+    absl::Status why;     // what is missing
+  };
   struct Mailbox {
     std::vector<Arrival> arrivals;
     std::vector<RequestId> cancellations;
@@ -89,6 +98,16 @@ class EngineLoop final : public Engine {
   void EndWithoutToken(RequestId id, FinishReason reason, const absl::Status& error);
   void EndRequest(std::map<RequestId, ActiveRequest>::iterator request, RequestOutput last);
   void FailEngine(const absl::Status& error);
+
+  // engine_outage.cc, on the engine thread.
+  void BeginOutage(const absl::Status& why);
+  // Whether steps can be done. During an outage, asks the executor and ends requests that have
+  // waited long enough.
+  bool ReadyForSteps();
+  bool HasWaitedTooLong() const;
+  void EndWhatWaits();
+  void PublishOutage();
+
   void PublishStats();
 
   EngineConfig config_;
@@ -102,6 +121,8 @@ class EngineLoop final : public Engine {
   std::map<RequestId, ActiveRequest> active_;
   std::vector<TokenUpdate> undelivered_;  // of the last step
   bool logged_no_finite_logit_ = false;
+  std::optional<Outage> outage_;
+  ScheduledStep lost_step_;  // counts of steps that were not done, for the next statistics
   EngineStats stats_;
 
   mutable std::mutex mutex_;
@@ -111,6 +132,8 @@ class EngineLoop final : public Engine {
   Mailbox mailbox_;
   bool draining_ = false;
   absl::Status health_;
+  absl::Status outage_status_;   // not OK while the loop waits for the executor
+  bool outage_expired_ = false;  // it has lasted for the group timeout
   EngineStats published_stats_;
   RequestId next_id_ = 1;
   uint64_t num_drawn_seeds_ = 0;

@@ -95,6 +95,11 @@ absl::StatusOr<std::vector<RequestId>> EngineLoop::Submit(std::vector<EngineRequ
     return Unavailable("the engine failed: {}", std::string(health_.message()));
   }
   if (mailbox_.stopping) return Unavailable("the engine has stopped");
+  if (outage_expired_) {
+    return Unavailable("{}; the group timeout of {:g} s is over, try again later",
+                       std::string(outage_status_.message()),
+                       static_cast<double>(config_.group_timeout_ns) * 1e-9);
+  }
   if (draining_) return Unavailable("the engine is draining and takes no new requests");
   const auto num_new = static_cast<int64_t>(arrivals.size());
   if (num_new > config_.max_queued_requests - num_queued_) {
@@ -130,8 +135,13 @@ EngineStats EngineLoop::Stats() const {
 }
 
 absl::Status EngineLoop::Health() const {
-  const std::lock_guard lock(mutex_);
-  return health_;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!health_.ok()) return health_;
+    // Until the loop has seen it: who finds the engine healthy can submit.
+    if (!outage_status_.ok()) return outage_status_;
+  }
+  return step_thread_.Ready();  // an idle loop does not ask
 }
 
 absl::Status EngineLoop::Drain(int64_t timeout_ns) {

@@ -28,11 +28,13 @@ class StepThread {
   void Start(const StepPlan* plan);
   // Blocks until the step is done.
   absl::StatusOr<StepOutput> Wait();
+  // Executor::Ready(). Thread-safe, never blocks.
+  absl::Status Ready() const { return executor_->Ready(); }
 
  private:
   void Run();
 
-  std::unique_ptr<Executor> executor_;  // used by thread_ only
+  const std::unique_ptr<Executor> executor_;  // thread_ alone executes
 
   std::mutex mutex_;
   std::condition_variable changed_;

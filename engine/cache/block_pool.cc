@@ -77,6 +77,16 @@ PrefixId BlockPool::Publish(BlockId block, PrefixId parent, std::span<const int3
   return published.prefix;
 }
 
+void BlockPool::ForgetAll() {
+  NIBBLE_CHECK_EQ(num_used(), 0);
+  while (cached_free_.first != kNone) {
+    const BlockId block = cached_free_.first;
+    Remove(&cached_free_, block);
+    Forget(block);
+    Append(&fresh_free_, block);
+  }
+}
+
 void BlockPool::Append(FreeList* list, BlockId block) {
   At(block).previous = list->last;
   At(block).next = kNone;

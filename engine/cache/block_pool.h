@@ -73,6 +73,8 @@ class BlockPool {
   // that key now (an equal block that was published before stays the one).
   PrefixId Publish(BlockId block, PrefixId parent, std::span<const int32_t> tokens);
   bool IsFree(BlockId block) const { return At(block).references == 0; }
+  // Nothing is found any more: what the blocks held is lost. REQUIRES num_used() == 0.
+  void ForgetAll();
 
   // Aborts when an invariant does not hold. O(num_blocks * block_size): for tests.
   void CheckInvariants() const;

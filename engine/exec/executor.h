@@ -25,8 +25,9 @@ class Executor {
   virtual ExecutorLimits limits() const = 0;
   // Computes the plan and samples its tokens. Called from one thread at a time. UNAVAILABLE means
   // that the step was not done and what the KV blocks held is lost, but the executor may come back:
-  // Ready() tells. Any other error means that no later step will be done either: the engine fails
-  // all requests and stops being ready.
+  // Ready() tells. Blocks are never lost silently: a loss between two steps is told by the next
+  // call, even when the executor is ready again by then. Any other error means that no later step
+  // will be done either: the engine fails all requests and stops being ready.
   virtual absl::StatusOr<StepOutput> Execute(const StepPlan& plan) = 0;
   // OK when Execute can be called. UNAVAILABLE, naming what is missing, while a group of ranks
   // forms anew; any other error is final. Thread-safe, never blocks.

@@ -106,6 +106,13 @@ void Scheduler::PreemptLast() {
   waiting_.emplace(OrderOf(*victim), victim);
 }
 
+int64_t Scheduler::LoseKvCache() {
+  const int64_t num_lost = num_running();
+  while (!running_.empty()) PreemptLast();
+  pool_.ForgetAll();
+  return num_lost;
+}
+
 void Scheduler::SchedulePrefills(Draft* draft) {
   for (Sequence* sequence : running_) {
     if (sequence->num_remaining_tokens() == 1) continue;  // decodes were scheduled before

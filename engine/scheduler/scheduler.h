@@ -101,6 +101,11 @@ class Scheduler {
   // REQUIRES output.tokens as many as plan.num_samples(), and no Plan() between.
   std::vector<TokenUpdate> Update(const ScheduledStep& step, const StepOutput& output);
 
+  // The executor lost its KV cache: running sequences give their blocks back and wait again, with
+  // their tokens and in their order, and no prefix is cached any more. The step that was planned
+  // last is not to be given to Update(). Returns how many sequences must be recomputed.
+  int64_t LoseKvCache();
+
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   bool empty() const { return sequences_.empty(); }

@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -48,6 +49,21 @@ struct FakeDevice {
     gate_open = true;
     changed.notify_all();
   }
+  // A loss that the next step tells; `missing` and `polls_to_ready` as there.
+  void LoseAtNextStep(int64_t polls = -1) {
+    const std::lock_guard lock(mutex);
+    lose_at_steps.insert(num_begun);
+    polls_to_ready = polls;
+  }
+  void ComeBack() {
+    const std::lock_guard lock(mutex);
+    missing = absl::OkStatus();
+  }
+  // Blocks until the loop has asked `count` times since the loss.
+  void WaitForPolls(int64_t count) {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return num_polls >= count; });
+  }
   // Blocks until `count` steps were begun in all.
   void WaitForSteps(int64_t count) {
     std::unique_lock lock(mutex);
@@ -64,18 +80,29 @@ struct FakeDevice {
   int64_t wrong_id_at_step = -1;  // a token id outside the vocabulary
   int64_t too_few_at_step = -1;   // a token is missing
   int64_t nan_at_step = -1;       // the first row has no finite logit
+  // Execute answers UNAVAILABLE at these steps, and Ready() until it was asked `polls_to_ready`
+  // times (-1: until the test clears `missing`). What the blocks held is gone.
+  std::set<int64_t> lose_at_steps;
+  int64_t polls_to_ready = 3;
+  int64_t num_polls = 0;
+  absl::Status missing;
 };
 
 class FakeExecutor final : public engine::Executor {
  public:
   FakeExecutor(const engine::ExecutorLimits& limits, std::shared_ptr<FakeDevice> device)
-      : limits_(limits),
-        device_(std::move(device)),
-        // An absurd number of blocks is for Engine::Create to refuse, not for the test to hold.
-        model_(std::min<int64_t>(limits.num_blocks, 10000), limits.block_size,
-               static_cast<int32_t>(limits.vocab_size)) {}
+      : limits_(limits), device_(std::move(device)), model_(MakeModel(limits)) {}
 
   engine::ExecutorLimits limits() const override { return limits_; }
+
+  absl::Status Ready() const override {
+    const std::lock_guard lock(device_->mutex);
+    if (device_->missing.ok()) return absl::OkStatus();
+    ++device_->num_polls;
+    device_->changed.notify_all();
+    if (device_->num_polls == device_->polls_to_ready) device_->missing = absl::OkStatus();
+    return device_->missing;
+  }
 
   absl::StatusOr<engine::StepOutput> Execute(const engine::StepPlan& plan) override {
     std::unique_lock lock(device_->mutex);
@@ -85,6 +112,12 @@ class FakeExecutor final : public engine::Executor {
     device_->changed.wait(lock, [&] { return device_->gate_open; });
     device_->clock.Advance(device_->step_ns);
     if (step == device_->fail_at_step) return Internal("the device burnt down in step {}", step);
+    if (device_->lose_at_steps.contains(step)) {
+      device_->missing = Unavailable("rank 1 died in step {}", step);
+      device_->num_polls = 0;
+      model_ = MakeModel(limits_);
+      return device_->missing;
+    }
     engine::StepOutput output = model_.Run(plan);
     if (step == device_->wrong_id_at_step) {
       output.tokens.at(0).token_id = static_cast<int32_t>(limits_.vocab_size);
@@ -95,6 +128,12 @@ class FakeExecutor final : public engine::Executor {
   }
 
  private:
+  static FakeModel MakeModel(const engine::ExecutorLimits& limits) {
+    // An absurd number of blocks is for Engine::Create to refuse, not for the test to hold.
+    return {std::min<int64_t>(limits.num_blocks, 10000), limits.block_size,
+            static_cast<int32_t>(limits.vocab_size)};
+  }
+
   engine::ExecutorLimits limits_;
   std::shared_ptr<FakeDevice> device_;
   FakeModel model_;

@@ -103,6 +103,25 @@ TEST(BlockPoolTest, AChildOfAnEvictedParentIsNeverFoundUnderAnotherParent) {
   pool.CheckInvariants();
 }
 
+TEST(BlockPoolTest, WhatIsForgottenIsNotFoundAndAllBlocksAreFree) {
+  BlockPool pool(3, 1, true);
+  const BlockId first = pool.Allocate();
+  const PrefixId prefix = pool.Publish(first, kRootPrefix, Tokens{1});
+  const BlockId second = pool.Allocate();
+  pool.Publish(second, prefix, Tokens{2});
+  pool.Release(second);
+  pool.Release(first);
+  ASSERT_TRUE(pool.Find(kRootPrefix, Tokens{1}));
+  pool.ForgetAll();
+  pool.CheckInvariants();
+  EXPECT_FALSE(pool.Find(kRootPrefix, Tokens{1}));
+  EXPECT_FALSE(pool.Find(prefix, Tokens{2}));
+  EXPECT_EQ(pool.num_free(), 3);
+  for (int i = 0; i < 3; ++i) pool.Allocate();
+  EXPECT_EQ(pool.num_free(), 0);
+  pool.CheckInvariants();
+}
+
 TEST(BlockPoolTest, WithoutPrefixCachingNothingIsFound) {
   BlockPool pool(2, 1, false);
   const BlockId block = pool.Allocate();

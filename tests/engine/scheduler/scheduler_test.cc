@@ -331,6 +331,28 @@ TEST(SchedulerTest, FinishWorksInEveryState) {
   EXPECT_TRUE(scheduler.Plan().empty());
 }
 
+TEST(SchedulerTest, ALostKvCacheIsComputedAgainInOrder) {
+  Rig rig(Config());
+  Scheduler& scheduler = rig.scheduler();
+  scheduler.Add(Spec(1, Count(9), 10));
+  scheduler.Add(Spec(2, Count(9), 10));
+  rig.Step();
+  rig.Step();
+  scheduler.Add(Spec(3, Count(9), 10));
+  const ScheduledStep lost = scheduler.Plan();
+  EXPECT_THAT(Ids(lost), ElementsAre(1, 2, 3));
+  EXPECT_GT(lost.prefix_cache_hits, 0);
+  EXPECT_EQ(scheduler.LoseKvCache(), 3);
+  scheduler.CheckInvariants();
+  EXPECT_EQ(scheduler.num_waiting(), 3);
+  EXPECT_EQ(scheduler.pool().num_used(), 0);
+  const ScheduledStep again = scheduler.Plan();
+  ASSERT_THAT(Ids(again), ElementsAre(1, 2, 3));
+  EXPECT_THAT(again.plan.context_lens, ElementsAre(11, 11, 9));  // all tokens, nothing found
+  EXPECT_EQ(again.plan.num_tokens(), 31);
+  EXPECT_THAT(again.first_time, IsEmpty());
+}
+
 // Many sequences, a pool far too small, random arrivals and ends: every sequence gets the tokens
 // that it gets alone, and no block is lost.
 TEST(SchedulerTest, RandomLoadNeverChangesATokenOrLosesABlock) {
@@ -362,6 +384,13 @@ TEST(SchedulerTest, RandomLoadNeverChangesATokenOrLosesABlock) {
       if (random.Int(0, 5) == 0) {
         const auto victim = static_cast<RequestId>(random.Int(1, int64_t(id)));
         if (rig.scheduler().Finish(victim)) cancelled[victim] = true;
+        rig.scheduler().CheckInvariants();
+      }
+      if (random.Int(0, 9) == 0) {
+        const int64_t num_running = rig.scheduler().num_running();
+        ASSERT_EQ(rig.scheduler().LoseKvCache(), num_running);
+        ASSERT_EQ(rig.scheduler().num_running(), 0);
+        ASSERT_EQ(rig.scheduler().pool().num_used(), 0);
         rig.scheduler().CheckInvariants();
       }
     }
