@@ -46,6 +46,20 @@ absl::StatusOr<std::vector<int32_t>> OrderByGroup(const TensorView& g_idx, int64
   return order;
 }
 
+absl::Status SortByGroup(const TensorView& g_idx, const MatrixShare& share, int64_t group_size,
+                         StoredInt4* stored, ThreadPool* pool) {
+  NIBBLE_ASSIGN_OR_RETURN(stored->channel_order, OrderByGroup(g_idx, group_size));
+  if (stored->channel_order.empty()) return absl::OkStatus();
+  if (!share.has_all_columns()) {
+    return Unimplemented(
+        "{}: tensor '{}': input channels in another order (act-order) cannot be split over ranks; "
+        "use one rank, or a checkpoint quantized without act-order",
+        g_idx.file, g_idx.name);
+  }
+  ReorderCodes(stored->channel_order, &stored->weight, pool);
+  return absl::OkStatus();
+}
+
 void ReorderCodes(const std::vector<int32_t>& order, kernels::Int4Weight* weight,
                   ThreadPool* pool) {
   const int64_t row_bytes = weight->row_bytes();

@@ -13,6 +13,7 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/shard.h"
 #include "kernels/quant/int4_weight.h"
 
 namespace nibble::engine {
@@ -28,6 +29,13 @@ struct StoredInt4 {
 // naming the tensor, for another type or a group out of range; UNIMPLEMENTED for groups of unequal
 // sizes. All -1 counts as "in order", as in the compressed-tensors package.
 absl::StatusOr<std::vector<int32_t>> OrderByGroup(const TensorView& g_idx, int64_t group_size);
+
+// Sorts the columns of a module's share by group: sets channel_order, and reorders the codes, which
+// were read in order. `group_size` is the module's. As OrderByGroup; UNIMPLEMENTED, naming the
+// tensor, too for columns in another order when the share has not all of them: the groups of a part
+// lie all over the matrix.
+absl::Status SortByGroup(const TensorView& g_idx, const MatrixShare& share, int64_t group_size,
+                         StoredInt4* stored, ThreadPool* pool);
 
 // Column c becomes what column order[c] was. Scales and zero points stay: they are by group.
 void ReorderCodes(const std::vector<int32_t>& order, kernels::Int4Weight* weight, ThreadPool* pool);

@@ -7,11 +7,13 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "nlohmann/json.hpp"
 
 #include "base/check.h"
+#include "engine/model/weight_share.h"
 
 namespace nibble::engine {
 namespace {
@@ -41,13 +43,19 @@ std::span<const uint8_t> Bytes(const std::vector<T>& values) {
   return {reinterpret_cast<const uint8_t*>(values.data()), values.size() * sizeof(T)};
 }
 
-absl::StatusOr<std::vector<float>> ReadScales(const TensorView& tensor) {
-  std::vector<float> scales(static_cast<size_t>(tensor.num_elements()));
-  NIBBLE_RETURN_IF_ERROR(ReadFloats(tensor, 0, tensor.num_elements(), scales.data()));
-  for (size_t i = 0; i < scales.size(); ++i) {
-    if (std::isfinite(scales[i])) continue;
-    return InvalidArgument("{}: tensor '{}': element {} is {}, must be finite", tensor.file,
-                           tensor.name, i, scales[i]);
+// Rows and columns of a tensor [.., stride] of scales.
+absl::StatusOr<std::vector<float>> ReadScales(const TensorView& tensor, int64_t stride,
+                                              const Range& rows, const Range& columns) {
+  std::vector<float> scales(static_cast<size_t>(rows.size() * columns.size()));
+  float* out = scales.data();
+  for (int64_t row = rows.begin; row < rows.end; ++row, out += columns.size()) {
+    const int64_t first = row * stride + columns.begin;
+    NIBBLE_RETURN_IF_ERROR(ReadFloats(tensor, first, columns.size(), out));
+    for (int64_t i = 0; i < columns.size(); ++i) {
+      if (std::isfinite(out[i])) continue;
+      return InvalidArgument("{}: tensor '{}': element {} is {}, must be finite", tensor.file,
+                             tensor.name, first + i, out[i]);
+    }
   }
   return scales;
 }
@@ -85,79 +93,111 @@ absl::Status CheckModule(const PackedModule& module) {
   return absl::OkStatus();
 }
 
-absl::Status ReadPackedCodes(const Checkpoint& checkpoint, std::string_view name,
-                             Int4Weight* weight) {
+// What is read of a module, and the groups of scales that belong to it.
+struct Part {
+  std::string_view name;
+  MatrixShare share;
+  int64_t num_groups = 0;  // of the module
+  Range groups;            // of these
+
+  Part(std::string_view name_in, const MatrixShare& share_in, int64_t group_size)
+      : name(name_in), share(share_in), num_groups((share.k + group_size - 1) / group_size) {
+    groups = {share.columns.begin / group_size, (share.columns.end + group_size - 1) / group_size};
+  }
+};
+
+absl::Status ReadPackedCodes(const Checkpoint& checkpoint, const Part& part, Int4Weight* weight) {
+  const MatrixShare& share = part.share;
   NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                          checkpoint.Get(Join(name, kPacked), {weight->n, weight->k / 8}));
+                          checkpoint.Get(Join(part.name, kPacked), {share.n, share.k / 8}));
   NIBBLE_RETURN_IF_ERROR(CheckDType(*tensor, DType::kI32));
-  NIBBLE_RETURN_IF_ERROR(CheckShape(checkpoint, {.name = name, .n = weight->n, .k = weight->k}));
-  weight->codes.assign(tensor->bytes.begin(), tensor->bytes.end());
+  NIBBLE_RETURN_IF_ERROR(CheckShape(checkpoint, {.name = part.name, .n = share.n, .k = share.k}));
+  const int64_t stored_row_bytes = share.k / 2;
+  const uint8_t* rows = tensor->bytes.data() + share.rows.begin * stored_row_bytes;
+  if (share.has_all_columns()) {
+    weight->codes.assign(rows, rows + share.rows.size() * stored_row_bytes);
+    return absl::OkStatus();
+  }
+  weight->codes.resize(static_cast<size_t>(weight->n * weight->row_bytes()));
+  for (int64_t row = 0; row < weight->n; ++row) {
+    CopyCodes(rows + row * stored_row_bytes, share.columns,
+              weight->codes.data() + row * weight->row_bytes());
+  }
   return absl::OkStatus();
 }
 
 // One signed byte a code, in -8..7.
-absl::Status ReadByteCodes(const Checkpoint& checkpoint, std::string_view name, Int4Weight* weight,
+absl::Status ReadByteCodes(const Checkpoint& checkpoint, const Part& part, Int4Weight* weight,
                            ThreadPool* pool) {
-  const bool is_packed_name = checkpoint.Find(Join(name, kWeight)) == nullptr &&
-                              checkpoint.Find(Join(name, kPacked)) != nullptr;
+  const MatrixShare& share = part.share;
+  const bool is_packed_name = checkpoint.Find(Join(part.name, kWeight)) == nullptr &&
+                              checkpoint.Find(Join(part.name, kPacked)) != nullptr;
   NIBBLE_ASSIGN_OR_RETURN(
       const TensorView* tensor,
-      checkpoint.Get(Join(name, is_packed_name ? kPacked : kWeight), {weight->n, weight->k}));
+      checkpoint.Get(Join(part.name, is_packed_name ? kPacked : kWeight), {share.n, share.k}));
   NIBBLE_RETURN_IF_ERROR(CheckDType(*tensor, DType::kI8));
-  const int64_t k = weight->k;
+  const auto* stored = reinterpret_cast<const int8_t*>(tensor->bytes.data());
   const int64_t row_bytes = weight->row_bytes();
   weight->codes.assign(static_cast<size_t>(weight->n * row_bytes), 0);
-  std::atomic<bool> all_fit{true};
+  constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+  std::atomic<int64_t> first_fault{kNone};
   pool->ParallelFor(weight->n, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * k; i < end * k; ++i) {
-      const int code = static_cast<int8_t>(tensor->bytes[static_cast<size_t>(i)]) + 8;
-      if (code < 0 || code > 15) all_fit = false;
-      const int64_t column = i % k;
-      weight->codes[static_cast<size_t>(i / k * row_bytes + column / 2)] |=
-          static_cast<uint8_t>(column % 2 == 0 ? code : code << 4);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t first = (share.rows.begin + row) * share.k + share.columns.begin;
+      for (int64_t column = 0; column < weight->k; ++column) {
+        const int code = stored[first + column] + 8;
+        if (code < 0 || code > 15) {
+          int64_t seen = first_fault.load();
+          while (first + column < seen &&
+                 !first_fault.compare_exchange_weak(seen, first + column)) {
+          }
+          return;
+        }
+        weight->codes[static_cast<size_t>(row * row_bytes + column / 2)] |=
+            static_cast<uint8_t>(column % 2 == 0 ? code : code << 4);
+      }
     }
   });
-  if (all_fit) return absl::OkStatus();
-  const auto* codes = reinterpret_cast<const int8_t*>(tensor->bytes.data());
-  const auto fault = std::find_if(codes, codes + tensor->bytes.size(),
-                                  [](int8_t code) { return code < -8 || code > 7; }) -
-                     codes;
+  const int64_t fault = first_fault.load();
+  if (fault == kNone) return absl::OkStatus();
   return InvalidArgument("{}: tensor '{}': element [{}, {}] is {}, 4-bit codes are -8..7",
-                         tensor->file, tensor->name, fault / k, fault % k, codes[fault]);
+                         tensor->file, tensor->name, fault / share.k, fault % share.k,
+                         stored[fault]);
 }
 
-absl::Status ReadGroupScales(const Checkpoint& checkpoint, std::string_view name,
-                             Int4Weight* weight) {
+absl::Status ReadGroupScales(const Checkpoint& checkpoint, const Part& part, Int4Weight* weight) {
   NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                          checkpoint.Get(Join(name, kScale), {weight->n, weight->num_groups()}));
-  NIBBLE_ASSIGN_OR_RETURN(weight->scales, ReadScales(*tensor));
+                          checkpoint.Get(Join(part.name, kScale), {part.share.n, part.num_groups}));
+  NIBBLE_ASSIGN_OR_RETURN(weight->scales,
+                          ReadScales(*tensor, part.num_groups, part.share.rows, part.groups));
   return absl::OkStatus();
 }
 
 // As codes are stored: nibbles of zero + 8, packed along n; or bytes.
-absl::Status ReadZeroPoints(const Checkpoint& checkpoint, std::string_view name, bool packed,
+absl::Status ReadZeroPoints(const Checkpoint& checkpoint, const Part& part, bool packed,
                             Int4Weight* weight) {
-  const int64_t num_groups = weight->num_groups();
+  const int64_t stride = part.num_groups;
   NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                          checkpoint.Get(Join(name, kZeroPoint),
-                                         {packed ? (weight->n + 7) / 8 : weight->n, num_groups}));
+                          checkpoint.Get(Join(part.name, kZeroPoint),
+                                         {packed ? (part.share.n + 7) / 8 : part.share.n, stride}));
   NIBBLE_RETURN_IF_ERROR(CheckDType(*tensor, packed ? DType::kI32 : DType::kI8));
-  weight->zero_points.resize(static_cast<size_t>(weight->n * num_groups));
-  for (int64_t i = 0; i < weight->n * num_groups; ++i) {
-    const int64_t row = i / num_groups;
-    int zero = 0;
-    if (packed) {
-      uint32_t word = 0;
-      std::memcpy(&word, tensor->bytes.data() + (row / 8 * num_groups + i % num_groups) * 4, 4);
-      zero = static_cast<int>((word >> (4 * (row % 8))) & 15);
-    } else {
-      zero = static_cast<int8_t>(tensor->bytes[static_cast<size_t>(i)]) + 8;
+  weight->zero_points.clear();
+  for (int64_t row = part.share.rows.begin; row < part.share.rows.end; ++row) {
+    for (int64_t group = part.groups.begin; group < part.groups.end; ++group) {
+      int zero = 0;
+      if (packed) {
+        uint32_t word = 0;
+        std::memcpy(&word, tensor->bytes.data() + (row / 8 * stride + group) * 4, 4);
+        zero = static_cast<int>((word >> (4 * (row % 8))) & 15);
+      } else {
+        zero = static_cast<int8_t>(tensor->bytes[static_cast<size_t>(row * stride + group)]) + 8;
+      }
+      if (zero < 0 || zero > 15) {
+        return InvalidArgument("{}: tensor '{}': element [{}, {}] is {}, zero points are -8..7",
+                               tensor->file, tensor->name, row, group, zero - 8);
+      }
+      weight->zero_points.push_back(static_cast<uint8_t>(zero));
     }
-    if (zero < 0 || zero > 15) {
-      return InvalidArgument("{}: tensor '{}': element [{}, {}] is {}, zero points are -8..7",
-                             tensor->file, tensor->name, row, i % num_groups, zero - 8);
-    }
-    weight->zero_points[static_cast<size_t>(i)] = static_cast<uint8_t>(zero);
   }
   return absl::OkStatus();
 }
@@ -179,30 +219,31 @@ absl::StatusOr<Int4Weight> ReadPackedInt4(const Checkpoint& checkpoint,
     }
   }
   Int4Weight weight = {.n = module.n, .k = module.k, .group_size = module.group_size};
-  NIBBLE_RETURN_IF_ERROR(ReadPackedCodes(checkpoint, module.name, &weight));
-  NIBBLE_RETURN_IF_ERROR(ReadGroupScales(checkpoint, module.name, &weight));
+  const Part part(module.name, MatrixShare::Whole(module.n, module.k), module.group_size);
+  NIBBLE_RETURN_IF_ERROR(ReadPackedCodes(checkpoint, part, &weight));
+  NIBBLE_RETURN_IF_ERROR(ReadGroupScales(checkpoint, part, &weight));
   return weight;
 }
 
 absl::StatusOr<StoredInt4> ReadCompressedInt4(const Checkpoint& checkpoint, std::string_view name,
-                                              int64_t n, int64_t k, const WeightScheme& scheme,
+                                              const MatrixShare& share, const WeightScheme& scheme,
                                               ThreadPool* pool) {
+  const int64_t group_size = scheme.GroupSizeOf(share.k);
+  const Part part(name, share, group_size);
   StoredInt4 stored;
   Int4Weight& weight = stored.weight;
-  weight.n = n;
-  weight.k = k;
-  weight.group_size = scheme.group_size == 0 ? k : scheme.group_size;
+  weight = ShapeOfShare(share, group_size);
   const bool packed = scheme.layout == WeightLayout::kPacked;
   if (packed) {
     NIBBLE_RETURN_IF_ERROR(
-        CheckModule({.name = name, .n = n, .k = k, .group_size = weight.group_size}));
-    NIBBLE_RETURN_IF_ERROR(ReadPackedCodes(checkpoint, name, &weight));
+        CheckModule({.name = name, .n = share.n, .k = share.k, .group_size = group_size}));
+    NIBBLE_RETURN_IF_ERROR(ReadPackedCodes(checkpoint, part, &weight));
   } else {
-    NIBBLE_RETURN_IF_ERROR(ReadByteCodes(checkpoint, name, &weight, pool));
+    NIBBLE_RETURN_IF_ERROR(ReadByteCodes(checkpoint, part, &weight, pool));
   }
-  NIBBLE_RETURN_IF_ERROR(ReadGroupScales(checkpoint, name, &weight));
+  NIBBLE_RETURN_IF_ERROR(ReadGroupScales(checkpoint, part, &weight));
   if (!scheme.symmetric) {
-    NIBBLE_RETURN_IF_ERROR(ReadZeroPoints(checkpoint, name, packed, &weight));
+    NIBBLE_RETURN_IF_ERROR(ReadZeroPoints(checkpoint, part, packed, &weight));
   } else if (const TensorView* tensor = checkpoint.Find(Join(name, kZeroPoint))) {
     return InvalidArgument("{}: tensor '{}', but config.json says that its weights are symmetric",
                            tensor->file, tensor->name);
@@ -213,9 +254,8 @@ absl::StatusOr<StoredInt4> ReadCompressedInt4(const Checkpoint& checkpoint, std:
   }
   const std::string g_idx_name = Join(name, kGroupIndex);
   if (scheme.act_order || checkpoint.Find(g_idx_name) != nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(const TensorView* g_idx, checkpoint.Get(g_idx_name, {k}));
-    NIBBLE_ASSIGN_OR_RETURN(stored.channel_order, OrderByGroup(*g_idx, weight.group_size));
-    if (!stored.channel_order.empty()) ReorderCodes(stored.channel_order, &weight, pool);
+    NIBBLE_ASSIGN_OR_RETURN(const TensorView* g_idx, checkpoint.Get(g_idx_name, {share.k}));
+    NIBBLE_RETURN_IF_ERROR(SortByGroup(*g_idx, share, group_size, &stored, pool));
   }
   return stored;
 }
@@ -244,23 +284,32 @@ absl::Status WritePackedInt4(std::string_view name, const Int4Weight& weight,
 }
 
 absl::StatusOr<Int8Weight> ReadInt8(const Checkpoint& checkpoint, const Int8Module& module) {
+  return ReadInt8(checkpoint, module.name, MatrixShare::Whole(module.n, module.k));
+}
+
+absl::StatusOr<Int8Weight> ReadInt8(const Checkpoint& checkpoint, std::string_view name,
+                                    const MatrixShare& share) {
   for (const std::string_view suffix : {kZeroPoint, std::string_view(".input_scale")}) {
-    if (const TensorView* tensor = checkpoint.Find(Join(module.name, suffix))) {
+    if (const TensorView* tensor = checkpoint.Find(Join(name, suffix))) {
       return Unimplemented(
           "{}: tensor '{}': {} not supported (supported: symmetric, dynamic)", tensor->file,
           tensor->name,
           suffix == ".input_scale" ? "static activation scales are" : "zero points are");
     }
   }
-  Int8Weight weight = {.n = module.n, .k = module.k};
+  Int8Weight weight = {.n = share.rows.size(), .k = share.columns.size()};
   NIBBLE_ASSIGN_OR_RETURN(const TensorView* codes,
-                          checkpoint.Get(Join(module.name, kWeight), {module.n, module.k}));
+                          checkpoint.Get(Join(name, kWeight), {share.n, share.k}));
   NIBBLE_RETURN_IF_ERROR(CheckDType(*codes, DType::kI8));
   NIBBLE_ASSIGN_OR_RETURN(const TensorView* scale,
-                          checkpoint.Get(Join(module.name, kScale), {module.n, 1}));
-  weight.codes.resize(codes->bytes.size());
-  std::memcpy(weight.codes.data(), codes->bytes.data(), codes->bytes.size());
-  NIBBLE_ASSIGN_OR_RETURN(weight.scales, ReadScales(*scale));
+                          checkpoint.Get(Join(name, kScale), {share.n, 1}));
+  weight.codes.resize(static_cast<size_t>(share.num_elements()));
+  for (int64_t row = 0; row < weight.n; ++row) {
+    std::memcpy(weight.codes.data() + row * weight.k,
+                codes->bytes.data() + (share.rows.begin + row) * share.k + share.columns.begin,
+                static_cast<size_t>(weight.k));
+  }
+  NIBBLE_ASSIGN_OR_RETURN(weight.scales, ReadScales(*scale, 1, share.rows, {0, 1}));
   return weight;
 }
 

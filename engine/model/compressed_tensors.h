@@ -30,6 +30,7 @@
 #include "engine/model/quantization_config.h"
 #include "engine/model/safetensors.h"
 #include "engine/model/safetensors_writer.h"
+#include "engine/model/shard.h"
 #include "kernels/quant/int4_weight.h"
 #include "kernels/quant/int8_weight.h"
 
@@ -51,16 +52,18 @@ struct PackedModule {
 absl::StatusOr<kernels::Int4Weight> ReadPackedInt4(const Checkpoint& checkpoint,
                                                    const PackedModule& module);
 
-// Reads a 4-bit module of layout kPacked or kBytes in any of its forms:
+// Reads the share of a 4-bit module of layout kPacked or kBytes in any of its forms:
 //
 //   NAME.weight             int8 [n, k]           kBytes: one code q in -8..7 a byte
 //   NAME.weight_zero_point  int32 [n / 8, groups] asymmetric; nibble i of word (r, g) is the zero
 //                                                 point + 8 of row 8r + i; kBytes: int8 [n, groups]
 //   NAME.weight_g_idx       int32 [k]             the group of each input channel
 //
-// Errors as of ReadPackedInt4; INVALID_ARGUMENT for a code or zero point out of range.
+// Errors as of ReadPackedInt4; INVALID_ARGUMENT for a code or zero point out of range;
+// UNIMPLEMENTED for act-order where the share has not all columns (SortByGroup). REQUIRES: columns
+// that begin and end with groups (CheckOnGroups).
 absl::StatusOr<StoredInt4> ReadCompressedInt4(const Checkpoint& checkpoint, std::string_view name,
-                                              int64_t n, int64_t k, const WeightScheme& scheme,
+                                              const MatrixShare& share, const WeightScheme& scheme,
                                               ThreadPool* pool);
 
 // The tensors that WritePackedInt4 writes, for SafetensorsWriter::Create.
@@ -80,6 +83,8 @@ struct Int8Module {
 // or a scale is not finite. UNIMPLEMENTED for zero points and static activation scales, by name.
 absl::StatusOr<kernels::Int8Weight> ReadInt8(const Checkpoint& checkpoint,
                                              const Int8Module& module);
+absl::StatusOr<kernels::Int8Weight> ReadInt8(const Checkpoint& checkpoint, std::string_view name,
+                                             const MatrixShare& share);
 
 // The tensors that WriteInt8 writes.
 std::vector<TensorSpec> Int8Specs(const Int8Module& module);

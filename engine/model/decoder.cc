@@ -11,7 +11,6 @@
 #include <utility>
 
 #include "base/check.h"
-#include "base/float16.h"
 #include "engine/model/memory.h"
 #include "kernels/activation/silu_mul.h"
 #include "kernels/attention/paged_attention.h"
@@ -23,25 +22,6 @@ namespace {
 
 int64_t FloatBytes(const std::vector<float>& values) {
   return static_cast<int64_t>(values.size() * sizeof(float));
-}
-
-// Row `id` of the table, widened.
-void CopyRow(const EmbeddingTable& table, int64_t id, int64_t hidden, float* out) {
-  const uint8_t* row = table.rows.data() + id * hidden * static_cast<int64_t>(SizeOf(table.dtype));
-  switch (table.dtype) {
-    case DType::kBf16: {
-      const auto* values = reinterpret_cast<const BFloat16*>(row);
-      for (int64_t i = 0; i < hidden; ++i) out[i] = ToFloat(values[i]);
-      return;
-    }
-    case DType::kF16: {
-      const auto* values = reinterpret_cast<const Float16*>(row);
-      for (int64_t i = 0; i < hidden; ++i) out[i] = ToFloat(values[i]);
-      return;
-    }
-    default:
-      std::memcpy(out, row, static_cast<size_t>(hidden) * sizeof(float));
-  }
 }
 
 }  // namespace
@@ -67,12 +47,15 @@ bool DecoderWeights::reorders() const {
          });
 }
 
-DecoderModel::DecoderModel(ModelConfig config, DecoderWeights weights, Isa isa)
+DecoderModel::DecoderModel(ModelConfig config, const TensorParallel& place, DecoderWeights weights,
+                           Isa isa)
     : config_(std::move(config)),
+      place_(place),
+      rank_config_(RankConfig(config_, place)),
       weights_(std::move(weights)),
       isa_(isa),
-      q_size_(config_.num_heads * config_.head_dim),
-      kv_size_(config_.num_kv_heads * config_.head_dim),
+      q_size_(rank_config_.num_heads * config_.head_dim),
+      kv_size_(rank_config_.num_kv_heads * config_.head_dim),
       qkv_size_(q_size_ + 2 * kv_size_),
       reorders_(weights_.reorders()) {
   NIBBLE_CHECK_EQ(static_cast<int64_t>(weights_.layers.size()), config_.num_layers);
@@ -86,9 +69,10 @@ absl::Status DecoderModel::Forward(const StepPlan& plan, KvCache* cache, float* 
                                                .num_blocks = cache->num_blocks(),
                                                .block_size = cache->block_size()}));
   if (plan.num_tokens() == 0) return absl::OkStatus();
+  NIBBLE_RETURN_IF_ERROR(CheckCommunicator());
   NIBBLE_RETURN_IF_ERROR(GrowFor(plan, pool));
 
-  Embed(plan, pool);
+  NIBBLE_RETURN_IF_ERROR(Embed(plan, pool));
   int64_t num_rows = plan.num_tokens();
   for (int64_t l = 0; l < config_.num_layers; ++l) {
     const DecoderLayer& layer = weights_.layers[static_cast<size_t>(l)];
@@ -101,9 +85,12 @@ absl::Status DecoderModel::Forward(const StepPlan& plan, KvCache* cache, float* 
     }
     Attend(l, plan, layer_cache, pool);
     if (num_rows < plan.num_tokens()) KeepRows(plan.logits_indices);
-    FeedForward(layer, num_rows, pool);
+    NIBBLE_RETURN_IF_ERROR(FeedForward(layer, num_rows, pool));
   }
+  return ComputeLogits(num_rows, logits, pool);
+}
 
+absl::Status DecoderModel::ComputeLogits(int64_t num_rows, float* logits, ThreadPool* pool) {
   const LinearInput input = activations_.For(weights_.lm_head);
   kernels::RmsNorm({.num_rows = num_rows,
                     .hidden = config_.hidden_size,
@@ -117,8 +104,12 @@ absl::Status DecoderModel::Forward(const StepPlan& plan, KvCache* cache, float* 
                     .y_stride = input.stride,
                     .y8 = input.quantized},
                    isa_, pool);
-  weights_.lm_head.Run(input, num_rows, logits, pool);
-  return absl::OkStatus();
+  if (place_.size == 1) {
+    weights_.lm_head.Run(input, num_rows, logits, pool);
+    return absl::OkStatus();
+  }
+  weights_.lm_head.Run(input, num_rows, own_logits_.data(), pool);
+  return GatherLogits(num_rows, logits, pool);
 }
 
 absl::Status DecoderModel::Reserve(const StepLimits& limits, ThreadPool* pool) {
@@ -132,16 +123,21 @@ absl::Status DecoderModel::Reserve(const StepLimits& limits, ThreadPool* pool) {
         "sequences of {} tokens: the limits are 0 and {} (the model's positions)",
         limits.max_positions, config_.max_position_embeddings);
   }
+  if (limits.max_samples < 0 || limits.max_samples > kMaxTokens) {
+    return InvalidArgument("{} rows of logits in a step: the limits are 0 and {}",
+                           limits.max_samples, kMaxTokens);
+  }
   NIBBLE_RETURN_IF_ERROR(ReserveRows(limits.max_tokens));
+  NIBBLE_RETURN_IF_ERROR(ReserveSamples(limits.max_samples));
   return ReservePositions(limits.max_positions, pool);
 }
 
 absl::Status DecoderModel::ReserveRows(int64_t num_rows) {
   if (num_rows <= row_capacity_) return absl::OkStatus();
   const int64_t rows = (num_rows + 63) / 64 * 64;
-  const int64_t max_k = std::max({config_.hidden_size, q_size_, config_.intermediate_size});
-  const int64_t floats_per_row =
-      2 * config_.hidden_size + qkv_size_ + q_size_ + 2 * config_.intermediate_size;
+  const int64_t intermediate = rank_config_.intermediate_size;
+  const int64_t max_k = std::max({config_.hidden_size, q_size_, intermediate});
+  const int64_t floats_per_row = 2 * config_.hidden_size + qkv_size_ + q_size_ + 2 * intermediate;
   const int64_t bytes =
       rows * (floats_per_row * 4 + ActivationBuffer::BytesPerRow(max_k, reorders_));
   NIBBLE_RETURN_IF_ERROR(CheckMemory(bytes, fmt::format("a step of {} tokens", num_rows)));
@@ -155,7 +151,7 @@ absl::Status DecoderModel::ReserveRows(int64_t num_rows) {
     delta_ = allocate(config_.hidden_size);
     qkv_ = allocate(qkv_size_);
     attention_ = allocate(q_size_);
-    gate_up_ = allocate(2 * config_.intermediate_size);
+    gate_up_ = allocate(2 * intermediate);
     activations_.Allocate(rows, max_k, reorders_);
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("{} bytes for a step of {} tokens could not be allocated", bytes,
@@ -184,23 +180,13 @@ absl::Status DecoderModel::ReservePositions(int64_t num_positions, ThreadPool* p
 // few of them, so the table doubles.
 absl::Status DecoderModel::GrowFor(const StepPlan& plan, ThreadPool* pool) {
   NIBBLE_RETURN_IF_ERROR(ReserveRows(plan.num_tokens()));
+  NIBBLE_RETURN_IF_ERROR(ReserveSamples(plan.num_samples()));
   const int64_t needed = *std::max_element(plan.context_lens.begin(), plan.context_lens.end());
   if (needed <= rope_.max_positions) return absl::OkStatus();
   constexpr int64_t kInitialPositions = 4096;
   return ReservePositions(std::min(config_.max_position_embeddings,
                                    std::max({needed, 2 * rope_.max_positions, kInitialPositions})),
                           pool);
-}
-
-void DecoderModel::Embed(const StepPlan& plan, ThreadPool* pool) {
-  constexpr int64_t kRowsPerPiece = 16;
-  const int64_t hidden = config_.hidden_size;
-  pool->ParallelFor(plan.num_tokens(), kRowsPerPiece, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      CopyRow(weights_.embedding, plan.token_ids[static_cast<size_t>(i)], hidden,
-              x_.data() + i * hidden);
-    }
-  });
 }
 
 void DecoderModel::ProjectQkv(const DecoderLayer& layer, const StepPlan& plan,
@@ -223,8 +209,8 @@ void DecoderModel::ProjectQkv(const DecoderLayer& layer, const StepPlan& plan,
 
   float* const k = qkv_.data() + q_size_;
   if (config_.qk_norm) {
-    NormHeads(qkv_.data(), config_.num_heads, layer.q_norm, num_tokens, pool);
-    NormHeads(k, config_.num_kv_heads, layer.k_norm, num_tokens, pool);
+    NormHeads(qkv_.data(), rank_config_.num_heads, layer.q_norm, num_tokens, pool);
+    NormHeads(k, rank_config_.num_kv_heads, layer.k_norm, num_tokens, pool);
   }
   kernels::RopeKvAppend(rope_, cache,
                         {.num_tokens = num_tokens,
@@ -232,7 +218,7 @@ void DecoderModel::ProjectQkv(const DecoderLayer& layer, const StepPlan& plan,
                          .k = k,
                          .v = k + kv_size_,
                          .stride = qkv_size_,
-                         .num_heads = config_.num_heads,
+                         .num_heads = rank_config_.num_heads,
                          .positions = plan.positions.data(),
                          .slot_mapping = plan.slot_mapping.data()},
                         isa_, pool);
@@ -264,7 +250,7 @@ void DecoderModel::Attend(int64_t layer_idx, const StepPlan& plan,
                           const kernels::KvCacheView& cache, ThreadPool* pool) {
   kernels::PagedAttention(cache,
                           {.num_seqs = plan.num_seqs(),
-                           .num_heads = config_.num_heads,
+                           .num_heads = rank_config_.num_heads,
                            .q = qkv_.data(),
                            .q_stride = qkv_size_,
                            .query_start = plan.query_start.data(),
@@ -291,7 +277,8 @@ void DecoderModel::KeepRows(const std::vector<int32_t>& rows) {
   move(attention_.data(), q_size_);
 }
 
-void DecoderModel::FeedForward(const DecoderLayer& layer, int64_t num_rows, ThreadPool* pool) {
+absl::Status DecoderModel::FeedForward(const DecoderLayer& layer, int64_t num_rows,
+                                       ThreadPool* pool) {
   LinearInput input = activations_.For(layer.o);
   if (layer.o.takes_int8()) {
     kernels::QuantizeRows(attention_.data(), q_size_, num_rows, q_size_, input.quantized, isa_,
@@ -300,6 +287,7 @@ void DecoderModel::FeedForward(const DecoderLayer& layer, int64_t num_rows, Thre
     input = {.values = attention_.data(), .stride = q_size_};
   }
   layer.o.Run(input, num_rows, delta_.data(), pool);
+  NIBBLE_RETURN_IF_ERROR(SumDelta(num_rows, pool));
 
   input = activations_.For(layer.gate_up);
   kernels::RmsNorm({.num_rows = num_rows,
@@ -318,14 +306,15 @@ void DecoderModel::FeedForward(const DecoderLayer& layer, int64_t num_rows, Thre
 
   input = activations_.For(layer.down);
   kernels::SiluMul({.num_rows = num_rows,
-                    .intermediate = config_.intermediate_size,
+                    .intermediate = rank_config_.intermediate_size,
                     .gate_up = gate_up_.data(),
-                    .gate_up_stride = 2 * config_.intermediate_size,
+                    .gate_up_stride = 2 * rank_config_.intermediate_size,
                     .y = input.values,
                     .y_stride = input.stride,
                     .y8 = input.quantized},
                    isa_, pool);
   layer.down.Run(input, num_rows, delta_.data(), pool);
+  return SumDelta(num_rows, pool);
 }
 
 }  // namespace nibble::engine

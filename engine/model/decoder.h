@@ -17,31 +17,35 @@
 #include "engine/model/linear.h"
 #include "engine/model/model.h"
 #include "engine/model/plan_check.h"
+#include "engine/model/shard.h"
 #include "kernels/rope/rope.h"
 
 namespace nibble::engine {
 
+// Rows of the vocabulary, this rank's.
 struct EmbeddingTable {
   DType dtype = DType::kBf16;   // f32, bf16 or f16
-  AlignedBuffer<uint8_t> rows;  // [vocab_size, hidden_size] of dtype
+  Range ids;                    // of the rows
+  AlignedBuffer<uint8_t> rows;  // [ids.size(), hidden_size] of dtype
 };
 
+// num_heads, num_kv_heads and intermediate_size are the rank's.
 struct DecoderLayer {
   std::vector<float> input_norm;  // [hidden_size]
   Linear qkv;                     // n = (num_heads + 2 * num_kv_heads) * head_dim: q, k, v rows
   std::vector<float> q_norm;      // [head_dim], or empty: none
   std::vector<float> k_norm;
-  Linear o;                                // n = hidden_size
+  Linear o;                                // n = hidden_size, to be summed over the ranks
   std::vector<float> post_attention_norm;  // [hidden_size]
   Linear gate_up;                          // n = 2 * intermediate_size: gate, up rows
-  Linear down;                             // n = hidden_size
+  Linear down;                             // n = hidden_size, to be summed over the ranks
 };
 
 struct DecoderWeights {
   EmbeddingTable embedding;
   std::vector<DecoderLayer> layers;
   std::vector<float> final_norm;  // [hidden_size]
-  Linear lm_head;                 // n = vocab_size
+  Linear lm_head;                 // n = the rank's rows of the vocabulary
   DType kv_dtype = DType::kBf16;
   std::string quantization_name;  // Model::quantization_name()
   std::vector<std::string> warnings;
@@ -53,9 +57,13 @@ struct DecoderWeights {
 // Activations of a step are float32, int8 only where a quantized layer reads them. Every op
 // computes a row from that row alone (attention: and from the cache), in an order that does not
 // depend on the other rows, so a token's bits do not depend on the batch or the chunk it came in.
+// Sums over the ranks keep this as long as all steps' sums travel alike (comm/communicator.h).
+//
+// The residual stream is the same bits on every rank: it is made of what all-reduces gave.
 class DecoderModel final : public Model {
  public:
-  DecoderModel(ModelConfig config, DecoderWeights weights, Isa isa);
+  // `weights` are the share of `place`, which CheckSplit accepted.
+  DecoderModel(ModelConfig config, const TensorParallel& place, DecoderWeights weights, Isa isa);
 
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override { return weights_.size_bytes(); }
@@ -65,18 +73,20 @@ class DecoderModel final : public Model {
   DType kv_dtype() const override { return weights_.kv_dtype; }
   std::string quantization_name() const override { return weights_.quantization_name; }
   std::vector<std::string> warnings() const override { return weights_.warnings; }
-  const ModelConfig& rank_config() const override { return config_; }
+  const ModelConfig& rank_config() const override { return rank_config_; }
   void SetCommunicator(comm::Communicator* communicator) override { communicator_ = communicator; }
-  bool has_logits() const override { return true; }
+  bool has_logits() const override { return place_.rank == 0; }
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                        ThreadPool* pool) override;
 
  private:
   absl::Status ReserveRows(int64_t num_rows);
+  absl::Status ReserveSamples(int64_t num_samples);
   absl::Status ReservePositions(int64_t num_positions, ThreadPool* pool);
   absl::Status GrowFor(const StepPlan& plan, ThreadPool* pool);
-  void Embed(const StepPlan& plan, ThreadPool* pool);
+  absl::Status CheckCommunicator() const;
+  absl::Status Embed(const StepPlan& plan, ThreadPool* pool);
   // qkv_ from x_ and delta_, keys and values into the cache.
   void ProjectQkv(const DecoderLayer& layer, const StepPlan& plan,
                   const kernels::KvCacheView& cache, bool first, ThreadPool* pool);
@@ -86,13 +96,20 @@ class DecoderModel final : public Model {
               ThreadPool* pool);
   void KeepRows(const std::vector<int32_t>& rows);
   // x_ and delta_ from attention_: output projection and feed-forward.
-  void FeedForward(const DecoderLayer& layer, int64_t num_rows, ThreadPool* pool);
+  absl::Status FeedForward(const DecoderLayer& layer, int64_t num_rows, ThreadPool* pool);
+  // delta_ becomes its sum over the ranks.
+  absl::Status SumDelta(int64_t num_rows, ThreadPool* pool);
+  // `logits` [num_rows, vocab_size] on rank 0 from x_ and delta_.
+  absl::Status ComputeLogits(int64_t num_rows, float* logits, ThreadPool* pool);
+  absl::Status GatherLogits(int64_t num_rows, float* logits, ThreadPool* pool);
 
   const ModelConfig config_;
+  const TensorParallel place_;
+  const ModelConfig rank_config_;  // config_ with this rank's heads and channels
   const DecoderWeights weights_;
   const Isa isa_;
-  const int64_t q_size_;    // num_heads * head_dim
-  const int64_t kv_size_;   // num_kv_heads * head_dim
+  const int64_t q_size_;    // num_heads * head_dim, the rank's
+  const int64_t kv_size_;   // num_kv_heads * head_dim, the rank's
   const int64_t qkv_size_;  // q_size + 2 * kv_size
   const bool reorders_;     // some layer reorders its input channels
 
@@ -108,6 +125,12 @@ class DecoderModel final : public Model {
   AlignedBuffer<float> attention_;  // [num_tokens, q_size]
   AlignedBuffer<float> gate_up_;    // [num_tokens, 2 * intermediate_size]
   ActivationBuffer activations_;    // the input of the next linear layer
+
+  // With several ranks, room for sample_capacity_ rows of logits.
+  int64_t sample_capacity_ = 0;
+  AlignedBuffer<float> own_logits_;    // [num_samples, the rank's rows of the vocabulary]
+  AlignedBuffer<float> rank_logits_;   // rank 0: own_logits_ of all ranks, one after the other
+  std::vector<size_t> bytes_of_rank_;  // of these
 };
 
 }  // namespace nibble::engine

@@ -11,6 +11,7 @@
 #include "engine/model/compressed_tensors.h"
 #include "engine/model/qweight.h"
 #include "engine/model/tensor_convert.h"
+#include "engine/model/weight_share.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/quant/int4_weight.h"
 #include "kernels/quant/rtn.h"
@@ -23,43 +24,11 @@ using kernels::Int8Weight;
 using kernels::PackedWeight;
 using kernels::ScaleForm;
 
-template <typename T>
-void Append(const std::vector<T>& from, std::vector<T>* to) {
-  to->insert(to->end(), from.begin(), from.end());
-}
-
-// Puts the rows of `part` under those of `whole`.
-void AppendRows(Int4Weight part, Int4Weight* whole) {
-  if (whole->n == 0) {
-    *whole = std::move(part);
-    return;
-  }
-  const auto fill_zero_points = [](Int4Weight* weight) {
-    weight->zero_points.resize(static_cast<size_t>(weight->n * weight->num_groups()), 8);
-  };
-  if (!part.zero_points.empty() || !whole->zero_points.empty()) {
-    fill_zero_points(whole);
-    fill_zero_points(&part);
-  }
-  whole->n += part.n;
-  Append(part.codes, &whole->codes);
-  Append(part.scales, &whole->scales);
-  Append(part.zero_points, &whole->zero_points);
-}
-
-void AppendRows(Int8Weight part, Int8Weight* whole) {
-  if (whole->n == 0) {
-    *whole = std::move(part);
-    return;
-  }
-  whole->n += part.n;
-  Append(part.codes, &whole->codes);
-  Append(part.scales, &whole->scales);
-}
+constexpr kernels::RtnOptions kRtnOptions;
 
 absl::StatusOr<Int4Weight> Quantize(const float* rows, int64_t n, int64_t k, ThreadPool* pool,
                                     const Int4Weight*) {
-  return kernels::QuantizeRtn(rows, n, k, {}, pool);
+  return kernels::QuantizeRtn(rows, n, k, kRtnOptions, pool);
 }
 absl::StatusOr<Int8Weight> Quantize(const float* rows, int64_t n, int64_t k, ThreadPool* pool,
                                     const Int8Weight*) {
@@ -67,24 +36,35 @@ absl::StatusOr<Int8Weight> Quantize(const float* rows, int64_t n, int64_t k, Thr
 }
 
 // Rounds to nearest, a slice of rows at a time: rows do not depend on each other, and a head's
-// floats would be twice its tensor.
+// floats would be twice its tensor. Rows are rounded whole, as scales depend on all of a row, and
+// the columns of other ranks dropped: all ranks have the codes that one rank would have.
 template <typename Weight>
-absl::StatusOr<Weight> QuantizeTensor(const TensorView& tensor, int64_t n, int64_t k,
+absl::StatusOr<Weight> QuantizeTensor(const TensorView& tensor, const MatrixShare& share,
                                       ThreadPool* pool) {
   constexpr int64_t kSliceElements = int64_t{1} << 24;  // 64 MiB of floats
-  const int64_t rows_per_slice = std::clamp<int64_t>(kSliceElements / k, 1, n);
+  const int64_t k = share.k;
+  const int64_t rows_per_slice = std::clamp<int64_t>(kSliceElements / k, 1, share.rows.size());
   std::vector<float> values(static_cast<size_t>(rows_per_slice * k));
   Weight whole;
-  for (int64_t row = 0; row < n; row += rows_per_slice) {
-    const int64_t num_rows = std::min(rows_per_slice, n - row);
+  for (int64_t row = share.rows.begin; row < share.rows.end; row += rows_per_slice) {
+    const int64_t num_rows = std::min(rows_per_slice, share.rows.end - row);
     NIBBLE_RETURN_IF_ERROR(ReadFloats(tensor, row * k, num_rows * k, values.data()));
     absl::StatusOr<Weight> slice = Quantize(values.data(), num_rows, k, pool, &whole);
     if (!slice.ok()) {
       return Annotate(slice.status(), fmt::format("{}, rows from {}", tensor.name, row));
     }
-    AppendRows(*std::move(slice), &whole);
+    AppendRows(CutColumns(*std::move(slice), share.columns), &whole);
   }
   return whole;
+}
+
+// Bytes that a module takes as a whole, near enough to compare a head with the layers.
+double ModelBytes(const MatrixShare& share, double bytes_per_weight) {
+  return static_cast<double>(share.n) * static_cast<double>(share.k) * bytes_per_weight;
+}
+
+int64_t StoredBytes(const TensorView& tensor, int64_t num_elements) {
+  return num_elements * static_cast<int64_t>(SizeOf(tensor.dtype));
 }
 
 // The values as floats in the checkpoint's order of channels: what dequantizing in Python gives.
@@ -157,7 +137,7 @@ absl::StatusOr<WeightForm> LinearLoader::ChooseForm(const std::string& module,
   return WeightForm::kDense;
 }
 
-absl::StatusOr<Linear> LinearLoader::Load(const std::vector<LinearModule>& modules, int64_t k) {
+absl::StatusOr<Linear> LinearLoader::Load(const std::vector<LinearModule>& modules) {
   std::vector<Source> sources;
   for (const LinearModule& module : modules) {
     Source source = {.module = &module};
@@ -169,60 +149,51 @@ absl::StatusOr<Linear> LinearLoader::Load(const std::vector<LinearModule>& modul
   for (size_t begin = 0; begin < sources.size();) {
     size_t end = begin + 1;
     while (end < sources.size() && sources[end].form == sources[begin].form) ++end;
-    const Sources alike(sources.data() + begin, end - begin);
-    switch (sources[begin].form) {
-      case WeightForm::kDense:
-        NIBBLE_RETURN_IF_ERROR(AddDense(alike, k, &parts));
-        break;
-      case WeightForm::kInt4:
-      case WeightForm::kInt4Floats:
-        NIBBLE_RETURN_IF_ERROR(AddInt4(alike, k, &parts));
-        break;
-      case WeightForm::kInt8:
-        NIBBLE_RETURN_IF_ERROR(AddInt8(alike, k, &parts));
-        break;
-    }
+    NIBBLE_RETURN_IF_ERROR(Add(Sources(sources.data() + begin, end - begin), &parts));
     begin = end;
   }
   NIBBLE_ASSIGN_OR_RETURN(std::vector<float> bias, LoadBias(modules));
   return Linear(std::move(parts), std::move(bias));
 }
 
-absl::StatusOr<Linear> LinearLoader::LoadPlain(const LinearModule& module, int64_t k,
-                                               WeightForm form) {
+absl::StatusOr<Linear> LinearLoader::LoadPlain(const LinearModule& module, WeightForm form) {
   const Source source = {.module = &module, .form = form};
   const LinearCounts counts = counts_;
   std::vector<Linear::Part> parts;
-  switch (form) {
-    case WeightForm::kDense:
-      NIBBLE_RETURN_IF_ERROR(AddDense({&source, 1}, k, &parts));
-      break;
-    case WeightForm::kInt4:
-    case WeightForm::kInt4Floats:
-      NIBBLE_RETURN_IF_ERROR(AddInt4({&source, 1}, k, &parts));
-      break;
-    case WeightForm::kInt8:
-      NIBBLE_RETURN_IF_ERROR(AddInt8({&source, 1}, k, &parts));
-      break;
-  }
+  NIBBLE_RETURN_IF_ERROR(Add({&source, 1}, &parts));
   counts_ = counts;
   return Linear(std::move(parts), {});
 }
 
-absl::Status LinearLoader::AddDense(Sources sources, int64_t k, std::vector<Linear::Part>* parts) {
+absl::Status LinearLoader::Add(Sources sources, std::vector<Linear::Part>* parts) {
+  switch (sources.front().form) {
+    case WeightForm::kDense:
+      return AddDense(sources, parts);
+    case WeightForm::kInt4:
+    case WeightForm::kInt4Floats:
+      return AddInt4(sources, parts);
+    case WeightForm::kInt8:
+      return AddInt8(sources, parts);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LinearLoader::AddDense(Sources sources, std::vector<Linear::Part>* parts) {
   int64_t n = 0;
-  for (const Source& source : sources) n += source.module->n;
+  for (const Source& source : sources) n += source.module->share.rows.size();
+  const int64_t k = sources.front().module->share.columns.size();
   const auto row_bytes = static_cast<size_t>(k) * SizeOf(dtype_);
   AlignedBuffer<uint8_t> rows(static_cast<size_t>(n) * row_bytes);
   uint8_t* next = rows.data();
   for (const Source& source : sources) {
-    const LinearModule& module = *source.module;
+    const auto& [name, share, bias] = *source.module;
     NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                            checkpoint_.Get(module.name + ".weight", {module.n, k}));
-    NIBBLE_RETURN_IF_ERROR(ConvertTensor(*tensor, dtype_, next, pool_));
-    next += static_cast<size_t>(module.n) * row_bytes;
-    Consumed(static_cast<int64_t>(tensor->bytes.size()));
+                            checkpoint_.Get(name + ".weight", {share.n, share.k}));
+    NIBBLE_RETURN_IF_ERROR(ConvertShare(*tensor, share, dtype_, next, pool_));
+    next += static_cast<size_t>(share.rows.size()) * row_bytes;
+    Consumed(StoredBytes(*tensor, share.num_elements()));
     ++counts_.dense;
+    counts_.model_bytes += ModelBytes(share, static_cast<double>(SizeOf(dtype_)));
   }
   auto packed = kernels::PackDense(rows.data(), dtype_, n, k, dtype_, options_.isa, pool_);
   if (!packed.ok()) return Annotate(packed.status(), sources.front().module->name);
@@ -230,11 +201,11 @@ absl::Status LinearLoader::AddDense(Sources sources, int64_t k, std::vector<Line
   return absl::OkStatus();
 }
 
-absl::Status LinearLoader::AddInt4(Sources sources, int64_t k, std::vector<Linear::Part>* parts) {
+absl::Status LinearLoader::AddInt4(Sources sources, std::vector<Linear::Part>* parts) {
   StoredInt4 whole;
   size_t first = 0;  // module of `whole`
   for (size_t i = 0; i < sources.size(); ++i) {
-    NIBBLE_ASSIGN_OR_RETURN(StoredInt4 stored, ReadInt4(sources[i], k));
+    NIBBLE_ASSIGN_OR_RETURN(StoredInt4 stored, ReadInt4(sources[i]));
     const bool alike = stored.weight.group_size == whole.weight.group_size &&
                        stored.channel_order == whole.channel_order;
     if (i > first && !alike) {
@@ -245,28 +216,37 @@ absl::Status LinearLoader::AddInt4(Sources sources, int64_t k, std::vector<Linea
     }
     whole.channel_order = std::move(stored.channel_order);
     AppendRows(std::move(stored.weight), &whole.weight);
+    counts_.model_bytes += ModelBytes(sources[i].module->share, 0.5);
   }
   return PackInt4(whole, sources[first], static_cast<int64_t>(sources.size() - first), parts);
 }
 
-absl::StatusOr<StoredInt4> LinearLoader::ReadInt4(const Source& source, int64_t k) {
-  const LinearModule& module = *source.module;
+template <typename Weight>
+absl::StatusOr<Weight> LinearLoader::QuantizeModule(const LinearModule& module) {
+  const MatrixShare& share = module.share;
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
+                          checkpoint_.Get(module.name + ".weight", {share.n, share.k}));
+  NIBBLE_ASSIGN_OR_RETURN(Weight weight, QuantizeTensor<Weight>(*tensor, share, pool_));
+  Consumed(StoredBytes(*tensor, share.rows.size() * share.k));
+  return weight;
+}
+
+absl::StatusOr<StoredInt4> LinearLoader::ReadInt4(const Source& source) {
+  const auto& [name, share, bias] = *source.module;
+  const int64_t group_size =
+      source.scheme == nullptr ? kRtnOptions.group_size : source.scheme->GroupSizeOf(share.k);
+  NIBBLE_RETURN_IF_ERROR(CheckOnGroups(config_, options_.tensor_parallel, name, share, group_size));
   if (source.scheme == nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                            checkpoint_.Get(module.name + ".weight", {module.n, k}));
     StoredInt4 rounded;
-    NIBBLE_ASSIGN_OR_RETURN(rounded.weight,
-                            QuantizeTensor<Int4Weight>(*tensor, module.n, k, pool_));
-    Consumed(static_cast<int64_t>(tensor->bytes.size()));
+    NIBBLE_ASSIGN_OR_RETURN(rounded.weight, QuantizeModule<Int4Weight>(*source.module));
     return rounded;
   }
   const bool has_qweight =
       source.scheme->layout == WeightLayout::kGptq || source.scheme->layout == WeightLayout::kAwq;
   NIBBLE_ASSIGN_OR_RETURN(
-      StoredInt4 stored,
-      has_qweight
-          ? ReadQweight(checkpoint_, module.name, module.n, k, *source.scheme, pool_)
-          : ReadCompressedInt4(checkpoint_, module.name, module.n, k, *source.scheme, pool_));
+      StoredInt4 stored, has_qweight
+                             ? ReadQweight(checkpoint_, name, share, *source.scheme, pool_)
+                             : ReadCompressedInt4(checkpoint_, name, share, *source.scheme, pool_));
   Consumed(static_cast<int64_t>(stored.weight.codes.size()));
   if (source.form == WeightForm::kInt4 && source.scheme->activation_bits > 8) {
     ++counts_.meant_for_floats;
@@ -306,12 +286,13 @@ absl::Status LinearLoader::PackInt4(const StoredInt4& stored, const Source& firs
   return absl::OkStatus();
 }
 
-absl::Status LinearLoader::AddInt8(Sources sources, int64_t k, std::vector<Linear::Part>* parts) {
+absl::Status LinearLoader::AddInt8(Sources sources, std::vector<Linear::Part>* parts) {
   Int8Weight whole;
   for (const Source& source : sources) {
-    NIBBLE_ASSIGN_OR_RETURN(Int8Weight weight, ReadInt8(source, k));
+    NIBBLE_ASSIGN_OR_RETURN(Int8Weight weight, ReadInt8(source));
     AppendRows(std::move(weight), &whole);
     ++counts_.int8;
+    counts_.model_bytes += ModelBytes(source.module->share, 1.0);
   }
   auto packed = kernels::PackInt8(whole, options_.isa, pool_);
   if (!packed.ok()) return Annotate(packed.status(), sources.front().module->name);
@@ -319,35 +300,29 @@ absl::Status LinearLoader::AddInt8(Sources sources, int64_t k, std::vector<Linea
   return absl::OkStatus();
 }
 
-absl::StatusOr<Int8Weight> LinearLoader::ReadInt8(const Source& source, int64_t k) {
-  const LinearModule& module = *source.module;
-  if (source.scheme != nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(
-        Int8Weight weight,
-        engine::ReadInt8(checkpoint_, {.name = module.name, .n = module.n, .k = k}));
-    Consumed(static_cast<int64_t>(weight.codes.size()));
-    return weight;
-  }
-  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                          checkpoint_.Get(module.name + ".weight", {module.n, k}));
+absl::StatusOr<Int8Weight> LinearLoader::ReadInt8(const Source& source) {
+  if (source.scheme == nullptr) return QuantizeModule<Int8Weight>(*source.module);
   NIBBLE_ASSIGN_OR_RETURN(Int8Weight weight,
-                          QuantizeTensor<Int8Weight>(*tensor, module.n, k, pool_));
-  Consumed(static_cast<int64_t>(tensor->bytes.size()));
+                          engine::ReadInt8(checkpoint_, source.module->name, source.module->share));
+  Consumed(static_cast<int64_t>(weight.codes.size()));
   return weight;
 }
 
 // Some quantizers write biases of zeros that the model does not have; others than zeros would mean
-// that config.json and tensors are of different models.
+// that config.json and tensors are of different models. Where every rank has some of the input
+// channels, the sum over the ranks gets the bias from the first.
 absl::StatusOr<std::vector<float>> LinearLoader::LoadBias(std::span<const LinearModule> modules) {
   std::vector<float> bias;
   for (const LinearModule& module : modules) {
+    if (module.share.columns.begin > 0) continue;
     const std::string name = module.name + ".bias";
     const TensorView* found = checkpoint_.Find(name);
     if (!module.bias && found == nullptr) continue;
-    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> part, LoadVector(name, module.n));
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> whole, LoadVector(name, module.share.n));
     if (module.bias) {
-      Append(part, &bias);
-    } else if (std::any_of(part.begin(), part.end(), [](float value) { return value != 0.0F; })) {
+      const Range& rows = module.share.rows;
+      bias.insert(bias.end(), whole.begin() + rows.begin, whole.begin() + rows.end);
+    } else if (std::any_of(whole.begin(), whole.end(), [](float value) { return value != 0.0F; })) {
       return InvalidArgument("{}: tensor '{}' is not zero, by config.json {} has no bias",
                              found->file, name, module.name);
     }
@@ -363,8 +338,8 @@ absl::StatusOr<std::vector<float>> LinearLoader::LoadVector(const std::string& n
 }
 
 void LinearLoader::Consumed(int64_t num_bytes) {
-  bytes_done_ = std::min(bytes_done_ + num_bytes, checkpoint_.total_bytes());
-  if (options_.progress) options_.progress(bytes_done_, checkpoint_.total_bytes());
+  bytes_done_ = std::min(bytes_done_ + num_bytes, total_bytes_);
+  if (options_.progress) options_.progress(bytes_done_, total_bytes_);
 }
 
 }  // namespace nibble::engine

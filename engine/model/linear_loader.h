@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// From the modules of a checkpoint, in whatever form they are stored, to a Linear: reading,
-// quantizing, fusing, packing.
+// From the modules of a checkpoint, in whatever form they are stored, to a Linear: reading a rank's
+// share, quantizing, fusing, packing.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,7 @@
 #include "engine/model/model_config.h"
 #include "engine/model/quantization_config.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/shard.h"
 #include "kernels/quant/int8_weight.h"
 
 namespace nibble::engine {
@@ -33,8 +34,8 @@ enum class WeightForm {
 
 // One of the checkpoint's modules that make up a linear layer.
 struct LinearModule {
-  std::string name;  // "model.layers.0.self_attn.q_proj"
-  int64_t n = 0;
+  std::string name;   // "model.layers.0.self_attn.q_proj"
+  MatrixShare share;  // what of it this rank holds
   bool bias = false;
 };
 
@@ -48,22 +49,31 @@ struct LinearCounts {
   int64_t expanded = 0;          // 4-bit weights as float32
   int64_t meant_for_floats = 0;  // stored for 16-bit activations, running with int8
 
+  // Of the linear layers as whole modules, whatever this rank's share: the same on every rank.
+  double model_bytes = 0.0;
+
   int64_t total() const { return dense + folded + integer + int8 + int4_floats + expanded; }
 };
 
 // Not thread-safe; everything given outlives it.
 class LinearLoader {
  public:
+  // `total_bytes`: what this rank will read, for the progress.
   LinearLoader(const Checkpoint& checkpoint, const ModelConfig& config, const LoadOptions& options,
-               DType dtype, ThreadPool* pool)
-      : checkpoint_(checkpoint), config_(config), options_(options), dtype_(dtype), pool_(pool) {}
+               DType dtype, int64_t total_bytes, ThreadPool* pool)
+      : checkpoint_(checkpoint),
+        config_(config),
+        options_(options),
+        dtype_(dtype),
+        total_bytes_(total_bytes),
+        pool_(pool) {}
 
-  // A layer made of `modules`, one under the other, all reading `k` inputs. Neighbours of one form
-  // become one part. Besides what is packed, memory holds these in their stored type, and when
-  // quantizing a slice of rows as floats.
-  absl::StatusOr<Linear> Load(const std::vector<LinearModule>& modules, int64_t k);
+  // A layer made of the shares of `modules`, one under the other, all of the same input channels.
+  // Neighbours of one form become one part. Besides what is packed, memory holds these in their
+  // stored type, and when quantizing a slice of rows as floats.
+  absl::StatusOr<Linear> Load(const std::vector<LinearModule>& modules);
   // A module that is stored plain, in the form given.
-  absl::StatusOr<Linear> LoadPlain(const LinearModule& module, int64_t k, WeightForm form);
+  absl::StatusOr<Linear> LoadPlain(const LinearModule& module, WeightForm form);
 
   // How the checkpoint stores a module; nullptr: plain. INVALID_ARGUMENT when config.json and
   // tensors disagree.
@@ -86,11 +96,15 @@ class LinearLoader {
   absl::StatusOr<WeightForm> ChooseForm(const std::string& module,
                                         const WeightScheme* scheme) const;
   // Parts of `sources`, which all have one form.
-  absl::Status AddDense(Sources sources, int64_t k, std::vector<Linear::Part>* parts);
-  absl::Status AddInt4(Sources sources, int64_t k, std::vector<Linear::Part>* parts);
-  absl::Status AddInt8(Sources sources, int64_t k, std::vector<Linear::Part>* parts);
-  absl::StatusOr<StoredInt4> ReadInt4(const Source& source, int64_t k);
-  absl::StatusOr<kernels::Int8Weight> ReadInt8(const Source& source, int64_t k);
+  absl::Status Add(Sources sources, std::vector<Linear::Part>* parts);
+  absl::Status AddDense(Sources sources, std::vector<Linear::Part>* parts);
+  absl::Status AddInt4(Sources sources, std::vector<Linear::Part>* parts);
+  absl::Status AddInt8(Sources sources, std::vector<Linear::Part>* parts);
+  absl::StatusOr<StoredInt4> ReadInt4(const Source& source);
+  absl::StatusOr<kernels::Int8Weight> ReadInt8(const Source& source);
+  // Rounds a plain module to nearest and keeps the share.
+  template <typename Weight>
+  absl::StatusOr<Weight> QuantizeModule(const LinearModule& module);
   absl::Status PackInt4(const StoredInt4& stored, const Source& first, int64_t num_modules,
                         std::vector<Linear::Part>* parts);
   absl::StatusOr<std::vector<float>> LoadBias(std::span<const LinearModule> modules);
@@ -99,6 +113,7 @@ class LinearLoader {
   const ModelConfig& config_;
   const LoadOptions& options_;
   const DType dtype_;
+  const int64_t total_bytes_;
   ThreadPool* pool_;
   int64_t bytes_done_ = 0;
   LinearCounts counts_;

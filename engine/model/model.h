@@ -19,6 +19,7 @@
 #include "base/thread_pool.h"
 #include "comm/communicator.h"
 #include "engine/model/model_config.h"
+#include "engine/model/shard.h"
 #include "engine/scheduler/step_plan.h"
 #include "kernels/kv/kv_cache.h"
 
@@ -38,13 +39,6 @@ enum class HeadQuantization {
   kNone,
   kInt8,  // round to nearest, one scale per token of the vocabulary (W8A8)
   kInt4,  // round to nearest, groups of 128 (W4A8)
-};
-
-// Which share of every layer a rank holds (Megatron-LM, arXiv:1909.08053): q, k, v, gate, up and
-// the vocabulary by output channels, o and down by input channels.
-struct TensorParallel {
-  int rank = 0;
-  int size = 1;
 };
 
 struct LoadOptions {
@@ -88,6 +82,7 @@ class KvCache {
 struct StepLimits {
   int64_t max_tokens = 0;     // tokens computed in one step, all sequences together
   int64_t max_positions = 0;  // tokens of a sequence, 0..max_position_embeddings
+  int64_t max_samples = 0;    // rows of logits of one step, which several ranks gather
 };
 
 class Model {

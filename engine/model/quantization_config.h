@@ -36,6 +36,10 @@ struct WeightScheme {
   bool zeros_less_one = true;  // kGptq: zero points are stored less 1 (version 1)
   int activation_bits = 16;    // 8: int8, dynamic, one scale per token; 16: not quantized
 
+  // Input channels per scale of a module that has `k`; k itself: one scale per output channel.
+  int64_t GroupSizeOf(int64_t k) const {
+    return group_size == 0 || group_size > k ? k : group_size;
+  }
   friend bool operator==(const WeightScheme&, const WeightScheme&) = default;
 };
 

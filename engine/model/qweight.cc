@@ -8,6 +8,8 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/model/weight_share.h"
+
 namespace nibble::engine {
 namespace {
 
@@ -36,18 +38,27 @@ absl::StatusOr<const TensorView*> GetWords(const Checkpoint& checkpoint, const s
                          ToString(tensor->dtype));
 }
 
+// The share of a module, and the first of its groups of scales.
+struct Part {
+  MatrixShare share;
+  int64_t first_group = 0;
+};
+
 // Stored [G, n], wanted [n, G].
-absl::Status ReadScales(const TensorView& tensor, Int4Weight* weight) {
+absl::Status ReadScales(const TensorView& tensor, const Part& part, Int4Weight* weight) {
   const int64_t num_groups = weight->num_groups();
-  std::vector<float> stored(static_cast<size_t>(tensor.num_elements()));
-  NIBBLE_RETURN_IF_ERROR(ReadFloats(tensor, 0, tensor.num_elements(), stored.data()));
-  weight->scales.resize(stored.size());
+  std::vector<float> stored(static_cast<size_t>(weight->n));
+  weight->scales.resize(static_cast<size_t>(weight->n * num_groups));
   for (int64_t group = 0; group < num_groups; ++group) {
+    const int64_t stored_group = part.first_group + group;
+    NIBBLE_RETURN_IF_ERROR(ReadFloats(tensor, stored_group * part.share.n + part.share.rows.begin,
+                                      weight->n, stored.data()));
     for (int64_t row = 0; row < weight->n; ++row) {
-      const float scale = stored[static_cast<size_t>(group * weight->n + row)];
+      const float scale = stored[static_cast<size_t>(row)];
       if (!std::isfinite(scale)) {
         return InvalidArgument("{}: tensor '{}': element [{}, {}] is {}, must be finite",
-                               tensor.file, tensor.name, group, row, scale);
+                               tensor.file, tensor.name, stored_group, part.share.rows.begin + row,
+                               scale);
       }
       weight->scales[static_cast<size_t>(row * num_groups + group)] = scale;
     }
@@ -55,16 +66,18 @@ absl::Status ReadScales(const TensorView& tensor, Int4Weight* weight) {
   return absl::OkStatus();
 }
 
-void ReadZeros(const TensorView& tensor, const int (&order)[kCodesPerWord], int added,
-               Int4Weight* weight) {
+void ReadZeros(const TensorView& tensor, const Part& part, const int (&order)[kCodesPerWord],
+               int added, Int4Weight* weight) {
+  const Range& rows = part.share.rows;
   const int64_t num_groups = weight->num_groups();
-  const int64_t num_words = weight->n / kCodesPerWord;
+  const int64_t num_words = part.share.n / kCodesPerWord;
   weight->zero_points.resize(static_cast<size_t>(weight->n * num_groups));
   for (int64_t group = 0; group < num_groups; ++group) {
-    for (int64_t c = 0; c < num_words; ++c) {
-      const uint32_t word = Word(tensor, group * num_words + c);
+    for (int64_t c = rows.begin / kCodesPerWord; c * kCodesPerWord < rows.end; ++c) {
+      const uint32_t word = Word(tensor, (part.first_group + group) * num_words + c);
       for (int i = 0; i < kCodesPerWord; ++i) {
-        const int64_t row = c * kCodesPerWord + order[i];
+        const int64_t row = c * kCodesPerWord + order[i] - rows.begin;
+        if (row < 0 || row >= weight->n) continue;
         weight->zero_points[static_cast<size_t>(row * num_groups + group)] =
             static_cast<uint8_t>(((word >> (4 * i)) + static_cast<uint32_t>(added)) & 15);
       }
@@ -76,33 +89,58 @@ void ReadZeros(const TensorView& tensor, const int (&order)[kCodesPerWord], int 
   }
 }
 
-// A word's eight codes follow each other along k: its bytes are those of Int4Weight.
-void ReadGptqCodes(const TensorView& qweight, Int4Weight* weight, ThreadPool* pool) {
+// A word's eight codes follow each other along k: its bytes are those of Int4Weight, where the
+// share begins and ends with words.
+void ReadGptqCodes(const TensorView& qweight, const MatrixShare& share, Int4Weight* weight,
+                   ThreadPool* pool) {
   constexpr int64_t kRowsPerPiece = 16;  // a cache line of words
   const int64_t row_bytes = weight->row_bytes();
+  const bool whole_words =
+      share.columns.begin % kCodesPerWord == 0 && share.columns.end % kCodesPerWord == 0;
   pool->ParallelFor(weight->n, kRowsPerPiece, [&](int64_t begin, int64_t end) {
+    if (!whole_words) {
+      for (int64_t column = 0; column < weight->k; ++column) {
+        const int64_t stored = share.columns.begin + column;
+        for (int64_t row = begin; row < end; ++row) {
+          const uint32_t word =
+              Word(qweight, stored / kCodesPerWord * share.n + share.rows.begin + row);
+          const uint32_t code = (word >> (4 * (stored % kCodesPerWord))) & 15;
+          weight->codes[static_cast<size_t>(row * row_bytes + column / 2)] |=
+              static_cast<uint8_t>(code << (column % 2 * 4));
+        }
+      }
+      return;
+    }
+    const int64_t first_word = share.columns.begin / kCodesPerWord;
     for (int64_t r = 0; r < weight->k / kCodesPerWord; ++r) {
       for (int64_t row = begin; row < end; ++row) {
-        std::memcpy(weight->codes.data() + row * row_bytes + r * 4,
-                    qweight.bytes.data() + (r * weight->n + row) * 4, 4);
+        std::memcpy(
+            weight->codes.data() + row * row_bytes + r * 4,
+            qweight.bytes.data() + ((first_word + r) * share.n + share.rows.begin + row) * 4, 4);
       }
     }
   });
 }
 
-// A word's eight codes are of eight output channels and one k; a byte wants two k.
-void ReadAwqCodes(const TensorView& qweight, Int4Weight* weight, ThreadPool* pool) {
+// A word's eight codes are of eight output channels and one k; a byte holds two k.
+void ReadAwqCodes(const TensorView& qweight, const MatrixShare& share, Int4Weight* weight,
+                  ThreadPool* pool) {
   constexpr int64_t kWordsPerPiece = 16;
   const int64_t row_bytes = weight->row_bytes();
-  const int64_t num_words = weight->n / kCodesPerWord;
-  pool->ParallelFor(num_words, kWordsPerPiece, [&](int64_t begin, int64_t end) {
-    for (int64_t k = 0; k < weight->k; k += 2) {
-      for (int64_t c = begin; c < end; ++c) {
-        const uint32_t low = Word(qweight, k * num_words + c);
-        const uint32_t high = Word(qweight, (k + 1) * num_words + c);
+  const int64_t num_words = share.n / kCodesPerWord;
+  const int64_t first_word = share.rows.begin / kCodesPerWord;
+  const int64_t end_word = (share.rows.end + kCodesPerWord - 1) / kCodesPerWord;
+  pool->ParallelFor(end_word - first_word, kWordsPerPiece, [&](int64_t begin, int64_t end) {
+    for (int64_t column = 0; column < weight->k; column += 2) {
+      const int64_t line = (share.columns.begin + column) * num_words;
+      const bool has_next = column + 1 < weight->k;
+      for (int64_t c = first_word + begin; c < first_word + end; ++c) {
+        const uint32_t low = Word(qweight, line + c);
+        const uint32_t high = has_next ? Word(qweight, line + num_words + c) : 0;
         for (int i = 0; i < kCodesPerWord; ++i) {
-          const int64_t row = c * kCodesPerWord + kAwqOrder[i];
-          weight->codes[static_cast<size_t>(row * row_bytes + k / 2)] =
+          const int64_t row = c * kCodesPerWord + kAwqOrder[i] - share.rows.begin;
+          if (row < 0 || row >= weight->n) continue;
+          weight->codes[static_cast<size_t>(row * row_bytes + column / 2)] =
               static_cast<uint8_t>(((low >> (4 * i)) & 15) | (((high >> (4 * i)) & 15) << 4));
         }
       }
@@ -118,20 +156,18 @@ bool IsZero(const TensorView& tensor) {
 }  // namespace
 
 absl::StatusOr<StoredInt4> ReadQweight(const Checkpoint& checkpoint, std::string_view module,
-                                       int64_t n, int64_t k, const WeightScheme& scheme,
+                                       const MatrixShare& share, const WeightScheme& scheme,
                                        ThreadPool* pool) {
+  const int64_t n = share.n;
+  const int64_t k = share.k;
   for (const int64_t size : {n, k}) {
     if (size % kCodesPerWord == 0) continue;
     return InvalidArgument("{}: module '{}' is [{}, {}], must be multiples of {} to be packed",
                            checkpoint.dir(), module, n, k, kCodesPerWord);
   }
   const bool is_gptq = scheme.layout == WeightLayout::kGptq;
-  StoredInt4 stored;
-  Int4Weight& weight = stored.weight;
-  weight.n = n;
-  weight.k = k;
-  weight.group_size = scheme.group_size == 0 ? k : scheme.group_size;
-  const int64_t num_groups = weight.num_groups();
+  const int64_t group_size = scheme.GroupSizeOf(k);
+  const int64_t num_groups = (k + group_size - 1) / group_size;
   NIBBLE_ASSIGN_OR_RETURN(const TensorView* qweight, GetWords(checkpoint, Join(module, ".qweight"),
                                                               is_gptq ? k / kCodesPerWord : k,
                                                               is_gptq ? n : n / kCodesPerWord));
@@ -144,18 +180,21 @@ absl::StatusOr<StoredInt4> ReadQweight(const Checkpoint& checkpoint, std::string
   if (is_gptq && (scheme.act_order || checkpoint.Find(g_idx_name) != nullptr)) {
     NIBBLE_ASSIGN_OR_RETURN(g_idx, checkpoint.Get(g_idx_name, {k}));
   }
-  NIBBLE_RETURN_IF_ERROR(ReadScales(*scales, &weight));
-  weight.codes.resize(static_cast<size_t>(n * weight.row_bytes()));
+  StoredInt4 stored;
+  Int4Weight& weight = stored.weight;
+  weight = ShapeOfShare(share, group_size);
+  const Part part = {.share = share, .first_group = share.columns.begin / group_size};
+  NIBBLE_RETURN_IF_ERROR(ReadScales(*scales, part, &weight));
+  weight.codes.resize(static_cast<size_t>(weight.n * weight.row_bytes()));
   if (is_gptq) {
-    ReadZeros(*qzeros, kInOrder, scheme.zeros_less_one ? 1 : 0, &weight);
-    ReadGptqCodes(*qweight, &weight, pool);
+    ReadZeros(*qzeros, part, kInOrder, scheme.zeros_less_one ? 1 : 0, &weight);
+    ReadGptqCodes(*qweight, share, &weight, pool);
   } else {
-    ReadZeros(*qzeros, kAwqOrder, 0, &weight);
-    ReadAwqCodes(*qweight, &weight, pool);
+    ReadZeros(*qzeros, part, kAwqOrder, 0, &weight);
+    ReadAwqCodes(*qweight, share, &weight, pool);
   }
   if (g_idx != nullptr && (scheme.act_order || !IsZero(*g_idx))) {
-    NIBBLE_ASSIGN_OR_RETURN(stored.channel_order, OrderByGroup(*g_idx, weight.group_size));
-    if (!stored.channel_order.empty()) ReorderCodes(stored.channel_order, &weight, pool);
+    NIBBLE_RETURN_IF_ERROR(SortByGroup(*g_idx, share, group_size, &stored, pool));
   }
   return stored;
 }

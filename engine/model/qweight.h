@@ -22,15 +22,18 @@
 #include "engine/model/channel_order.h"
 #include "engine/model/quantization_config.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/shard.h"
 
 namespace nibble::engine {
 
-// Reads a module of layout kGptq or kAwq. Zero points that are all 8 are left out: the weight is
-// symmetric. NOT_FOUND or INVALID_ARGUMENT, naming the tensor, when one is missing, of another
-// shape or type, or a scale is not finite. Without act-order a g_idx of zeros says nothing: some
-// tools write one instead of none.
+// Reads the share of a module of layout kGptq or kAwq. Zero points that are all 8 are left out: the
+// weight is symmetric. NOT_FOUND or INVALID_ARGUMENT, naming the tensor, when one is missing, of
+// another shape or type, or a scale is not finite. UNIMPLEMENTED, naming the tensor, for act-order
+// where the share has not all columns: any of them may be of any group. Without act-order a g_idx
+// of zeros says nothing: some tools write one instead of none. REQUIRES: columns that begin and end
+// with groups (CheckOnGroups).
 absl::StatusOr<StoredInt4> ReadQweight(const Checkpoint& checkpoint, std::string_view module,
-                                       int64_t n, int64_t k, const WeightScheme& scheme,
+                                       const MatrixShare& share, const WeightScheme& scheme,
                                        ThreadPool* pool);
 
 }  // namespace nibble::engine

@@ -28,13 +28,19 @@ bool Fits(Float16 half, float value) {
   return (half.bits & 0x7fffU) != 0x7c00U || std::isinf(value);
 }
 
-// Converts elements [begin, end); the index of the first that does not fit, or -1.
-int64_t ConvertRange(const TensorView& tensor, DType target, int64_t begin, int64_t end,
-                     uint8_t* out) {
+// Elements [begin, end) of a tensor, to be written one after the other.
+struct Run {
+  int64_t begin = 0;
+  int64_t end = 0;
+  uint8_t* out = nullptr;
+};
+
+// Rounds to 16 bits; the index of the first element that does not fit, or -1.
+int64_t RoundRun(const TensorView& tensor, DType target, const Run& run) {
   std::array<float, kElementsPerRead> values;
   std::array<uint16_t, kElementsPerRead> bits;
-  for (int64_t first = begin; first < end; first += kElementsPerRead) {
-    const int64_t count = std::min(kElementsPerRead, end - first);
+  for (int64_t first = run.begin; first < run.end; first += kElementsPerRead) {
+    const int64_t count = std::min(kElementsPerRead, run.end - first);
     // The type was checked and the range is ours.
     NIBBLE_CHECK(ReadFloats(tensor, first, count, values.data()).ok());
     for (int64_t i = 0; i < count; ++i) {
@@ -47,32 +53,65 @@ int64_t ConvertRange(const TensorView& tensor, DType target, int64_t begin, int6
       if (!Fits(half, values[index])) return first + i;
       bits[index] = half.bits;
     }
-    std::memcpy(out + first * 2, bits.data(), static_cast<size_t>(count) * 2);
+    std::memcpy(run.out + (first - run.begin) * 2, bits.data(), static_cast<size_t>(count) * 2);
   }
   return -1;
+}
+
+// The index of the first element that does not fit `target`, or -1.
+int64_t ConvertRun(const TensorView& tensor, DType target, const Run& run) {
+  const int64_t count = run.end - run.begin;
+  if (tensor.dtype == target) {
+    const auto element_bytes = static_cast<int64_t>(SizeOf(target));
+    std::memcpy(run.out, tensor.bytes.data() + run.begin * element_bytes,
+                static_cast<size_t>(count * element_bytes));
+    return -1;
+  }
+  if (target == DType::kF32) {
+    NIBBLE_CHECK(ReadFloats(tensor, run.begin, count, reinterpret_cast<float*>(run.out)).ok());
+    return -1;
+  }
+  return RoundRun(tensor, target, run);
+}
+
+absl::Status CheckFloat(const TensorView& tensor) {
+  if (IsFloat(tensor.dtype)) return absl::OkStatus();
+  return InvalidArgument("{}: tensor {} is {}, want float32, bfloat16 or float16", tensor.file,
+                         tensor.name, ToString(tensor.dtype));
 }
 
 }  // namespace
 
 absl::Status ConvertTensor(const TensorView& tensor, DType target, uint8_t* out, ThreadPool* pool) {
-  if (!IsFloat(tensor.dtype)) {
-    return InvalidArgument("{}: tensor {} is {}, want float32, bfloat16 or float16", tensor.file,
-                           tensor.name, ToString(tensor.dtype));
-  }
+  return ConvertShare(tensor, MatrixShare::Whole(1, tensor.num_elements()), target, out, pool);
+}
+
+absl::Status ConvertShare(const TensorView& tensor, const MatrixShare& share, DType target,
+                          uint8_t* out, ThreadPool* pool) {
+  NIBBLE_RETURN_IF_ERROR(CheckFloat(tensor));
   NIBBLE_CHECK(IsFloat(target));
-  const int64_t count = tensor.num_elements();
+  NIBBLE_CHECK_EQ(tensor.num_elements(), share.n * share.k);
+  // Whole rows lie side by side: one line of elements, cut anywhere.
+  const bool is_line = share.has_all_columns();
+  const int64_t line_size = is_line ? share.num_elements() : share.columns.size();
+  const int64_t num_lines = is_line ? 1 : share.rows.size();
+  const int64_t stride = is_line ? 0 : share.k;
+  const int64_t first = share.rows.begin * share.k + share.columns.begin;
+  const int64_t pieces_per_line = (line_size + kElementsPerPiece - 1) / kElementsPerPiece;
+  const int64_t grain = is_line ? 1 : std::max<int64_t>(1, kElementsPerPiece / line_size);
+  const auto element_bytes = static_cast<int64_t>(SizeOf(target));
   std::atomic<int64_t> first_bad{std::numeric_limits<int64_t>::max()};
-  pool->ParallelFor(count, kElementsPerPiece, [&](int64_t begin, int64_t end) {
-    const auto element_bytes = static_cast<int64_t>(SizeOf(target));
-    if (tensor.dtype == target) {
-      std::memcpy(out + begin * element_bytes, tensor.bytes.data() + begin * element_bytes,
-                  static_cast<size_t>((end - begin) * element_bytes));
-    } else if (target == DType::kF32) {
-      NIBBLE_CHECK(
-          ReadFloats(tensor, begin, end - begin, reinterpret_cast<float*>(out) + begin).ok());
-    } else if (const int64_t bad = ConvertRange(tensor, target, begin, end, out); bad >= 0) {
+  pool->ParallelFor(num_lines * pieces_per_line, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t line = piece / pieces_per_line;
+      const int64_t from = piece % pieces_per_line * kElementsPerPiece;
+      const int64_t to = std::min(from + kElementsPerPiece, line_size);
+      const int64_t bad = ConvertRun(tensor, target,
+                                     {.begin = first + line * stride + from,
+                                      .end = first + line * stride + to,
+                                      .out = out + (line * line_size + from) * element_bytes});
       int64_t seen = first_bad.load(std::memory_order_relaxed);
-      while (bad < seen && !first_bad.compare_exchange_weak(seen, bad)) {
+      while (bad >= 0 && bad < seen && !first_bad.compare_exchange_weak(seen, bad)) {
       }
     }
   });

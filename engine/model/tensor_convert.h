@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/shard.h"
 
 namespace nibble::engine {
 
@@ -19,7 +20,12 @@ namespace nibble::engine {
 // and for a finite value that float16 cannot hold.
 absl::Status ConvertTensor(const TensorView& tensor, DType target, uint8_t* out, ThreadPool* pool);
 
-// The same as floats.
+// The same of a share of `tensor` [share.n, share.k]: writes [share.rows, share.columns], reads no
+// more than that. REQUIRES: a tensor of this shape.
+absl::Status ConvertShare(const TensorView& tensor, const MatrixShare& share, DType target,
+                          uint8_t* out, ThreadPool* pool);
+
+// All of it as floats.
 absl::StatusOr<std::vector<float>> TensorToFloats(const TensorView& tensor, ThreadPool* pool);
 
 }  // namespace nibble::engine

@@ -9,6 +9,7 @@
 
 #include "engine/model/linear_loader.h"
 #include "engine/model/memory.h"
+#include "engine/model/shard.h"
 #include "engine/model/tensor_convert.h"
 
 namespace nibble::engine {
@@ -30,16 +31,19 @@ class DecoderLoader {
         options_(options),
         dtype_(options.dtype.value_or(config.dtype)),
         pool_(pool),
-        linears_(checkpoint, config, options, dtype_, pool) {}
+        total_bytes_(BytesToRead()),
+        linears_(checkpoint, config, options, dtype_, total_bytes_, pool) {}
 
   absl::StatusOr<DecoderWeights> Load();
 
  private:
+  LinearModule Module(const std::string& name, bool bias = false) const;
+  int64_t BytesToRead() const;
   absl::Status CheckFits() const;
   absl::StatusOr<EmbeddingTable> LoadEmbedding();
   absl::StatusOr<DecoderLayer> LoadLayer(int64_t layer_idx);
-  absl::StatusOr<Linear> LoadHead(const DecoderWeights& weights);
-  WeightForm ChooseHeadForm(const DecoderWeights& weights) const;
+  absl::StatusOr<Linear> LoadHead();
+  WeightForm ChooseHeadForm() const;
   bool TakesInt8() const;  // some linear layer does
   std::string QuantizationName() const;
   std::vector<std::string> Warnings() const;
@@ -49,6 +53,7 @@ class DecoderLoader {
   const LoadOptions& options_;
   const DType dtype_;
   ThreadPool* pool_;
+  const int64_t total_bytes_;
   LinearLoader linears_;
   std::string head_name_;  // "int8"
 };
@@ -69,20 +74,46 @@ absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
   }
   NIBBLE_ASSIGN_OR_RETURN(weights.final_norm,
                           linears_.LoadVector("model.norm.weight", config_.hidden_size));
-  NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, LoadHead(weights));
+  NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, LoadHead());
   weights.quantization_name = QuantizationName();
   weights.warnings = Warnings();
-  if (options_.progress) options_.progress(checkpoint_.total_bytes(), checkpoint_.total_bytes());
+  if (options_.progress) options_.progress(total_bytes_, total_bytes_);
   return weights;
+}
+
+LinearModule DecoderLoader::Module(const std::string& name, bool bias) const {
+  return {.name = name, .share = *ShareOf(config_, options_.tensor_parallel, name), .bias = bias};
+}
+
+// By tensors and shares; within what scales and zero points of slices differ by.
+int64_t DecoderLoader::BytesToRead() const {
+  const bool rounds = options_.quantization != Quantization::kNone && !config_.quantization;
+  double bytes = 0.0;
+  for (const TensorView& tensor : checkpoint_.tensors()) {
+    const std::string_view name = tensor.name;
+    const auto share = ShareOf(config_, options_.tensor_parallel, name.substr(0, name.rfind('.')));
+    double part = 1.0;
+    if (share.has_value()) {
+      part = static_cast<double>(share->rows.size()) / static_cast<double>(share->n);
+      // What is rounded is read in whole rows.
+      if (!rounds) {
+        part *= static_cast<double>(share->columns.size()) / static_cast<double>(share->k);
+      }
+    }
+    bytes += static_cast<double>(tensor.bytes.size()) * part;
+  }
+  return static_cast<int64_t>(bytes);
 }
 
 // A lower bound, so that a model far too large is refused in words and not by the kernel's killing
 // the process half way.
 absl::Status DecoderLoader::CheckFits() const {
-  const double vocab_params =
-      static_cast<double>(config_.vocab_size) * static_cast<double>(config_.hidden_size);
-  const double linear_params = static_cast<double>(config_.num_parameters()) -
-                               vocab_params * (config_.tie_word_embeddings ? 1 : 2);
+  const TensorParallel& place = options_.tensor_parallel;
+  const auto hidden = static_cast<double>(config_.hidden_size);
+  const double all_vocab_params = static_cast<double>(config_.vocab_size) * hidden;
+  const double vocab_params = static_cast<double>(VocabularyOf(config_, place).size()) * hidden;
+  const double linear_params = static_cast<double>(RankConfig(config_, place).num_parameters()) -
+                               all_vocab_params * (config_.tie_word_embeddings ? 1 : 2);
   const auto dense_bytes = static_cast<double>(SizeOf(dtype_));
   const int stored_bits =
       config_.quantization.has_value() ? config_.quantization->min_weight_bits() : 0;
@@ -111,13 +142,14 @@ absl::StatusOr<EmbeddingTable> DecoderLoader::LoadEmbedding() {
                            kEmbedding, Describe(*scheme));
     }
   }
-  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                          checkpoint_.Get(name, {config_.vocab_size, config_.hidden_size}));
+  const MatrixShare share = Module(kEmbedding).share;
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor, checkpoint_.Get(name, {share.n, share.k}));
   EmbeddingTable table;
   table.dtype = dtype_;
-  table.rows = AlignedBuffer<uint8_t>(static_cast<size_t>(tensor->num_elements()) * SizeOf(dtype_));
-  NIBBLE_RETURN_IF_ERROR(ConvertTensor(*tensor, dtype_, table.rows.data(), pool_));
-  linears_.Consumed(static_cast<int64_t>(tensor->bytes.size()));
+  table.ids = share.rows;
+  table.rows = AlignedBuffer<uint8_t>(static_cast<size_t>(share.num_elements()) * SizeOf(dtype_));
+  NIBBLE_RETURN_IF_ERROR(ConvertShare(*tensor, share, dtype_, table.rows.data(), pool_));
+  linears_.Consumed(share.num_elements() * static_cast<int64_t>(SizeOf(tensor->dtype)));
   return table;
 }
 
@@ -126,34 +158,27 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t layer_idx) {
   const std::string attention = prefix + "self_attn.";
   const std::string mlp = prefix + "mlp.";
   const int64_t hidden = config_.hidden_size;
-  const int64_t intermediate = config_.intermediate_size;
-  const int64_t q_size = config_.num_heads * config_.head_dim;
-  const int64_t kv_size = config_.num_kv_heads * config_.head_dim;
+  const bool qkv_bias = config_.qkv_bias;
+  const bool mlp_bias = config_.mlp_bias;
 
   DecoderLayer layer;
   NIBBLE_ASSIGN_OR_RETURN(layer.input_norm,
                           linears_.LoadVector(prefix + "input_layernorm.weight", hidden));
-  NIBBLE_ASSIGN_OR_RETURN(layer.qkv,
-                          linears_.Load({{attention + "q_proj", q_size, config_.qkv_bias},
-                                         {attention + "k_proj", kv_size, config_.qkv_bias},
-                                         {attention + "v_proj", kv_size, config_.qkv_bias}},
-                                        hidden));
+  NIBBLE_ASSIGN_OR_RETURN(layer.qkv, linears_.Load({Module(attention + "q_proj", qkv_bias),
+                                                    Module(attention + "k_proj", qkv_bias),
+                                                    Module(attention + "v_proj", qkv_bias)}));
   if (config_.qk_norm) {
     NIBBLE_ASSIGN_OR_RETURN(layer.q_norm,
                             linears_.LoadVector(attention + "q_norm.weight", config_.head_dim));
     NIBBLE_ASSIGN_OR_RETURN(layer.k_norm,
                             linears_.LoadVector(attention + "k_norm.weight", config_.head_dim));
   }
-  NIBBLE_ASSIGN_OR_RETURN(layer.o,
-                          linears_.Load({{attention + "o_proj", hidden, config_.o_bias}}, q_size));
+  NIBBLE_ASSIGN_OR_RETURN(layer.o, linears_.Load({Module(attention + "o_proj", config_.o_bias)}));
   NIBBLE_ASSIGN_OR_RETURN(layer.post_attention_norm,
                           linears_.LoadVector(prefix + "post_attention_layernorm.weight", hidden));
-  NIBBLE_ASSIGN_OR_RETURN(layer.gate_up,
-                          linears_.Load({{mlp + "gate_proj", intermediate, config_.mlp_bias},
-                                         {mlp + "up_proj", intermediate, config_.mlp_bias}},
-                                        hidden));
-  NIBBLE_ASSIGN_OR_RETURN(
-      layer.down, linears_.Load({{mlp + "down_proj", hidden, config_.mlp_bias}}, intermediate));
+  NIBBLE_ASSIGN_OR_RETURN(layer.gate_up, linears_.Load({Module(mlp + "gate_proj", mlp_bias),
+                                                        Module(mlp + "up_proj", mlp_bias)}));
+  NIBBLE_ASSIGN_OR_RETURN(layer.down, linears_.Load({Module(mlp + "down_proj", mlp_bias)}));
   return layer;
 }
 
@@ -162,7 +187,8 @@ bool DecoderLoader::TakesInt8() const {
   return counts.folded + counts.integer + counts.int8 > 0;
 }
 
-WeightForm DecoderLoader::ChooseHeadForm(const DecoderWeights& weights) const {
+// By the whole model, so that all ranks choose what one would.
+WeightForm DecoderLoader::ChooseHeadForm() const {
   switch (options_.head_quantization) {
     case HeadQuantization::kNone:
       return WeightForm::kDense;
@@ -174,19 +200,15 @@ WeightForm DecoderLoader::ChooseHeadForm(const DecoderWeights& weights) const {
       break;
   }
   if (!TakesInt8()) return WeightForm::kDense;
-  const auto head_bytes = static_cast<double>(weights.embedding.rows.size());
-  double step_bytes = head_bytes;
-  for (const DecoderLayer& layer : weights.layers) {
-    for (const Linear* linear : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
-      step_bytes += static_cast<double>(linear->size_bytes());
-    }
-  }
+  const double head_bytes = static_cast<double>(config_.vocab_size) *
+                            static_cast<double>(config_.hidden_size) *
+                            static_cast<double>(SizeOf(dtype_));
+  const double step_bytes = head_bytes + linears_.counts().model_bytes;
   return head_bytes > kHeadShare * step_bytes ? WeightForm::kInt8 : WeightForm::kDense;
 }
 
-absl::StatusOr<Linear> DecoderLoader::LoadHead(const DecoderWeights& weights) {
-  const LinearModule module = {.name = config_.tie_word_embeddings ? kEmbedding : kHead,
-                               .n = config_.vocab_size};
+absl::StatusOr<Linear> DecoderLoader::LoadHead() {
+  const LinearModule module = Module(config_.tie_word_embeddings ? kEmbedding : kHead);
   bool stored = false;
   for (const std::string_view suffix : {".weight_packed", ".qweight", ".weight_scale"}) {
     stored = stored || checkpoint_.Find(fmt::format("{}{}", kHead, suffix)) != nullptr;
@@ -208,16 +230,16 @@ absl::StatusOr<Linear> DecoderLoader::LoadHead(const DecoderWeights& weights) {
           kHead, scheme->weight_bits);
     }
     head_name_ = fmt::format("int{}, as stored", scheme->weight_bits);
-    return linears_.Load({module}, config_.hidden_size);
+    return linears_.Load({module});
   }
-  const WeightForm form = ChooseHeadForm(weights);
+  const WeightForm form = ChooseHeadForm();
   head_name_ = form == WeightForm::kInt8   ? "int8"
                : form == WeightForm::kInt4 ? "int4"
                                            : std::string(ToString(dtype_));
   if (config_.tie_word_embeddings && form != WeightForm::kDense) {
     head_name_ += fmt::format(" beside the {} embedding", ToString(dtype_));
   }
-  return linears_.LoadPlain(module, config_.hidden_size, form);
+  return linears_.LoadPlain(module, form);
 }
 
 std::string DecoderLoader::QuantizationName() const {

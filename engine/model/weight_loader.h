@@ -14,10 +14,12 @@
 
 namespace nibble::engine {
 
-// q, k and v, and gate and up, are fused along their output channels. Besides the packed weights,
-// memory holds one such matrix in its stored type and, when quantizing, a slice of rows as floats.
-// A missing tensor is NOT_FOUND by name; a wrong shape names the tensor, what was found and what is
-// wanted. RESOURCE_EXHAUSTED when the packed weights cannot fit in memory.
+// The share of options.tensor_parallel (shard.h), which CheckSplit accepted, and no more of the
+// files is read, but for matrices that are rounded while loading and split by input channels: these
+// need whole rows. q, k and v, and gate and up, are fused along their output channels. Besides the
+// packed weights, memory holds one such matrix in its stored type and, when quantizing, a slice of
+// rows as floats. A missing tensor is NOT_FOUND by name; a wrong shape names the tensor, what was
+// found and what is wanted. RESOURCE_EXHAUSTED when the packed weights cannot fit in memory.
 absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint,
                                                   const ModelConfig& config,
                                                   const LoadOptions& options, ThreadPool* pool);

@@ -53,7 +53,7 @@ class ModelRunner {
   ModelRunner(engine::Model* model, int64_t num_blocks, ThreadPool* pool, int64_t block_size = 16)
       : model_(model), pool_(pool), block_size_(block_size) {
     auto cache =
-        engine::KvCache::Create(model->config(), num_blocks, block_size, model->kv_dtype());
+        engine::KvCache::Create(model->rank_config(), num_blocks, block_size, model->kv_dtype());
     EXPECT_TRUE(cache.ok()) << cache.status();
     if (cache.ok()) cache_ = std::make_unique<engine::KvCache>(std::move(cache).value());
     // Blocks in a shuffled order, so that neighbours in a sequence are none in memory.

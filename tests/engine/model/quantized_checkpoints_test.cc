@@ -83,8 +83,9 @@ std::vector<float> Dequantize(const Checkpoint& checkpoint, const std::string& m
   }
   const bool has_qweight =
       scheme.layout == WeightLayout::kGptq || scheme.layout == WeightLayout::kAwq;
-  const auto stored = has_qweight ? ReadQweight(checkpoint, module, n, k, scheme, pool)
-                                  : ReadCompressedInt4(checkpoint, module, n, k, scheme, pool);
+  const MatrixShare whole = MatrixShare::Whole(n, k);
+  const auto stored = has_qweight ? ReadQweight(checkpoint, module, whole, scheme, pool)
+                                  : ReadCompressedInt4(checkpoint, module, whole, scheme, pool);
   EXPECT_TRUE(stored.ok()) << stored.status();
   if (!stored.ok()) return {};
   for (int64_t row = 0; row < n; ++row) {

@@ -1,0 +1,78 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Which part of every tensor a rank of a tensor-parallel group holds (Megatron-LM,
+// arXiv:1909.08053). The one place that says so; all of it is pure arithmetic.
+//
+//   q, k, v                by output channels, whole heads
+//   gate, up               by output channels
+//   o, down                by input channels: their outputs are sums over the ranks
+//   embedding, lm_head     by rows of the vocabulary V, which need not divide: rank r of N has rows
+//                          [r * V / N, (r + 1) * V / N)
+//   everything else        whole, on every rank
+//
+// With fewer KV heads than ranks, N / num_kv_heads neighbours hold the same one.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "engine/model/model_config.h"
+
+namespace nibble::engine {
+
+// A rank's place in its group.
+struct TensorParallel {
+  int rank = 0;
+  int size = 1;
+};
+
+// begin, begin + 1, ... end - 1
+struct Range {
+  int64_t begin = 0;
+  int64_t end = 0;
+
+  int64_t size() const { return end - begin; }
+  friend bool operator==(const Range&, const Range&) = default;
+};
+
+// A stored matrix [n, k] (output channels, input channels) and the part of it that a rank holds.
+struct MatrixShare {
+  int64_t n = 0;
+  int64_t k = 0;
+  Range rows;     // of n
+  Range columns;  // of k
+
+  static MatrixShare Whole(int64_t n, int64_t k) { return {n, k, {0, n}, {0, k}}; }
+  bool has_all_columns() const { return columns.size() == k; }
+  bool is_whole() const { return has_all_columns() && rows.size() == n; }
+  int64_t num_elements() const { return rows.size() * columns.size(); }
+};
+
+// INVALID_ARGUMENT, naming the dimension, its value and the sizes that would do, for a model that
+// does not split into so many ranks, and for a rank outside its group.
+absl::Status CheckSplit(const ModelConfig& config, const TensorParallel& place);
+
+// The functions below REQUIRE a place that CheckSplit accepts.
+
+// `config` with the rank's own num_heads, num_kv_heads and intermediate_size.
+ModelConfig RankConfig(const ModelConfig& config, const TensorParallel& place);
+
+Range HeadsOf(const ModelConfig& config, const TensorParallel& place);
+Range KvHeadsOf(const ModelConfig& config, const TensorParallel& place);
+Range VocabularyOf(const ModelConfig& config, const TensorParallel& place);
+
+// The share of a module's weight by the last part of its name: "model.layers.3.mlp.up_proj".
+// nullopt for what is no matrix of the model, which every rank holds whole.
+std::optional<MatrixShare> ShareOf(const ModelConfig& config, const TensorParallel& place,
+                                   std::string_view module);
+
+// Scales of groups of input channels belong to whole groups. INVALID_ARGUMENT, naming the module,
+// the slice, the group size and the numbers of ranks that would do, when `share` cuts one.
+absl::Status CheckOnGroups(const ModelConfig& config, const TensorParallel& place,
+                           std::string_view module, const MatrixShare& share, int64_t group_size);
+
+}  // namespace nibble::engine
