@@ -51,25 +51,34 @@ class ShmCollectives {
  private:
   enum class Kind : uint8_t { kOneShot = 1, kTwoShot, kAllGather, kGather, kBroadcast, kBarrier };
 
-  absl::Status Begin(Kind kind, uint64_t amount, Deadline deadline);
-  // One round: WaitForSlot, fill slot(round), Publish, wait for whom it reads, read, and set
-  // done_.
-  absl::Status WaitForSlot(uint32_t round);
-  void Publish(uint32_t round);
-  absl::Status WaitReady(int peer, uint32_t round);
-  absl::Status WaitAllReady(uint32_t round);
-  absl::Status WaitAllReduced(uint32_t round);
-  absl::Status CheckCall(int peer, uint32_t round);
+  absl::Status Begin(Kind kind, int root, uint64_t amount, Deadline deadline);
+  // One round is: WaitForSlot, fill slot(round), Publish, wait for whom this rank reads, read, and
+  // set done_.
+  absl::Status WaitForSlot(uint64_t round);
+  void Publish(uint64_t round);
+  absl::Status WaitReady(int peer, uint64_t round);
+  absl::Status WaitAllReady(uint64_t round);
+  absl::Status WaitAllReduced(uint64_t round);
+  // Fails unless `peer` takes this round to be part of the same call.
+  absl::Status CheckCall(int peer, uint64_t round);
 
   absl::Status OneShot(float* data, int64_t count, ThreadPool* pool);
   absl::Status TwoShot(float* data, int64_t count, ThreadPool* pool);
+  // The steps of a two-shot round, for `count` values at `data`.
+  struct Chunk;
+  void CopyIn(const Chunk& chunk, ThreadPool* pool);
+  void ReduceStripe(const Chunk& chunk, ThreadPool* pool);
+  void CopyOut(const Chunk& chunk, ThreadPool* pool);
 
-  std::byte* my_slot(uint32_t round) { return segment_->slot(rank(), round); }
+  float* values(int rank, uint64_t round) {
+    return reinterpret_cast<float*>(segment_->slot(rank, round));
+  }
+  std::byte* my_slot(uint64_t round) { return segment_->slot(rank(), round); }
 
   ShmSegment* const segment_;
   const shm::SumFunction sum_;
-  uint32_t round_;  // of the last round begun
-  uint32_t done_;   // what this rank has finished reading
+  uint64_t round_;  // the last one begun
+  uint64_t done_;   // the last one this rank has finished reading
   uint64_t call_ = 0;
   Deadline deadline_;
 };

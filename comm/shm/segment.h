@@ -31,6 +31,7 @@
 
 #include "base/status.h"
 #include "comm/deadline.h"
+#include "comm/shm/peer_process.h"
 #include "comm/shm/segment_layout.h"
 
 namespace nibble::comm {
@@ -59,7 +60,7 @@ class ShmSegment {
   // The segments of `num_ranks` ranks that are threads of this process, connected.
   // `first_round`: where the counters begin.
   static absl::StatusOr<std::vector<std::unique_ptr<ShmSegment>>> MakeForThreads(
-      int num_ranks, uint32_t first_round = 0);
+      int num_ranks, uint64_t first_round = 0);
 
   // Tells the peers that this rank has left.
   ~ShmSegment();
@@ -81,16 +82,17 @@ class ShmSegment {
   // From any thread, at any time: ends what this rank waits for, now and later, with this reason,
   // and tells the peers.
   void Abort(const std::string& reason);
-  // OK until the segment is broken, by whomever.
+  // OK until the segment is broken, by whomever. REQUIRES a connected segment.
   absl::Status Health();
 
   // What follows is for the users in this folder. REQUIRES a connected segment.
 
   shm::Progress& progress(int rank) { return map_->progress(rank); }
-  std::byte* slot(int rank, uint32_t round) { return map_->slot(rank, round); }
+  std::byte* slot(int rank, uint64_t round) { return map_->slot(rank, round); }
   shm::Ring ring(int from, int to) { return map_->ring(from, to); }
   size_t ring_bytes() const { return map_->layout().ring_bytes; }
 
+  bool broken();
   // Returns once done() is true: spins, then sleeps until a peer calls Wake for this rank. done()
   // reads what peers store with memory_order_seq_cst, and they Wake after storing (README.md has
   // the argument why none is missed).
@@ -101,7 +103,7 @@ class ShmSegment {
         &done, [](const void* f) { return (*static_cast<const Done*>(f))(); }, wait);
   }
   void Wake(int peer) {
-    if (map_->doorbell(peer).sleeping.load(std::memory_order_seq_cst) != 0) Ring(peer);
+    if (map_->doorbell(peer).sleeping.load(std::memory_order_seq_cst) != 0) Rouse(peer);
   }
   void WakeAll();
   // Breaks the segment for all ranks and returns the status that all get; the first one wins.
@@ -116,23 +118,25 @@ class ShmSegment {
 
   absl::Status Create();
   absl::Status Attach(Deadline deadline);
-  absl::Status TryAttach(bool* retry);
+  // NOT_FOUND while the segment is not there or not ready.
+  absl::Status TryAttach();
+  absl::Status CheckHeader(shm::Header& header) const;
   absl::Status TakeSeat();
   absl::Status WaitForSeats(Deadline deadline);
+  void SetMap(std::shared_ptr<shm::Map> map);
+
   absl::Status WaitSlowly(const void* done, DoneFunction call, const WaitFor& wait);
   bool SpinFor(const void* done, DoneFunction call);
-  // OK unless a peer died, or the one that is waited for left.
-  absl::Status CheckPeers(int awaited);
-  bool PeerGone(int peer);
-  void Ring(int peer);
+  // Fails unless all peers' processes run.
+  absl::Status CheckPeers();
+  void Rouse(int peer);
   absl::Status BrokenStatus();
-  void SetMap(std::shared_ptr<shm::Map> map);
 
   const SegmentPlace place_;
   const std::string name_;
   std::chrono::nanoseconds spin_time_;
   std::chrono::steady_clock::time_point last_peer_check_{};
-  std::vector<int> pidfds_;  // [num_ranks]; -1: this process, or no pidfd to be had
+  std::vector<shm::PeerProcess> peers_;  // [num_ranks]; watched from when they are seen first
 
   std::mutex mutex_;  // guards the next three against Abort
   std::condition_variable abort_called_;

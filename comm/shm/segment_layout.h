@@ -23,7 +23,7 @@ inline constexpr size_t kLineBytes = 128;
 
 // Every collective is a row of rounds; in a round a rank has one slot to write. The slots of
 // kNumSlots rounds exist at once, so that ranks may be some rounds apart.
-inline constexpr uint32_t kNumSlots = 4;  // a power of two: rounds wrap
+inline constexpr uint32_t kNumSlots = 4;  // a power of two
 inline constexpr size_t kSlotBytes = size_t{512} << 10;
 
 // Of the rings into one rank, together.
@@ -39,7 +39,7 @@ struct Header {
   uint32_t num_ranks;
   uint64_t generation;
   uint64_t bytes;  // of the whole segment
-  uint32_t first_round;
+  uint64_t first_round;
 
   // Why the group is broken. Polled by all, written once.
   alignas(kLineBytes) std::atomic<uint32_t> broken;  // Broken; seq_cst
@@ -59,11 +59,13 @@ struct Doorbell {
   std::atomic<uint32_t> seat;                          // Seat
 };
 
-// How far a rank is. Written by it alone.
+// How far a rank is, in rounds. Written by it alone. Wide enough never to wrap: a counter that not
+// every collective moves (`reduced`) would look like the future once the others were half of the
+// numbers ahead.
 struct Progress {
-  alignas(kLineBytes) std::atomic<uint32_t> ready;  // its slot of this round is filled
-  std::atomic<uint32_t> reduced;                    // its stripe of this round is summed
-  std::atomic<uint32_t> done;  // it will not read slots of this round or before it any more
+  alignas(kLineBytes) std::atomic<uint64_t> ready;  // its slot of this round is filled
+  std::atomic<uint64_t> reduced;                    // its stripe of this round is summed
+  std::atomic<uint64_t> done;  // it will not read slots of this round or before it any more
   uint64_t calls[kNumSlots];   // what it takes each round to be part of; written before `ready`
 };
 
@@ -77,6 +79,11 @@ struct Ring {
   RingState* state = nullptr;
   std::byte* data = nullptr;  // [ring_bytes]
 };
+
+// Counters are compared by their difference, so a row of them may begin anywhere.
+inline bool Reached(const std::atomic<uint64_t>& counter, uint64_t round) {
+  return static_cast<int64_t>(counter.load(std::memory_order_seq_cst) - round) >= 0;
+}
 
 // Offsets in bytes, all multiples of kLineBytes; areas of data begin at a page.
 struct Layout {
@@ -105,13 +112,13 @@ class Map {
   static absl::StatusOr<std::shared_ptr<Map>> Make(int fd, const Layout& layout);
 
   // In memory that is all zero: counters and all but the magic.
-  void Initialize(uint64_t generation, uint32_t first_round);
+  void Initialize(uint64_t generation, uint64_t first_round);
 
   const Layout& layout() const { return layout_; }
   Header& header() { return *At<Header>(0); }
   Doorbell& doorbell(int rank) { return At<Doorbell>(layout_.doorbells)[rank]; }
   Progress& progress(int rank) { return At<Progress>(layout_.progresses)[rank]; }
-  std::byte* slot(int rank, uint32_t round) {
+  std::byte* slot(int rank, uint64_t round) {
     const auto index = static_cast<size_t>(rank) * kNumSlots + round % kNumSlots;
     return base_ + layout_.slots + index * kSlotBytes;
   }
