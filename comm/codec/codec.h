@@ -5,14 +5,16 @@
 // a time (Flash Communication, arXiv:2412.04964 §3; bit splitting and spike reserving: its second
 // version).
 //
-// A group is `group_size` neighbours of one row; q = round((x - min) / scale) in 0..2^bits - 1,
+// A group is `group_size` neighbours of one row; q = round(x / scale + zero) in 0..2^bits - 1,
 // asymmetric, with an integer zero point, so that 0 is exact. Groups lie inside a row, so what a
 // token's values become does not depend on the batch they travel in. A row whose size is no
-// multiple ends with a short group, which is coded as a whole one.
+// multiple ends with a short group, which is coded as a whole one with zeros after its values.
 //
 // Bit-exact: all instruction sets write the same bytes and read the same floats. A group that holds
-// NaN or an infinity decodes to NaN, all of it: faults show, they do not vanish. Everything is
-// computed in float32.
+// NaN or an infinity decodes to NaN, all of it: faults show, they do not vanish. Finite values
+// never decode to either; those beyond 2^127 (with rotation 2^120) are coded as that. Everything is
+// computed in float32, with subnormals and in the default rounding mode. README.md has the
+// arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -26,11 +28,13 @@ namespace nibble::comm {
 
 enum class ScaleFormat {
   kBf16,      // scale in bf16
-  kLog2Int8,  // scale = 2^(e / 8), e in one byte, rounded up: half the bytes for 0.4..0.6 dB
+  kLog2Int8,  // scale = 2^(e / 8), e in one byte, rounded up: half the bytes for 0.4..0.6 dB; 8
+              // steps an octave from 2^-16 to 2^10, beyond that coarse ones
 };
 
 struct CodecDesc {
-  // 2, 3, 4, 5, 6, 8: integer codes. 16: bf16, 32: float32, both without groups and options.
+  // 2, 3, 4, 5, 6, 8: integer codes. 16: bf16, 32: float32, whose options are ignored; their rows
+  // are still cut into groups.
   int bits = 32;
   int group_size = 128;  // 32, 64, 128
   ScaleFormat scale = ScaleFormat::kBf16;
@@ -46,8 +50,7 @@ struct CodecDesc {
 absl::Status Validate(const CodecDesc& desc);
 // "int4 g128", "int3 g32 log2 spikes hadamard", "bf16", "float32"
 std::string ToString(const CodecDesc& desc);
-// Bits that travel for one value, metadata counted: 4.25 for "int4 g128" with a one-byte zero
-// point... as EncodedBytes counts them, without alignment.
+// Bits that travel for one value, metadata counted, alignment not: 4.1875 for "int4 g128".
 double EffectiveBits(const CodecDesc& desc);
 
 // Rows of values, cut into groups: group i is group i % groups_per_row of row i / groups_per_row.
@@ -72,8 +75,9 @@ void Encode(const CodecDesc& desc, const RowGroups& groups, const float* x, int6
 void Decode(const CodecDesc& desc, const RowGroups& groups, const uint8_t* in, int64_t first,
             int64_t count, float* x, Isa isa);
 
-// x = the sum of what the ranks' codes decode to, in rank order in float32. `pieces` [num_ranks],
-// each EncodedBytes(count).
+// x = the sum of what the ranks' codes decode to, in rank order in float32; with rotation of the
+// rotated values, which are turned back once. `pieces` [num_ranks], each EncodedBytes(count).
+// Decode is the same of one piece. REQUIRES num_ranks >= 1.
 void DecodeSum(const CodecDesc& desc, const RowGroups& groups, const uint8_t* const* pieces,
                int num_ranks, int64_t first, int64_t count, float* x, Isa isa);
 
