@@ -1,0 +1,110 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// A model in shares, whose ranks are threads of the test.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "base/thread_pool.h"
+#include "comm/group.h"
+#include "engine/model/model.h"
+#include "tests/engine/model/model_runner.h"
+
+namespace nibble::testing {
+
+// Passes everything on, and fails the AllReduce of a number, counted from 0.
+class FailingCommunicator final : public comm::Communicator {
+ public:
+  FailingCommunicator(comm::Communicator* next, int fail_at) : next_(next), fail_at_(fail_at) {}
+
+  static absl::Status Fault() { return absl::UnavailableError("rank 7 is gone"); }
+
+  int rank() const override { return next_->rank(); }
+  int size() const override { return next_->size(); }
+  const comm::AllReducePolicy& policy() const override { return next_->policy(); }
+  absl::Status AllReduce(const comm::AllReduceArgs& args, ThreadPool* pool) override {
+    if (num_calls_++ == fail_at_) return Fault();
+    return next_->AllReduce(args, pool);
+  }
+  absl::Status AllGather(const void* send, size_t bytes, void* recv) override {
+    return next_->AllGather(send, bytes, recv);
+  }
+  absl::Status Gather(const void* send, const size_t* bytes_of_rank, void* recv,
+                      int root) override {
+    return next_->Gather(send, bytes_of_rank, recv, root);
+  }
+  absl::Status Broadcast(void* data, size_t bytes, int root) override {
+    return next_->Broadcast(data, bytes, root);
+  }
+  absl::Status Barrier() override { return next_->Barrier(); }
+  void Abort(const std::string& reason) override { next_->Abort(reason); }
+
+ private:
+  comm::Communicator* next_;
+  const int fail_at_;
+  int num_calls_ = 0;
+};
+
+class RankModels {
+ public:
+  RankModels(
+      const std::string& dir, const engine::LoadOptions& options, int size,
+      const comm::AllReduceOptions& all_reduce = {.mode = comm::AllReduceOptions::Mode::kNone},
+      int threads = 1) {
+    auto group = comm::MakeThreadGroup(size, all_reduce);
+    EXPECT_TRUE(group.ok()) << group.status();
+    if (!group.ok()) return;
+    group_ = *std::move(group);
+    for (int rank = 0; rank < size; ++rank) {
+      engine::LoadOptions own = options;
+      own.tensor_parallel = {.rank = rank, .size = size};
+      pools_.push_back(std::make_unique<ThreadPool>(threads));
+      models_.push_back(LoadOrFail(dir, own, pools_.back().get()));
+      if (models_.back() == nullptr) return;
+      models_.back()->SetCommunicator(group_[static_cast<size_t>(rank)].get());
+    }
+    loaded_ = true;
+  }
+
+  bool loaded() const { return loaded_; }
+  int size() const { return static_cast<int>(models_.size()); }
+  engine::Model* model(int rank) { return models_[static_cast<size_t>(rank)].get(); }
+  ThreadPool* pool(int rank) { return pools_[static_cast<size_t>(rank)].get(); }
+  comm::Communicator* communicator(int rank) { return group_[static_cast<size_t>(rank)].get(); }
+
+  // Calls body(rank) for all of them, each on a thread of its own.
+  void OnAll(const std::function<void(int)>& body) {
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < size(); ++rank) threads.emplace_back(body, rank);
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  // Logits of all ids, computed `chunk_size` tokens at a time, as rank 0 has them.
+  std::vector<float> Prefill(const std::vector<int32_t>& ids, int64_t chunk_size,
+                             int64_t num_blocks = 16) {
+    std::vector<float> logits;
+    OnAll([&](int rank) {
+      ModelRunner runner(model(rank), num_blocks, pool(rank));
+      const std::vector<float> own = runner.Prefill(ids, chunk_size);
+      if (model(rank)->has_logits()) logits = own;
+    });
+    return logits;
+  }
+
+ private:
+  std::vector<std::unique_ptr<comm::Communicator>> group_;
+  std::vector<std::unique_ptr<ThreadPool>> pools_;
+  std::vector<std::unique_ptr<engine::Model>> models_;
+  bool loaded_ = false;
+};
+
+}  // namespace nibble::testing
