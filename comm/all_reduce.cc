@@ -18,7 +18,6 @@ using Mode = AllReduceOptions::Mode;
 
 // What a cache file or a message may hold.
 constexpr size_t kMaxChoices = 64;
-constexpr size_t kMaxPolicyText = 8192;
 
 constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
 
@@ -145,7 +144,7 @@ std::string Serialize(const AllReducePolicy& policy) {
 }
 
 absl::StatusOr<AllReducePolicy> ParsePolicy(std::string_view text) {
-  if (text.size() > kMaxPolicyText) {
+  if (static_cast<int64_t>(text.size()) > kMaxPolicyText) {
     return InvalidArgument("an all-reduce policy of {} bytes, the limit is {}", text.size(),
                            kMaxPolicyText);
   }

@@ -64,6 +64,7 @@ struct AllReducePolicy {
 std::string ToString(const AllReducePolicy& policy);
 // A flat text form that ParsePolicy reads back: what ranks are told and the cache file holds.
 std::string Serialize(const AllReducePolicy& policy);
+inline constexpr int64_t kMaxPolicyText = 8192;  // bytes
 absl::StatusOr<AllReducePolicy> ParsePolicy(std::string_view text);
 
 }  // namespace nibble::comm

@@ -16,8 +16,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-#include "comm/memory_transport.h"
-#include "tests/testing/compare.h"
+#include "tests/testing/memory_transport.h"
 #include "tests/testing/random.h"
 
 namespace nibble::comm {
@@ -56,9 +55,9 @@ FlashArgs ArgsOf(const Message& message, float* data) {
 
 // What every rank holds afterwards.
 std::vector<Rows> AllReduce(const Message& message, std::vector<Rows> inputs,
-                            const MemoryTransportOptions& options = {}) {
+                            const testing::MemoryTransportOptions& options = {}) {
   const int size = static_cast<int>(inputs.size());
-  const auto transports = MakeMemoryTransports(size, options);
+  const auto transports = testing::MakeMemoryTransports(size, options);
   OnRanks(size, [&](int rank) {
     FlashAllReduce flash(Isa::kRef);
     Rows& data = inputs[static_cast<size_t>(rank)];
@@ -226,7 +225,7 @@ TEST(Flash, OnlyTheRangeIsTouched) {
   std::vector<Rows> inputs = RandomInputs(message, 2, 31);
   const std::vector<Rows> before = inputs;
   const Rows expected = Expected(message, inputs);
-  const auto transports = MakeMemoryTransports(2);
+  const auto transports = testing::MakeMemoryTransports(2);
   const GroupRange range = {5, 14};
   OnRanks(2, [&](int rank) {
     FlashAllReduce flash(Isa::kRef);
@@ -253,7 +252,7 @@ TEST(Flash, OperationsFollowEachOther) {
     expected.push_back(Expected(message, reference));
     reference.assign(4, expected.back());
   }
-  const auto transports = MakeMemoryTransports(4, {.disorder_seed = 7});
+  const auto transports = testing::MakeMemoryTransports(4, {.disorder_seed = 7});
   OnRanks(4, [&](int rank) {
     FlashAllReduce flash(Isa::kRef);
     Rows& data = inputs[static_cast<size_t>(rank)];
@@ -272,7 +271,7 @@ TEST(Flash, ThreadsOfAPoolGiveTheSameBits) {
   const Message message = {.codec = {.bits = 4}, .num_rows = 100, .row_size = 1100};
   std::vector<Rows> inputs = RandomInputs(message, 2, 51);
   const Rows expected = Expected(message, inputs);
-  const auto transports = MakeMemoryTransports(2);
+  const auto transports = testing::MakeMemoryTransports(2);
   OnRanks(2, [&](int rank) {
     ThreadPool pool(3);
     FlashAllReduce flash(Isa::kRef);
@@ -297,7 +296,7 @@ class FlashFaults : public ::testing::TestWithParam<Algorithm> {
     // Outlives the transports, which may still hold messages to its memory after an error.
     FlashAllReduce of_rank[3] = {FlashAllReduce(Isa::kRef), FlashAllReduce(Isa::kRef),
                                  FlashAllReduce(Isa::kRef)};
-    auto transports = MakeMemoryTransports(3);
+    auto transports = testing::MakeMemoryTransports(3);
     std::vector<absl::Status> statuses(3);
     OnRanks(3, [&](int rank) {
       if (rank == 1) return fault(&transports);

@@ -13,7 +13,7 @@
 
 #include "comm/transport.h"
 
-namespace nibble::comm {
+namespace nibble::testing {
 
 struct MemoryTransportOptions {
   // Not 0: messages are copied later than they could be, in a random order over different pairs and
@@ -22,7 +22,7 @@ struct MemoryTransportOptions {
 };
 
 // [size], by rank. A transport that is destroyed is a peer that is gone.
-std::vector<std::unique_ptr<Transport>> MakeMemoryTransports(
+std::vector<std::unique_ptr<comm::Transport>> MakeMemoryTransports(
     int size, const MemoryTransportOptions& options = {});
 
-}  // namespace nibble::comm
+}  // namespace nibble::testing

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-#include "comm/memory_transport.h"
+#include "tests/testing/memory_transport.h"
 
 #include <algorithm>
 #include <condition_variable>
@@ -16,8 +16,12 @@
 
 #include "base/check.h"
 
-namespace nibble::comm {
+namespace nibble::testing {
 namespace {
+
+using comm::Deadline;
+using comm::Ticket;
+using comm::Transport;
 
 // One side of a message.
 struct Side {
@@ -207,4 +211,4 @@ std::vector<std::unique_ptr<Transport>> MakeMemoryTransports(
   return transports;
 }
 
-}  // namespace nibble::comm
+}  // namespace nibble::testing
