@@ -69,7 +69,15 @@ struct Kernels {
 };
 
 Kernels KernelsOf(Isa isa) {
-  static_cast<void>(isa);
+  switch (isa) {
+    case Isa::kRef:
+      break;
+    case Isa::kAvx2:
+      break;
+    case Isa::kAvx512Vnni:
+    case Isa::kAmx:
+      return {avx512vnni::EncodeGroups, avx512vnni::DecodeGroups, avx512vnni::ReduceGroups};
+  }
   return {ref::EncodeGroups, ref::DecodeGroups, ref::ReduceGroups};
 }
 
