@@ -94,7 +94,7 @@ void ParallelOptions::Validate(std::vector<std::string>* violations) const {
   }
   all_reduce.Validate(violations);
   CheckRange("--rank-timeout", rank_timeout_seconds, 1, 3600, violations);
-  CheckRange("--group-timeout", group_timeout_seconds, 0, 86400, violations);
+  CheckRange("--group-timeout", group_timeout_seconds, 1, 86400, violations);
 }
 
 absl::Status ServeConfig::Validate() const {

@@ -107,6 +107,7 @@ GenerationService::GenerationService(Parts parts) : parts_(std::move(parts)) {
 
 absl::Status GenerationService::Ready() const {
   NIBBLE_RETURN_IF_ERROR(Accepting());
+  NIBBLE_RETURN_IF_ERROR(parts_.engine->Health());  // what it waits for, a lost rank
   const engine::EngineStats stats = parts_.engine->Stats();
   const int64_t seconds = (parts_.clock->NowNs() - stats.last_step_ns) / 1'000'000'000;
   if (stats.num_running > 0 && seconds > parts_.limits.max_step_seconds) {
@@ -118,7 +119,10 @@ absl::Status GenerationService::Ready() const {
 
 absl::Status GenerationService::Accepting() const {
   if (draining_.load()) return Unavailable("the server is shutting down");
-  if (const absl::Status health = parts_.engine->Health(); !health.ok()) {
+  // While the engine waits, requests wait in its queue: Submit refuses them when it has lasted too
+  // long.
+  const absl::Status health = parts_.engine->Health();
+  if (!health.ok() && !absl::IsUnavailable(health)) {
     return Unavailable("the engine has failed: {}", std::string(health.message()));
   }
   return absl::OkStatus();

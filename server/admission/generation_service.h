@@ -172,14 +172,15 @@ class GenerationService {
   const engine::Tokenizer& tokenizer() const { return *parts_.tokenizer; }
   engine::Engine& engine() { return *parts_.engine; }
 
-  // OK when requests are served; UNAVAILABLE while draining, after an engine failure, and while
+  // OK when requests are served; UNAVAILABLE while draining, after an engine failure, while the
+  // engine waits for a lost rank (which is named; requests are taken and wait too), and while
   // sequences run but no step has ended for max_step_seconds. A step that hangs right after an idle
   // time is not seen: the engine publishes what runs when a step ends.
   absl::Status Ready() const;
   void StartDraining() { draining_.store(true); }
 
  private:
-  absl::Status Accepting() const;  // not draining, not failed
+  absl::Status Accepting() const;  // not draining, not failed for good
   // Refuses a text that cannot be max_model_len tokens, before it is tokenized.
   absl::Status CheckTextFits(std::string_view text, std::string_view param) const;
   absl::StatusOr<std::vector<std::vector<int32_t>>> PromptTokens(GenerateRequest* request) const;

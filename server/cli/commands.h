@@ -16,12 +16,26 @@ namespace nibble::cli {
 
 int RunServe(const server::ServeConfig& config);
 
+// A rank of a group; its server passes these.
+struct RankOptions {
+  server::ModelOptions model;
+  int tensor_parallel_size = 1;
+  int rank = 0;
+  int control_fd = -1;  // socket to the server
+  int64_t block_size = 16;
+  int64_t max_num_batched_tokens = 2048;
+  int64_t max_model_len = 2048;
+};
+int RunRank(const RankOptions& options);
+
 struct PerplexityOptions {
   server::ModelOptions model;
   std::string data;       // text file
   int64_t context = 512;  // ids per window
   int64_t stride = 256;   // ids between windows
   int64_t limit = 0;      // score the first `limit` ids only; 0: all
+  int tensor_parallel_size = 1;  // ranks, as threads of this process
+  server::AllReduceFlags all_reduce = {.all_reduce = "none"};
   bool json = false;
 };
 int RunPerplexity(const PerplexityOptions& options);

@@ -49,21 +49,6 @@ std::string Scaled(double value, const char* const (&units)[5]) {
   return fmt::format("{:.{}f} {}", value, unit == 0 ? 0 : value < 10 ? 2 : 1, units[unit]);
 }
 
-absl::Status CheckModelDirectory(const std::string& path) {
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) {
-    return NotFound(
-        "{}: no such directory; MODEL is a folder with config.json, *.safetensors and a tokenizer",
-        path);
-  }
-  if (!std::filesystem::is_directory(path, error)) {
-    return InvalidArgument(
-        "{}: not a directory; MODEL is a folder with config.json, *.safetensors and a tokenizer",
-        path);
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options) {
@@ -84,6 +69,38 @@ absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options) {
   return choice;
 }
 
+absl::Status CheckModelDirectory(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) {
+    return NotFound(
+        "{}: no such directory; MODEL is a folder with config.json, *.safetensors and a tokenizer",
+        path);
+  }
+  if (!std::filesystem::is_directory(path, error)) {
+    return InvalidArgument(
+        "{}: not a directory; MODEL is a folder with config.json, *.safetensors and a tokenizer",
+        path);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTokenizer(const std::string& path, const engine::Tokenizer& tokenizer,
+                            const engine::ModelConfig& model) {
+  if (tokenizer.vocab_size() <= model.vocab_size) return absl::OkStatus();
+  return InvalidArgument("{}: the tokenizer has {} ids, the model's vocabulary {}", path,
+                         tokenizer.vocab_size(), model.vocab_size);
+}
+
+engine::LoadOptions ToLoadOptions(const server::ModelOptions& options, Isa isa) {
+  engine::LoadOptions load;
+  load.dtype = ParseDType(options.dtype);
+  load.kv_cache_dtype = ParseDType(options.kv_cache_dtype);
+  load.quantization = ParseQuantization(options.quantization);
+  load.head_quantization = ParseHeadQuantization(options.head_quantization);
+  load.isa = isa;
+  return load;
+}
+
 absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options) {
   NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(options.model));
   LoadedModel loaded;
@@ -92,21 +109,12 @@ absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(loaded.tokenizer, engine::Tokenizer::Load(options.model));
   loaded.pool = std::make_unique<ThreadPool>(loaded.device.threads, loaded.device.cpus);
   Progress progress("loading weights", "MB", {.divisor = 1'000'000});
-  engine::LoadOptions load;
-  load.dtype = ParseDType(options.dtype);
-  load.kv_cache_dtype = ParseDType(options.kv_cache_dtype);
-  load.quantization = ParseQuantization(options.quantization);
-  load.head_quantization = ParseHeadQuantization(options.head_quantization);
-  load.isa = loaded.device.isa;
+  engine::LoadOptions load = ToLoadOptions(options, loaded.device.isa);
   load.progress = [&](int64_t done, int64_t total) { progress.Update(done, total); };
   NIBBLE_ASSIGN_OR_RETURN(loaded.model,
                           engine::Model::Load(options.model, load, loaded.pool.get()));
   for (const std::string& warning : loaded.model->warnings()) log::Warning("{}", warning);
-  const int64_t model_vocab_size = loaded.model->config().vocab_size;
-  if (loaded.tokenizer->vocab_size() > model_vocab_size) {
-    return InvalidArgument("{}: the tokenizer has {} ids, the model's vocabulary {}", options.model,
-                           loaded.tokenizer->vocab_size(), model_vocab_size);
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckTokenizer(options.model, *loaded.tokenizer, loaded.model->config()));
   loaded.load_seconds = static_cast<double>(Clock::Monotonic().NowNs() - start_ns) * 1e-9;
   return loaded;
 }

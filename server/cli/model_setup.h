@@ -24,12 +24,20 @@ struct DeviceChoice {
   Isa isa = Isa::kRef;
   int threads = 1;
   std::vector<int> cpus;  // one for each thread, or empty: the system chooses
-  std::string device;  // "cpu"
-  std::string reason;  // "no CUDA engine in this build", "--device cpu"
+  std::string device;     // "cpu"
+  std::string reason;     // "no CUDA engine in this build", "--device cpu"
 };
 
 // INVALID_ARGUMENT for --device cuda in a build without CUDA and for a FORCE_ISA above the host.
 absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options);
+
+// NOT_FOUND or INVALID_ARGUMENT unless `path` is a directory, saying what it should be.
+absl::Status CheckModelDirectory(const std::string& path);
+// INVALID_ARGUMENT for a tokenizer with ids that the model has no logits for.
+absl::Status CheckTokenizer(const std::string& path, const engine::Tokenizer& tokenizer,
+                            const engine::ModelConfig& model);
+// REQUIRES options that Validate accepts.
+engine::LoadOptions ToLoadOptions(const server::ModelOptions& options, Isa isa);
 
 struct LoadedModel {
   DeviceChoice device;

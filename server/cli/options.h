@@ -26,6 +26,7 @@ void AddQuantize(CLI::App* app, QuantizeOptions* options);
 
 // options_serve.cc
 void AddServe(CLI::App* app, server::ServeConfig* config);
+void AddRank(CLI::App* app, RankOptions* options);
 
 // options_bench.cc: `nibble bench` and its commands; the command that is given sets *run.
 void AddBench(CLI::App* app, BenchOptions* options, std::function<int()>* run);

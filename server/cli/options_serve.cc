@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Options of nibble serve.
+// Options of nibble serve, and of the ranks that it starts.
 #include "CLI/CLI.hpp"
 #include "server/cli/options.h"
 
@@ -90,6 +90,21 @@ void AddServe(CLI::App* app, server::ServeConfig* config) {
   app->add_option("--shutdown-timeout", config->shutdown_timeout_seconds,
                   "seconds that SIGTERM waits for answers in progress")
       ->capture_default_str();
+}
+
+void AddRank(CLI::App* app, RankOptions* options) {
+  AddModelOptions(app, &options->model);
+  app->add_option("--tensor-parallel-size", options->tensor_parallel_size, "ranks of the group")
+      ->required();
+  app->add_option("--rank", options->rank, "which of them this is")->required();
+  app->add_option("--control-fd", options->control_fd, "connected socket to the server")
+      ->required();
+  app->add_option("--block-size", options->block_size, "tokens per KV cache block")->required();
+  app->add_option("--max-num-batched-tokens", options->max_num_batched_tokens,
+                  "token budget of a step")
+      ->required();
+  app->add_option("--max-model-len", options->max_model_len, "tokens of prompt and answer")
+      ->required();
 }
 
 }  // namespace nibble::cli

@@ -142,6 +142,10 @@ struct Metrics::Families {
                  "Those of vllm:prompt_tokens_total that were found in the prefix cache.");
   prometheus::Counter& preemptions =
       AddCounter("vllm:num_preemptions_total", "Sequences preempted to be recomputed.");
+  prometheus::Counter& recomputed_sequences =
+      AddCounter("nibble:recomputed_sequences_total",
+                 "Running sequences whose keys and values were lost with a rank.");
+  int64_t num_lost_sequences = 0;  // of the engine, as counted; touched by its thread alone
   prometheus::Counter& prefix_queries =
       AddCounter("vllm:prefix_cache_queries_total", "Tokens looked up in the prefix cache.");
   prometheus::Counter& prefix_hits =
@@ -226,6 +230,9 @@ void Metrics::OnStep(const engine::StepStats& stats) {
   f.computed_tokens.Increment(prompt - cached);
   f.generation_tokens.Increment(static_cast<double>(stats.num_generated_tokens));
   f.preemptions.Increment(static_cast<double>(stats.num_preemptions));
+  f.recomputed_sequences.Increment(
+      static_cast<double>(stats.engine.num_lost_sequences - f.num_lost_sequences));
+  f.num_lost_sequences = stats.engine.num_lost_sequences;
   f.prefix_queries.Increment(static_cast<double>(stats.prefix_cache_queries));
   f.prefix_hits.Increment(static_cast<double>(stats.prefix_cache_hits));
   const int64_t iteration_tokens = stats.num_prompt_tokens + stats.num_generated_tokens;

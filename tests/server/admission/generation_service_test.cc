@@ -227,6 +227,15 @@ TEST_F(GenerationServiceTest, ReadyFollowsDrainingAndEngine) {
   EXPECT_EQ(Generate(TextRequest({"a"})).code(), absl::StatusCode::kUnavailable);
 }
 
+TEST_F(GenerationServiceTest, TakesRequestsWhileALostRankIsWaitedFor) {
+  engine_.SetHealth(absl::UnavailableError("rank 1 (pid 4711): killed by signal 9"));
+  EXPECT_EQ(service_->Ready().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(service_->Ready().message()), HasSubstr("rank 1 (pid 4711)"));
+  EXPECT_TRUE(Generate(TextRequest({"a"})).ok());  // it waits in the engine's queue
+  engine_.SetHealth(absl::OkStatus());
+  EXPECT_TRUE(service_->Ready().ok());
+}
+
 TEST_F(GenerationServiceTest, IsNotReadyWhileAStepHangs) {
   constexpr int64_t kSecond = 1'000'000'000;
   clock_.now_ns = 1000 * kSecond;

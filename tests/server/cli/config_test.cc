@@ -63,7 +63,7 @@ TEST(ServeConfigTest, EveryViolationOfRanksAndNodesIsListed) {
   parallel.master_port = 0;
   parallel.all_reduce = {.all_reduce = "int7", .group_size = 48, .scale = "fp8"};
   parallel.rank_timeout_seconds = 0;
-  parallel.group_timeout_seconds = -1;
+  parallel.group_timeout_seconds = 0;
   parallel.cluster_tls_cert = "cert.pem";
   const std::string message(config.Validate().message());
   EXPECT_THAT(message, HasSubstr("--tensor-parallel-size is 65, want 1 to 64"));
@@ -78,7 +78,7 @@ TEST(ServeConfigTest, EveryViolationOfRanksAndNodesIsListed) {
   EXPECT_THAT(message, HasSubstr("--all-reduce-group-size is 48, want 32, 64, 128"));
   EXPECT_THAT(message, HasSubstr("--all-reduce-scale is 'fp8', want bf16, log2"));
   EXPECT_THAT(message, HasSubstr("--rank-timeout is 0, want 1 to 3600"));
-  EXPECT_THAT(message, HasSubstr("--group-timeout is -1, want 0 to 86400"));
+  EXPECT_THAT(message, HasSubstr("--group-timeout is 0, want 1 to 86400"));
   EXPECT_EQ(std::count(message.begin(), message.end(), '\n'), 12);
 }
 

@@ -49,6 +49,17 @@ TEST(MetricsTest, AnEmptyPoolIsNotADivisionByZero) {
   EXPECT_THAT(metrics.Serialize({}), Not(HasSubstr("nan")));
 }
 
+TEST(MetricsTest, SequencesLostWithARankAreCountedOnce) {
+  Metrics metrics(Config());
+  engine::StepStats step;
+  for (const int64_t lost_so_far : {0, 3, 3, 5}) {
+    step.engine.num_lost_sequences = lost_so_far;
+    metrics.OnStep(step);
+  }
+  EXPECT_THAT(metrics.Serialize({}),
+              HasSubstr(R"(nibble:recomputed_sequences_total{engine="0",model_name="stories"} 5)"));
+}
+
 TEST(MetricsTest, StepsAndRequestsAreCounted) {
   Metrics metrics(Config());
   engine::StepStats step;
@@ -164,6 +175,7 @@ TEST(MetricsTest, NamesTypesAndBucketsAreThoseDashboardsKnow) {
       {"vllm:prompt_tokens_cached_total", {"counter", {}}},
       {"vllm:generation_tokens_total", {"counter", {}}},
       {"vllm:num_preemptions_total", {"counter", {}}},
+      {"nibble:recomputed_sequences_total", {"counter", {}}},
       {"vllm:prefix_cache_queries_total", {"counter", {}}},
       {"vllm:prefix_cache_hits_total", {"counter", {}}},
       {"vllm:request_success_total", {"counter", {}}},

@@ -1,0 +1,95 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/cli/fingerprint.h"
+
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "fmt/core.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace nibble::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A copy of the bundled model that a test may change.
+class FingerprintTest : public ::testing::Test {
+ protected:
+  FingerprintTest() : dir_(fs::temp_directory_path() / fmt::format("nibble-fp-{}", getpid())) {
+    fs::remove_all(dir_);
+    fs::copy(fs::path(NIBBLE_SOURCE_DIR) / "models" / "stories-llama", dir_);
+    for (const auto& entry : fs::directory_iterator(dir_)) {
+      fs::permissions(entry.path(), fs::perms::owner_write, fs::perm_options::add);
+    }
+  }
+  ~FingerprintTest() override { fs::remove_all(dir_); }
+
+  std::string Fingerprint() const {
+    const auto fingerprint = ModelFingerprint(dir_.string());
+    EXPECT_TRUE(fingerprint.ok()) << fingerprint.status();
+    return fingerprint.value_or("");
+  }
+
+  const fs::path dir_;
+};
+
+TEST_F(FingerprintTest, IsThatOfTheContent) {
+  const std::string original = Fingerprint();
+  EXPECT_EQ(original.size(), 64U);
+  EXPECT_EQ(original, *ModelFingerprint(NIBBLE_SOURCE_DIR "/models/stories-llama"));
+  std::ofstream(dir_ / "README.md") << "a file that is not loaded";
+  EXPECT_EQ(Fingerprint(), original);
+}
+
+TEST_F(FingerprintTest, ChangesWithTheConfigurationAndTheTokenizer) {
+  const std::string original = Fingerprint();
+  std::ofstream(dir_ / "tokenizer_config.json", std::ios::app) << " ";
+  const std::string second = Fingerprint();
+  EXPECT_NE(second, original);
+  std::ofstream(dir_ / "config.json", std::ios::app) << " ";
+  EXPECT_NE(Fingerprint(), second);
+}
+
+TEST_F(FingerprintTest, ChangesWithTheWeights) {
+  const std::string original = Fingerprint();
+  const fs::path weights = dir_ / "model.safetensors";
+  // Every byte of the middle, as another training would have it.
+  std::fstream file(weights, std::ios::in | std::ios::out | std::ios::binary);
+  const std::string other(1 << 20, '\x11');
+  file.seekp(static_cast<std::streamoff>(fs::file_size(weights) / 2));
+  file.write(other.data(), static_cast<std::streamsize>(other.size()));
+  file.close();
+  EXPECT_NE(Fingerprint(), original);
+}
+
+TEST_F(FingerprintTest, NamesWhatIsMissing) {
+  fs::remove(dir_ / "model.safetensors");
+  EXPECT_THAT(std::string(ModelFingerprint(dir_.string()).status().message()),
+              ::testing::HasSubstr(dir_.string()));
+}
+
+TEST(OptionsFingerprintTest, HoldsWhatRanksMustHaveAlike) {
+  server::ServeConfig config;
+  const std::string original = OptionsFingerprint(config);
+  EXPECT_LT(original.size(), 256U);  // comm::ClusterIdentity's limit
+  config.port = 9000;                // each host's own
+  config.parallel.rank_threads = 3;
+  EXPECT_EQ(OptionsFingerprint(config), original);
+  config.model.dtype = "float32";
+  EXPECT_NE(OptionsFingerprint(config), original);
+  EXPECT_THAT(OptionsFingerprint(config), ::testing::HasSubstr("dtype=float32"));
+}
+
+TEST(Sha256Test, TellsTextsApart) {
+  EXPECT_NE(Sha256("a"), Sha256("b"));
+  EXPECT_EQ(Sha256("a"), Sha256("a"));
+}
+
+}  // namespace
+}  // namespace nibble::cli
