@@ -73,7 +73,7 @@ Kernels KernelsOf(Isa isa) {
     case Isa::kRef:
       break;
     case Isa::kAvx2:
-      break;
+      return {avx2::EncodeGroups, avx2::DecodeGroups, avx2::ReduceGroups};
     case Isa::kAvx512Vnni:
     case Isa::kAmx:
       return {avx512vnni::EncodeGroups, avx512vnni::DecodeGroups, avx512vnni::ReduceGroups};

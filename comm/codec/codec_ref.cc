@@ -145,7 +145,7 @@ GroupCode Quantize(const GroupLayout& layout, float* values) {
   if (layout.spikes) {
     float* const spikes[2] = {std::min_element(values, end), std::max_element(values, end)};
     for (int i = 0; i < 2; ++i) {
-      code.spike_values[i] = ToBFloat16(*spikes[i]).bits;
+      code.spike_values[i] = SpikeCode(*spikes[i]);
       code.spike_indices[i] = static_cast<uint8_t>(spikes[i] - values);
     }
     for (float* spike : spikes) *spike = 0.0F;

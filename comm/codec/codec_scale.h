@@ -91,9 +91,10 @@ static inline float ScaleOfCode(uint16_t code, bool log2_scales) {
 }
 static inline float SpikeOfCode(uint16_t code) { return ScaleOfCode(code, false); }
 
-// Round to nearest even, of finite values.
+// Round to nearest even, of finite values; -0 is 0, as min and max of instruction sets may return
+// either.
 static inline uint16_t SpikeCode(float value) {
-  const uint32_t bits = FloatBits(value);
+  const uint32_t bits = FloatBits(value + 0.0F);
   return static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
 }
 
