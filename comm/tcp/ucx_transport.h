@@ -1,0 +1,146 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// TcpTransport over UCX's active messages. Each message carries a header that says who sends, in
+// which order, with which tag and how many bytes; matching a message with its Receive is done here
+// and not by UCX, so that nothing reaches a buffer before its sender and its size were checked.
+//
+//   Send     ucp_am_send_nbx; below 60 KiB the bytes go along, above a request for them
+//   arrival  OnMessage: into the posted buffer; without one, a copy of the small message or UCX's
+//            descriptor of the large one waits in Peer::early
+//   Receive  takes what is early, or is posted in Peer::posted
+//
+// Invariants:
+// 1. UCX is only called by the thread that calls the transport; Abort sets a flag and a wake-up.
+// 2. An operation is in exactly one place: done, with a UCX request, or in its peer's `posted`.
+// 3. Once broken_ is set there is no worker_, and nothing of UCX refers to a caller's buffer.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "comm/tcp/rank_address.h"
+#include "comm/tcp/tcp_transport.h"
+#include "comm/tcp/ucx_worker.h"
+
+namespace nibble::comm {
+
+class UcxTransport final : public TcpTransport {
+ public:
+  // `wake_fd`: an eventfd, owned from now on. `own`: of this rank; its worker's address is set.
+  UcxTransport(std::unique_ptr<UcxWorker> worker, int wake_fd, RankAddress own);
+  ~UcxTransport() override;
+
+  int rank() const override { return own_.rank; }
+  int size() const override { return own_.size; }
+  std::string name() const override { return "tcp"; }
+  const std::string& address() const override { return address_; }
+  absl::Status Connect(std::span<const std::string> addresses, Deadline deadline) override;
+
+  absl::StatusOr<Ticket> Send(int peer, uint64_t tag, const void* data, size_t bytes) override;
+  absl::StatusOr<Ticket> Receive(int peer, uint64_t tag, void* buffer, size_t bytes) override;
+  absl::Status Wait(Ticket ticket, Deadline deadline) override;
+  void Progress() override;
+  void Abort(const std::string& reason) override;
+
+ private:
+  static constexpr unsigned kMessageId = 1;  // of UCX: one handler for all
+  enum Kind : uint32_t {
+    kHello = 1,  // the first message on a connection
+    kWelcome,    // its answer: both directions work
+    kData,
+  };
+  struct Header {
+    uint64_t nonce = 0;  // of the sender, as its address told
+    uint64_t tag = 0;
+    uint64_t bytes = 0;
+    uint64_t sequence = 0;  // counts the data messages of this pair and direction
+    uint32_t kind = 0;
+    uint32_t rank = 0;  // of the sender
+  };
+  static_assert(sizeof(Header) == 40);
+
+  // One message under way.
+  struct Operation {
+    int peer = 0;
+    uint64_t tag = 0;
+    void* buffer = nullptr;  // where a Receive puts it
+    size_t bytes = 0;
+    Header header;            // of a Send: UCX reads it as long as the request lives
+    void* request = nullptr;  // of UCX
+    bool done = false;
+    absl::Status status;  // of what is done
+  };
+  // A message that came before its Receive.
+  struct Early {
+    uint64_t tag = 0;
+    size_t bytes = 0;
+    std::vector<std::byte> data;  // [bytes], unless
+    void* descriptor = nullptr;   // UCX holds a large one
+  };
+  struct Peer {
+    UcxTransport* transport = nullptr;
+    int rank = 0;
+    std::string name;  // "rank 1 (10.0.0.2:40123)"
+    uint64_t nonce = 0;
+    ucp_ep_h endpoint = nullptr;
+    bool said_hello = false, welcomed = false, said_welcome = false;
+    uint64_t sent = 0;      // data messages
+    uint64_t received = 0;  // data messages
+    absl::Status failure;   // not OK: the connection is gone
+    std::deque<Operation*> posted;
+    std::deque<Early> early;
+  };
+
+  absl::Status ReadAddresses(std::span<const std::string> addresses);
+  absl::Status Greet(Deadline deadline);
+
+  void StartSend(Peer* peer, Kind kind, uint64_t tag, const void* data, size_t bytes,
+                 Operation* operation);
+  // Fetches a large message into the operation's buffer.
+  void Fetch(void* descriptor, Operation* operation);
+  bool Done(Operation* operation);
+  absl::Status CheckPeer(int peer) const;
+  absl::Status SizesDiffer(const Peer& peer, uint64_t tag, size_t sent, size_t expected) const;
+
+  static ucs_status_t OnMessage(void* self, const void* header, size_t header_bytes, void* data,
+                                size_t bytes, const ucp_am_recv_param_t* param);
+  static void OnError(void* peer, ucp_ep_h endpoint, ucs_status_t status);
+  // The sender of a message that makes sense, or null.
+  Peer* SenderOf(const Header& header, size_t bytes);
+  ucs_status_t Deliver(Peer* peer, const Header& header, void* data, bool is_large);
+
+  // Progresses until `done`, spinning for a while, then asleep. DEADLINE_EXCEEDED has no message.
+  absl::Status Until(const std::function<bool()>& done, const Peer* peer, Deadline deadline);
+  absl::Status Break(absl::Status status);
+  void TearDown(bool flush);
+
+  const RankAddress own_;
+  const std::string address_;
+  const int wake_fd_;
+  std::unique_ptr<UcxWorker> worker_;
+  bool closing_ = false;
+  absl::Status broken_;
+  std::vector<Peer> peers_;  // [size]; the own one stays empty
+  std::unordered_map<Ticket, std::unique_ptr<Operation>> operations_;
+  std::vector<std::unique_ptr<Operation>> greetings_;  // without tickets
+  Ticket next_ticket_ = 1;
+  uint64_t num_refused_ = 0;
+  size_t early_bytes_ = 0;
+
+  std::atomic<bool> aborted_{false};
+  std::mutex mutex_;
+  std::string abort_reason_;  // guarded by mutex_
+};
+
+}  // namespace nibble::comm
