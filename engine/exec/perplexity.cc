@@ -5,8 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <new>
 #include <numeric>
+#include <string>
+#include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -54,7 +58,10 @@ class Evaluation {
       : model_(model), ids_(ids), cache_(std::move(cache)), pool_(pool) {
     const int64_t row_bytes = model->config().vocab_size * static_cast<int64_t>(sizeof(float));
     chunk_tokens_ = std::clamp<int64_t>(kMaxLogitsBytes / row_bytes, 16, kMaxChunkTokens);
-    logits_ = AlignedBuffer<float>(static_cast<size_t>(chunk_tokens_ * model->config().vocab_size));
+    if (model->has_logits()) {
+      logits_ =
+          AlignedBuffer<float>(static_cast<size_t>(chunk_tokens_ * model->config().vocab_size));
+    }
     plan_.max_blocks_per_seq = static_cast<int32_t>(cache_.num_blocks());
     plan_.block_tables.resize(static_cast<size_t>(cache_.num_blocks()));
     std::iota(plan_.block_tables.begin(), plan_.block_tables.end(), 0);
@@ -68,6 +75,7 @@ class Evaluation {
   absl::Status RunChunk(const Window& window, int64_t begin, int64_t end) {
     FillPlan(window, begin, end);
     NIBBLE_RETURN_IF_ERROR(model_->Forward(plan_, &cache_, logits_.data(), pool_));
+    if (!model_->has_logits()) return absl::OkStatus();
     const int64_t vocab_size = model_->config().vocab_size;
     nll_.resize(plan_.logits_indices.size());
     pool_->ParallelFor(plan_.num_samples(), 1, [&](int64_t first, int64_t last) {
@@ -105,10 +113,38 @@ class Evaluation {
   ThreadPool* pool_;
   int64_t chunk_tokens_ = 0;
   StepPlan plan_;
-  AlignedBuffer<float> logits_;  // [chunk_tokens, vocab_size]
+  AlignedBuffer<float> logits_;  // [chunk_tokens, vocab_size], where there are logits
   std::vector<double> nll_;      // of the chunk's scored ids
   double total_nll_ = 0.0;
   int64_t num_scored_ = 0;
+};
+
+// The error that came first. The others, who wait for the rank that failed, are told to stop.
+class RankFailure {
+ public:
+  explicit RankFailure(std::span<const PerplexityRank> ranks) : ranks_(ranks) {}
+
+  void Report(const absl::Status& status) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!status_.ok()) return;
+      status_ = status;
+    }
+    for (const PerplexityRank& rank : ranks_) {
+      if (rank.communicator != nullptr) {
+        rank.communicator->Abort(std::string(status.message()));
+      }
+    }
+  }
+  absl::Status status() const {
+    const std::lock_guard lock(mutex_);
+    return status_;
+  }
+
+ private:
+  const std::span<const PerplexityRank> ranks_;
+  mutable std::mutex mutex_;
+  absl::Status status_;  // guarded by mutex_
 };
 
 absl::Status CheckOptions(const ModelConfig& config, std::span<const int32_t> ids,
@@ -153,6 +189,7 @@ absl::StatusOr<PerplexityResult> Compute(Model* model, std::span<const int32_t> 
       if (options.progress) options.progress(evaluation.num_scored(), num_to_score);
     }
   }
+  if (!model->has_logits()) return PerplexityResult{.num_tokens = num_ids};
   const double mean_nll = evaluation.total_nll() / static_cast<double>(evaluation.num_scored());
   return PerplexityResult{.num_tokens = num_ids,
                           .num_scored = evaluation.num_scored(),
@@ -170,6 +207,37 @@ absl::StatusOr<PerplexityResult> ComputePerplexity(Model* model, std::span<const
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("memory ran out while computing the perplexity of {} ids", ids.size());
   }
+}
+
+absl::StatusOr<PerplexityResult> ComputePerplexity(std::span<const PerplexityRank> ranks,
+                                                   std::span<const int32_t> ids,
+                                                   const PerplexityOptions& options) {
+  if (ranks.empty()) return InvalidArgument("perplexity needs at least one rank");
+  RankFailure failure(ranks);
+  const auto run = [&](size_t rank, const PerplexityOptions& own_options) {
+    const PerplexityRank& own = ranks[rank];
+    own.model->SetCommunicator(own.communicator);
+    auto result = ComputePerplexity(own.model, ids, own_options, own.pool);
+    if (!result.ok()) failure.Report(result.status());
+    return result;
+  };
+  std::vector<std::thread> threads;
+  for (size_t rank = 1; rank < ranks.size(); ++rank) {
+    try {
+      threads.emplace_back([&run, &options, rank] {
+        (void)run(rank, {.context = options.context, .stride = options.stride});
+      });
+    } catch (const std::system_error& error) {
+      failure.Report(
+          ResourceExhausted("no thread for rank {} of {}: {}", rank, ranks.size(), error.what()));
+      break;
+    }
+  }
+  auto result = run(0, options);
+  for (std::thread& thread : threads) thread.join();
+  const absl::Status first = failure.status();
+  if (!first.ok()) return first;
+  return result;
 }
 
 }  // namespace nibble::engine

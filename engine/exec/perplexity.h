@@ -14,6 +14,7 @@
 
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "comm/communicator.h"
 #include "engine/model/model.h"
 
 namespace nibble::engine {
@@ -35,9 +36,23 @@ struct PerplexityResult {
 
 // `ids` (two or more) usually begin with the beginning-of-sequence token. Windows are computed in
 // chunks, so memory does not grow with the text. INVALID_ARGUMENT for options or ids out of range,
-// RESOURCE_EXHAUSTED when memory runs out.
+// RESOURCE_EXHAUSTED when memory runs out. A rank that has no logits runs the same steps and scores
+// nothing.
 absl::StatusOr<PerplexityResult> ComputePerplexity(Model* model, std::span<const int32_t> ids,
                                                    const PerplexityOptions& options,
                                                    ThreadPool* pool);
+
+// A share of a model, what joins it to the others, and what computes it.
+struct PerplexityRank {
+  Model* model = nullptr;
+  comm::Communicator* communicator = nullptr;
+  ThreadPool* pool = nullptr;
+};
+
+// The same on `ranks`, by rank: threads of this process, of which the calling one is rank 0, whose
+// logits are scored. When a rank fails, all end, and its error is returned.
+absl::StatusOr<PerplexityResult> ComputePerplexity(std::span<const PerplexityRank> ranks,
+                                                   std::span<const int32_t> ids,
+                                                   const PerplexityOptions& options);
 
 }  // namespace nibble::engine

@@ -30,10 +30,10 @@ int RunRank(const RankOptions& options);
 
 struct PerplexityOptions {
   server::ModelOptions model;
-  std::string data;       // text file
-  int64_t context = 512;  // ids per window
-  int64_t stride = 256;   // ids between windows
-  int64_t limit = 0;      // score the first `limit` ids only; 0: all
+  std::string data;              // text file
+  int64_t context = 512;         // ids per window
+  int64_t stride = 256;          // ids between windows
+  int64_t limit = 0;             // score the first `limit` ids only; 0: all
   int tensor_parallel_size = 1;  // ranks, as threads of this process
   server::AllReduceFlags all_reduce = {.all_reduce = "none"};
   bool json = false;

@@ -62,6 +62,11 @@ void AddPerplexity(CLI::App* app, PerplexityOptions* options) {
       ->capture_default_str();
   app->add_option("--limit", options->limit, "score only the first tokens of the text (0: all)")
       ->capture_default_str();
+  app->add_option("--tensor-parallel-size", options->tensor_parallel_size,
+                  "ranks, each with its share of the weights and of the threads; all in this "
+                  "process, where --all-reduce auto has no links to measure")
+      ->capture_default_str();
+  AddAllReduceOptions(app, &options->all_reduce);
   app->add_flag("--json", options->json, "print JSON");
 }
 
