@@ -16,18 +16,12 @@
 #include <string_view>
 #include <utility>
 
-#include "base/thread_pool.h"
-
 namespace nibble::comm {
 namespace {
 
 constexpr std::chrono::milliseconds kAttachRetry(1);
 constexpr size_t kMaxGroupIdBytes = 64;
 constexpr const char* kShmFolder = "/dev/shm";  // where shm_open keeps its names on Linux
-
-// Spinning pays while the peers run. With more ranks than CPUs somebody must give way first.
-constexpr std::chrono::microseconds kSpinTime(50);
-constexpr std::chrono::microseconds kSpinTimeCrowded(2);
 
 std::string NamePrefix(const std::string& group_id, uint64_t generation) {
   return fmt::format("nibble.{}.{}.", group_id, generation);
@@ -118,10 +112,7 @@ absl::StatusOr<std::vector<std::unique_ptr<ShmSegment>>> ShmSegment::MakeForThre
 }
 
 ShmSegment::ShmSegment(const SegmentPlace& place, std::string name)
-    : place_(place),
-      name_(std::move(name)),
-      spin_time_(place.num_ranks <= ThreadPool::HostThreads() ? kSpinTime : kSpinTimeCrowded),
-      peers_(static_cast<size_t>(place.num_ranks)) {}
+    : place_(place), name_(std::move(name)), peers_(static_cast<size_t>(place.num_ranks)) {}
 
 ShmSegment::~ShmSegment() {
   if (map_ == nullptr) return;

@@ -126,7 +126,7 @@ class ShmSegment {
   void SetMap(std::shared_ptr<shm::Map> map);
 
   absl::Status WaitSlowly(const void* done, DoneFunction call, const WaitFor& wait);
-  bool SpinFor(const void* done, DoneFunction call);
+  bool Spin(const void* done, DoneFunction call);
   // Fails unless all peers' processes run.
   absl::Status CheckPeers();
   void Rouse(int peer);
@@ -134,7 +134,6 @@ class ShmSegment {
 
   const SegmentPlace place_;
   const std::string name_;
-  std::chrono::nanoseconds spin_time_;
   std::chrono::steady_clock::time_point last_peer_check_{};
   std::vector<shm::PeerProcess> peers_;  // [num_ranks]; watched from when they are seen first
 
