@@ -13,7 +13,7 @@ namespace nibble::comm {
 
 // Ranks are spread evenly: node n has ranks [n * ranks_per_node, (n + 1) * ranks_per_node).
 struct ClusterShape {
-  int num_nodes = 1;       // 1..256, the head counted
+  int num_nodes = 2;       // 2..256, the head counted
   int ranks_per_node = 1;  // 1..256
 };
 

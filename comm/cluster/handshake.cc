@@ -1,0 +1,156 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "comm/cluster/handshake.h"
+
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
+#include <openssl/rand.h>
+
+#include <string_view>
+
+#include "base/check.h"
+#include "comm/cluster/addresses.h"
+
+namespace nibble::comm {
+namespace {
+
+constexpr size_t kProofBytes = 32;
+
+absl::Status Unauthenticated(std::string_view text) {
+  return absl::UnauthenticatedError(absl::string_view(text.data(), text.size()));
+}
+absl::Status FailedPrecondition(std::string_view text) {
+  return absl::FailedPreconditionError(absl::string_view(text.data(), text.size()));
+}
+
+bool SameBytes(const std::string& a, const std::string& b) {
+  return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
+}
+
+absl::Status CheckProtocol(uint32_t protocol, std::string_view whose) {
+  if (protocol == kClusterProtocol) return absl::OkStatus();
+  return FailedPrecondition(
+      fmt::format("{} speaks cluster protocol {}, and {} is wanted: run the same nibble version "
+                  "everywhere",
+                  whose, protocol, kClusterProtocol));
+}
+
+absl::Status CheckNonce(const std::string& nonce) {
+  if (nonce.size() == kNonceBytes) return absl::OkStatus();
+  return InvalidArgument("a nonce of {} bytes came, wanted are {}", nonce.size(), kNonceBytes);
+}
+
+// "its model (fingerprint ab12) is not the head's (cd34)"
+absl::Status CheckSame(std::string_view what, const std::string& theirs, const std::string& ours) {
+  if (theirs == ours) return absl::OkStatus();
+  return FailedPrecondition(fmt::format("its {} is '{}', the head's is '{}'", what, theirs, ours));
+}
+
+absl::Status CheckProof(const v1::JoinRequest& join, const Nonces& nonces,
+                        const std::string& secret) {
+  if (secret.empty() && join.proof().empty()) return absl::OkStatus();
+  if (secret.empty()) return Unauthenticated("it has a secret and the head has none");
+  if (join.proof().empty()) {
+    return Unauthenticated(
+        "it has no secret and the head has one: give it by "
+        "--cluster-secret-file");
+  }
+  if (SameBytes(join.proof(), ProofOf(Side::kNode, secret, nonces, join.node()))) {
+    return absl::OkStatus();
+  }
+  return Unauthenticated("its secret is not the head's (--cluster-secret-file)");
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> MakeNonce() {
+  std::string nonce(kNonceBytes, '\0');
+  if (RAND_bytes(reinterpret_cast<unsigned char*>(nonce.data()), static_cast<int>(kNonceBytes)) !=
+      1) {
+    return Unavailable("the system gives no random bytes");
+  }
+  return nonce;
+}
+
+std::string ProofOf(Side side, const std::string& secret, const Nonces& nonces, uint32_t node) {
+  if (secret.empty()) return "";
+  // All parts have fixed sizes, so no two lists of parts give the same bytes.
+  std::string text = side == Side::kNode ? "nibble cluster node" : "nibble cluster head";
+  text += nonces.node;
+  text += nonces.head;
+  for (int shift = 0; shift < 32; shift += 8) text += static_cast<char>(node >> shift);
+  std::string proof(kProofBytes, '\0');
+  unsigned int num_bytes = 0;
+  const unsigned char* made = HMAC(EVP_sha256(), secret.data(), static_cast<int>(secret.size()),
+                                   reinterpret_cast<const unsigned char*>(text.data()), text.size(),
+                                   reinterpret_cast<unsigned char*>(proof.data()), &num_bytes);
+  NIBBLE_CHECK(made != nullptr && num_bytes == kProofBytes);
+  return proof;
+}
+
+absl::Status CheckHello(const v1::Hello& hello) {
+  NIBBLE_RETURN_IF_ERROR(CheckProtocol(hello.protocol(), "it"));
+  return CheckNonce(hello.nonce());
+}
+
+absl::Status CheckJoin(const v1::JoinRequest& join, const Nonces& nonces, const ClusterShape& shape,
+                       const ClusterIdentity& identity, const std::string& secret) {
+  // The secret first: others learn nothing about the cluster.
+  NIBBLE_RETURN_IF_ERROR(CheckProof(join, nonces, secret));
+  for (const std::string* text : {&join.version(), &join.model_fingerprint(),
+                                  &join.options_fingerprint(), &join.bind_address()}) {
+    if (text->size() > kMaxNameBytes) {
+      return InvalidArgument("a text of {} bytes came, the limit is {}", text->size(),
+                             kMaxNameBytes);
+    }
+  }
+  NIBBLE_RETURN_IF_ERROR(CheckSame("nibble version", join.version(), identity.version));
+  if (join.num_nodes() != static_cast<uint32_t>(shape.num_nodes)) {
+    return FailedPrecondition(fmt::format("it is one of {} nodes, the head's cluster has {}",
+                                          join.num_nodes(), shape.num_nodes));
+  }
+  if (join.ranks_per_node() != static_cast<uint32_t>(shape.ranks_per_node)) {
+    return FailedPrecondition(fmt::format("it has {} ranks, the head's nodes have {}",
+                                          join.ranks_per_node(), shape.ranks_per_node));
+  }
+  if (join.node() == 0 || join.node() >= static_cast<uint32_t>(shape.num_nodes)) {
+    return InvalidArgument("its number is {}: nodes that join are numbered 1 to {}", join.node(),
+                           shape.num_nodes - 1);
+  }
+  NIBBLE_RETURN_IF_ERROR(
+      CheckSame("model fingerprint", join.model_fingerprint(), identity.model_fingerprint));
+  NIBBLE_RETURN_IF_ERROR(
+      CheckSame("options fingerprint", join.options_fingerprint(), identity.options_fingerprint));
+  if (!IsNumeric(join.bind_address()) || IsEveryInterface(join.bind_address())) {
+    return InvalidArgument("its ranks bind '{}', which is no address of an interface",
+                           join.bind_address());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckChallenge(const v1::Challenge& challenge, const std::string& secret) {
+  NIBBLE_RETURN_IF_ERROR(CheckProtocol(challenge.protocol(), "the head"));
+  NIBBLE_RETURN_IF_ERROR(CheckNonce(challenge.nonce()));
+  if (challenge.has_secret() && secret.empty()) {
+    return Unauthenticated(
+        "the head has a secret and this node has none: give it by "
+        "--cluster-secret-file");
+  }
+  if (!challenge.has_secret() && !secret.empty()) {
+    return Unauthenticated("this node has a secret and the head has none");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckWelcome(const v1::Welcome& welcome, const Nonces& nonces,
+                          const std::string& secret, uint32_t node) {
+  NIBBLE_RETURN_IF_ERROR(CheckNonce(welcome.run_id()));
+  if (!SameBytes(welcome.proof(), ProofOf(Side::kHead, secret, nonces, node))) {
+    return Unauthenticated("the head does not know the secret: it is somebody else");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace nibble::comm

@@ -1,0 +1,95 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The nodes that joined, as the head keeps them, and the order in which its observer hears of their
+// ranks.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "comm/cluster/cluster_options.h"
+#include "comm/cluster/frame_parts.h"
+#include "comm/cluster/head_session.h"
+#include "comm/cluster/refusal_log.h"
+#include "comm/deadline.h"
+#include "comm/ranks/rank_hub.h"
+
+namespace nibble::comm {
+
+// Thread-safe. Locks, in this order: Node::deliver, mutex_, a session's. The observer is called
+// with Node::deliver held, which none of the calls that an observer may make takes.
+class Members final : public SessionOwner {
+ public:
+  Members(const ClusterShape& shape, std::string run_id);
+
+  // Calls to `observer` begin, and the ranks of all members are started.
+  void Start(RankHub::Observer* observer);
+  // No call to the observer begins after this; members are told goodbye.
+  void Stop();
+  // Until gRPC is done with all sessions.
+  void WaitUntilGone();
+
+  absl::Status WaitForAll(Deadline deadline, const std::stop_token& stop);
+  std::string AddressOf(int node) const;                   // of its ranks; empty before it joined
+  std::string Describe(int node) const;                    // "node 1 (10.77.0.2)"
+  std::shared_ptr<HeadSession> SessionOf(int node) const;  // null while it is away
+
+  // Sends heartbeats, and closes what was silent for `timeout`. `stall`: of this process.
+  void Look(std::chrono::milliseconds timeout, std::chrono::steady_clock::duration stall);
+  // When Look() would close the first one, if nothing came.
+  std::chrono::steady_clock::time_point NextSilence(std::chrono::milliseconds timeout) const;
+
+  // A call begins. Null: there are too many that have not
+  // joined, or the head ends.
+  HeadSession* BeginSession(grpc::CallbackServerContext* context, const SessionChecks* checks);
+
+  absl::Status OnJoin(const std::shared_ptr<HeadSession>& session,
+                      const v1::JoinRequest& join) override;
+  absl::Status OnMessage(HeadSession* session, v1::NodeMessage* message) override;
+  void OnClosed(HeadSession* session, const absl::Status& why) override;
+  void OnGone() override;
+
+ private:
+  struct Rank {
+    bool up = false;
+    FrameJoiner joiner;
+  };
+  struct Node {
+    std::mutex deliver;       // held while the observer is told of this node's ranks
+    std::vector<Rank> ranks;  // guarded by deliver
+
+    // Guarded by mutex_:
+    std::shared_ptr<HeadSession> session;
+    std::string address;
+  };
+
+  // INVALID_ARGUMENT when `rank` is none of this node's.
+  absl::StatusOr<Rank*> RankOf(int node, uint32_t rank);
+  bool Delivers(int node, const HeadSession* session) const;
+  absl::Status Deliver(int node, v1::NodeMessage* message);
+  absl::Status DeliverFrame(int node, v1::FramePart* part);
+  void TakeDown(int node, const std::string& why);
+  static v1::HeadMessage StartRanksMessage();
+
+  const ClusterShape shape_;
+  const std::string run_id_;
+  RefusalLog refusals_;
+  std::vector<std::unique_ptr<Node>> nodes_;  // [num_nodes - 1]: node n is at n - 1
+
+  mutable std::mutex mutex_;
+  std::condition_variable_any changed_;
+  // Guarded by mutex_:
+  RankHub::Observer* observer_ = nullptr;  // set: started
+  bool stopping_ = false;
+  std::vector<std::shared_ptr<HeadSession>> sessions_;  // of open calls, joined or not
+  int num_sessions_ = 0;                                // that gRPC is not done with
+};
+
+}  // namespace nibble::comm
