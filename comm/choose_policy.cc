@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numbers>
 #include <string>
 #include <utility>
 #include <vector>
@@ -203,7 +202,14 @@ AllReducePolicy NetworkPolicy(const CodecDesc& codec, int num_ranks) {
   const double n = num_ranks;
   const double coded_bytes =
       num_ranks <= 2 ? kOneShotBytesOfTwo : kLatencyBytes * n / ((n - 1.0) * (n - 2.0));
-  return OneShotUpTo(static_cast<int64_t>(coded_bytes * 16.0 / EffectiveBits(codec)), codec);
+  const auto bytes = static_cast<int64_t>(coded_bytes * 16.0 / EffectiveBits(codec));
+  return OneShotUpTo(std::max<int64_t>(bytes >> 10, 1) << 10, codec);
+}
+
+AllReducePolicy UnmeasuredPolicy(const AllReduceOptions& options, int num_hosts, int num_ranks) {
+  const bool fixed = options.mode == AllReduceOptions::Mode::kFixed;
+  if (num_hosts == 1) return HostPolicy(fixed ? options.codec : CodecDesc{}, num_ranks);
+  return NetworkPolicy(fixed ? options.codec : CodecDesc{.bits = 16}, num_hosts);
 }
 
 std::vector<AllReduceChoice> MeasuredCandidates(const CodecDesc& codec) {
@@ -240,8 +246,7 @@ AllReducePolicy ChoosePolicy(const std::vector<AllReduceChoice>& candidates,
     if (fits(previous)) choice = previous;
     previous = choice;
     AllReduceChoice next = candidates[choice];
-    next.max_bytes =
-        static_cast<int64_t>(static_cast<double>(size.message_bytes) * std::numbers::sqrt2);
+    next.max_bytes = size.message_bytes * 1448 / 1024 / 1024 * 1024;  // sqrt(2), in whole KiB
     std::vector<AllReduceChoice>& choices = policy.choices;
     if (!choices.empty() && choices.back().codec == next.codec &&
         choices.back().algorithm == next.algorithm) {

@@ -20,6 +20,9 @@ AllReducePolicy HostPolicy(const CodecDesc& codec, int num_ranks);
 // The same of ranks (of hosts, when they have several) that a network connects.
 AllReducePolicy NetworkPolicy(const CodecDesc& codec, int num_ranks);
 
+// What `options` say when nothing was measured; kAuto is taken as kNone.
+AllReducePolicy UnmeasuredPolicy(const AllReduceOptions& options, int num_hosts, int num_ranks);
+
 struct MeasureOptions {
   CodecDesc codec;       // group size and options of the candidates
   int64_t row_size = 0;  // of the messages; 0: not known

@@ -58,6 +58,13 @@ class GroupCommunicator final : public Communicator {
   absl::Status AllReduceBy(const AllReduceChoice& choice, const AllReduceArgs& args,
                            ThreadPool* pool);
   void SetPolicy(AllReducePolicy policy) { policy_ = std::move(policy); }
+  int num_hosts() const { return static_cast<int>(first_of_host_.size()) - 1; }
+  // Of all ranks, for benchmarks: the network, or shared memory's. The latter's collectives; null
+  // when this rank is alone on its host.
+  Transport* transport() const {
+    return links_.network != nullptr ? links_.network.get() : host_transport_.get();
+  }
+  ShmCollectives* collectives() const { return collectives_.get(); }
 
  private:
   // An operation under way.
@@ -71,7 +78,6 @@ class GroupCommunicator final : public Communicator {
 
   bool all_on_one_host() const { return links_.network == nullptr; }
   int first_on_host() const { return first_of_host_[static_cast<size_t>(host_)]; }
-  int num_hosts() const { return static_cast<int>(first_of_host_.size()) - 1; }
 
   // The one rank of each host that speaks for it to the others: `root` for its own host, the first
   // one elsewhere.
