@@ -19,19 +19,10 @@
 #include "comm/all_reduce.h"
 #include "comm/ranks/rank_hub.h"
 #include "engine/exec/executor.h"
-#include "engine/exec/local_executor.h"
+#include "engine/exec/local_executor_options.h"
+#include "engine/exec/rank_protocol.h"
 
 namespace nibble::engine {
-
-// What a rank tells when its weights are loaded.
-struct RankDescription {
-  int64_t weight_bytes = 0;
-  int64_t kv_block_bytes = 0;   // of one block of LocalExecutorOptions::block_size tokens
-  int64_t available_bytes = 0;  // of its host, once the largest step's memory is taken
-  int32_t kv_dtype = 0;         // DType
-  std::string quantization_name;
-  std::vector<std::string> warnings;
-};
 
 struct RankGroupOptions {
   std::vector<int> node_of_rank;  // [size], rising

@@ -2,23 +2,38 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // What a driver (RankGroup) and a rank (RankServer) say to each other. Payloads are flat and
-// checked when read (rank_protocol.cc); the hub between them does not look inside.
+// checked when read; the hub between them does not look inside.
 //
-//   rank -> driver                      driver -> rank
-//   kLoaded {what the model needs}
-//                                       kAllocate {blocks, limits}       once per process
-//   kAllocated
-//                                       kPrepare {place in the group}    once per generation
-//   kPrepared {address}
-//                                       kConnect {addresses, policy}
-//   kConnected {policy}
-//                                       kStep {generation, number, plan}
-//   kStepDone {number, output | error}
-//   kFailed {status}: final                kAbort {generation, reason}: leave the group, keep the
-//   weights kPong                                  kPing kProgress {bytes done, of} kExit
+//   driver -> rank                            rank -> driver
+//   kHello: who are you?                      kProgress {bytes done, of}   while it loads
+//                                             kLoaded {what the model needs}
+//   kAllocate {blocks, limits}                kAllocated
+//   kPrepare {place in the group}             kPrepared {address}
+//   kConnect {addresses, all-reduce}          kConnected {policy}
+//   kStep {generation, number, plan}          kStepDone {number, output | error}
+//   kAbort {generation, reason}
+//   kPing                                     kPong
+//   kExit                                     kFailed {status}
+//
+// A rank says kLoaded once for every kHello, as soon as it has loaded: a driver may find a rank
+// whose weights are there already. kAllocate of the sizes that a rank has changes nothing. Prepare,
+// Connect and Step belong to a generation; what cannot be done for it is kGenerationFailed, and the
+// rank stays good for the next one. After a step, ranks other than 0 speak only when it failed.
+// kAbort makes a rank leave the generation and keep weights and KV memory. kFailed is final.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/status.h"
+#include "comm/group.h"
+#include "comm/ranks/rank_hub.h"
+#include "engine/exec/local_executor_options.h"
+#include "engine/scheduler/step_plan.h"
 
 namespace nibble::engine {
 
@@ -31,6 +46,7 @@ enum class RankMessage : uint32_t {
   kFailed,
   kPong,
   kProgress,
+  kGenerationFailed,
   kAllocate = 101,
   kPrepare,
   kConnect,
@@ -38,6 +54,160 @@ enum class RankMessage : uint32_t {
   kAbort,
   kPing,
   kExit,
+  kHello,
 };
+
+// Driver and rank are of one build; another one's is refused by this number before anything else of
+// a kLoaded is read.
+inline constexpr uint32_t kRankProtocolVersion = 1;
+inline constexpr int kMaxRanks = 1024;
+
+// What a rank tells when its weights are loaded.
+struct RankDescription {
+  int64_t weight_bytes = 0;
+  int64_t kv_block_bytes = 0;   // of one block of LocalExecutorOptions::block_size tokens
+  int64_t available_bytes = 0;  // of its host, once the largest step's memory is taken
+  int32_t kv_dtype = 0;         // DType
+  std::string quantization_name;
+  std::vector<std::string> warnings;
+};
+
+// Every payload: Encode, and Decode of any bytes to a value within the limits named in it or
+// INVALID_ARGUMENT naming field, value and limit.
+
+struct LoadedPayload {
+  static constexpr RankMessage kType = RankMessage::kLoaded;
+  int32_t rank = 0;  // below `size`
+  int32_t size = 1;  // 1..kMaxRanks
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  RankDescription description;
+
+  std::string Encode() const;
+  static absl::StatusOr<LoadedPayload> Decode(std::string_view bytes);
+};
+
+struct AllocatePayload {
+  static constexpr RankMessage kType = RankMessage::kAllocate;
+  LocalExecutorOptions options;  // checked where memory is taken
+
+  std::string Encode() const;
+  static absl::StatusOr<AllocatePayload> Decode(std::string_view bytes);
+};
+
+struct PreparePayload {
+  static constexpr RankMessage kType = RankMessage::kPrepare;
+  comm::GroupPlace place;
+  // Generations from this one up to place.generation may have left names in /dev/shm of this host.
+  uint64_t clean_from = 0;
+
+  std::string Encode() const;
+  static absl::StatusOr<PreparePayload> Decode(std::string_view bytes);
+};
+
+struct PreparedPayload {
+  static constexpr RankMessage kType = RankMessage::kPrepared;
+  uint64_t generation = 0;
+  std::string address;
+
+  std::string Encode() const;
+  static absl::StatusOr<PreparedPayload> Decode(std::string_view bytes);
+};
+
+struct ConnectPayload {
+  static constexpr RankMessage kType = RankMessage::kConnect;
+  uint64_t generation = 0;
+  std::vector<std::string> addresses;  // by rank
+  comm::AllReduceOptions all_reduce;
+  std::string policy;  // comm::Serialize; empty: to be measured
+  int64_t row_size = 0;
+  std::chrono::milliseconds connect_timeout{30'000};  // > 0, as the next
+  std::chrono::milliseconds operation_timeout{60'000};
+
+  std::string Encode() const;
+  static absl::StatusOr<ConnectPayload> Decode(std::string_view bytes);
+};
+
+struct ConnectedPayload {
+  static constexpr RankMessage kType = RankMessage::kConnected;
+  uint64_t generation = 0;
+  std::string policy;  // comm::Serialize
+
+  std::string Encode() const;
+  static absl::StatusOr<ConnectedPayload> Decode(std::string_view bytes);
+};
+
+struct StepPayload {
+  static constexpr RankMessage kType = RankMessage::kStep;
+  uint64_t generation = 0;
+  uint64_t number = 0;
+  StepPlan plan;
+
+  std::string Encode() const { return Encode(generation, number, plan); }
+  static std::string Encode(uint64_t generation, uint64_t number, const StepPlan& plan);
+  static absl::StatusOr<StepPayload> Decode(std::string_view bytes);
+};
+
+struct StepDonePayload {
+  static constexpr RankMessage kType = RankMessage::kStepDone;
+  uint64_t generation = 0;
+  uint64_t number = 0;
+  absl::Status status;
+  StepOutput output;  // of rank 0, when status is OK
+
+  std::string Encode() const;
+  static absl::StatusOr<StepDonePayload> Decode(std::string_view bytes);
+};
+
+struct GenerationFailedPayload {
+  static constexpr RankMessage kType = RankMessage::kGenerationFailed;
+  uint64_t generation = 0;
+  absl::Status status;  // not OK
+
+  std::string Encode() const;
+  static absl::StatusOr<GenerationFailedPayload> Decode(std::string_view bytes);
+};
+
+struct FailedPayload {
+  static constexpr RankMessage kType = RankMessage::kFailed;
+  absl::Status status;  // not OK
+
+  std::string Encode() const;
+  static absl::StatusOr<FailedPayload> Decode(std::string_view bytes);
+};
+
+struct AbortPayload {
+  static constexpr RankMessage kType = RankMessage::kAbort;
+  uint64_t generation = 0;
+  std::string reason;
+
+  std::string Encode() const;
+  static absl::StatusOr<AbortPayload> Decode(std::string_view bytes);
+};
+
+// kPing and kPong, which returns the number.
+struct PingPayload {
+  uint64_t number = 0;
+
+  std::string Encode() const;
+  static absl::StatusOr<PingPayload> Decode(std::string_view bytes);
+};
+
+struct ProgressPayload {
+  static constexpr RankMessage kType = RankMessage::kProgress;
+  int64_t bytes_done = 0;
+  int64_t bytes_total = 0;
+
+  std::string Encode() const;
+  static absl::StatusOr<ProgressPayload> Decode(std::string_view bytes);
+};
+
+inline comm::Frame MakeFrame(RankMessage type, std::string payload = {}) {
+  return {.type = static_cast<uint32_t>(type), .payload = std::move(payload)};
+}
+template <typename Payload>
+comm::Frame MakeFrame(const Payload& payload) {
+  return MakeFrame(Payload::kType, payload.Encode());
+}
 
 }  // namespace nibble::engine

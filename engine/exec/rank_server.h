@@ -10,7 +10,6 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "comm/ranks/frame_channel.h"
-#include "engine/exec/local_executor.h"
 #include "engine/model/model.h"
 
 namespace nibble::engine {

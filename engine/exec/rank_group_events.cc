@@ -1,0 +1,256 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// What comes from the ranks, on the hub's threads: noted here, acted on by the supervisor.
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/exec/rank_group_impl.h"
+
+namespace nibble::engine {
+namespace {
+
+// Deaths of one rank before the first generation; after them the start has failed.
+constexpr int kMaxEarlyLosses = 3;
+constexpr std::chrono::milliseconds kFirstBackoff{100};
+constexpr std::chrono::milliseconds kLongestBackoff{5'000};
+
+// Errors that a peer, the network or an abort can cause; others are of the rank itself, and would
+// come again.
+bool IsOfTheGroup(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsAborted(status) ||
+         absl::IsDeadlineExceeded(status) || absl::IsDataLoss(status) || absl::IsCancelled(status);
+}
+
+}  // namespace
+
+void RankGroup::Impl::OnUp(int rank) {
+  const std::lock_guard lock(mutex_);
+  Rank& r = at(rank);
+  if (r.state != RankState::kDown) MarkLost(rank, r.name + ": came again");
+  r.state = RankState::kLoading;
+  r.hello_due = true;
+  r.up_since = r.heard = Clock::now();
+  r.bytes_done = r.bytes_total = 0;
+  r.last_pong = 0;
+  ping_due_ = true;
+  WakeSupervisor();
+}
+
+void RankGroup::Impl::OnDown(int rank, const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  if (at(rank).state != RankState::kDown) MarkLost(rank, why);
+}
+
+void RankGroup::Impl::OnFrame(int rank, comm::Frame frame) {
+  // A step's end is decoded before the lock: it is the only large message, and somebody waits.
+  if (frame.type == static_cast<uint32_t>(RankMessage::kStepDone)) {
+    absl::StatusOr<StepDonePayload> done = StepDonePayload::Decode(frame.payload);
+    if (done.ok()) {
+      const std::lock_guard lock(mutex_);
+      at(rank).heard = Clock::now();
+      HandleStepDone(rank, *std::move(done));
+      return;
+    }
+  }
+  const std::lock_guard lock(mutex_);
+  Rank& r = at(rank);
+  if (r.state == RankState::kDown) return;  // lost, and about to be started anew
+  r.heard = Clock::now();
+  const absl::Status status = Handle(rank, frame);
+  if (status.ok()) return;
+  MarkLostAndRestart(rank, fmt::format("{}: sent what is no message of a rank: {}", r.name,
+                                       std::string(status.message())));
+}
+
+// An error: these bytes are none that a rank sends.
+absl::Status RankGroup::Impl::Handle(int rank, const comm::Frame& frame) {
+  Rank& r = at(rank);
+  switch (static_cast<RankMessage>(frame.type)) {
+    case RankMessage::kPong: {
+      NIBBLE_ASSIGN_OR_RETURN(const PingPayload pong, PingPayload::Decode(frame.payload));
+      if (r.last_pong < wanted_pong_ && pong.number >= wanted_pong_) WakeSupervisor();
+      r.last_pong = std::max(r.last_pong, pong.number);
+      return absl::OkStatus();
+    }
+    case RankMessage::kProgress:
+      return HandleProgress(rank, frame.payload);
+    case RankMessage::kLoaded:
+      return HandleLoaded(rank, frame.payload);
+    case RankMessage::kAllocated:
+      if (r.state == RankState::kAllocating) r.state = RankState::kReady;
+      WakeSupervisor();
+      return absl::OkStatus();
+    case RankMessage::kPrepared:
+      return HandlePrepared(rank, frame.payload);
+    case RankMessage::kConnected:
+      return HandleConnected(rank, frame.payload);
+    case RankMessage::kGenerationFailed: {
+      NIBBLE_ASSIGN_OR_RETURN(const auto failed, GenerationFailedPayload::Decode(frame.payload));
+      if (failed.generation == generation_) Suspect(rank, failed.status);
+      return absl::OkStatus();
+    }
+    case RankMessage::kFailed: {
+      NIBBLE_ASSIGN_OR_RETURN(const auto failed, FailedPayload::Decode(frame.payload));
+      Fail(Annotate(failed.status, r.name));
+      return absl::OkStatus();
+    }
+    case RankMessage::kStepDone:
+      return StepDonePayload::Decode(frame.payload).status();
+    default:
+      return InvalidArgument("type {}", frame.type);
+  }
+}
+
+absl::Status RankGroup::Impl::HandleProgress(int rank, std::string_view payload) {
+  NIBBLE_ASSIGN_OR_RETURN(const auto progress, ProgressPayload::Decode(payload));
+  at(rank).bytes_done = progress.bytes_done;
+  at(rank).bytes_total = progress.bytes_total;
+  return absl::OkStatus();
+}
+
+absl::Status RankGroup::Impl::HandleLoaded(int rank, std::string_view payload) {
+  NIBBLE_ASSIGN_OR_RETURN(const auto loaded, LoadedPayload::Decode(payload));
+  Rank& r = at(rank);
+  if (loaded.rank != rank || loaded.size != size()) {
+    Fail(InvalidArgument("{} says that it is rank {} of {}, want rank {} of {}", r.name,
+                         loaded.rank, loaded.size, rank, size()));
+  } else if (loaded.vocab_size != options_.vocab_size || loaded.hidden_size != options_.row_size) {
+    Fail(InvalidArgument("{} has another model: vocabulary {} and hidden size {}, want {} and {}",
+                         r.name, loaded.vocab_size, loaded.hidden_size, options_.vocab_size,
+                         options_.row_size));
+  } else if (r.description && loaded.description.kv_block_bytes != r.description->kv_block_bytes) {
+    Fail(InvalidArgument("{} came back with KV blocks of {} bytes, it had {}", r.name,
+                         loaded.description.kv_block_bytes, r.description->kv_block_bytes));
+  } else if (r.state == RankState::kLoading) {
+    r.state = RankState::kLoaded;
+    r.description = loaded.description;
+    changed_.notify_all();
+    WakeSupervisor();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RankGroup::Impl::HandlePrepared(int rank, std::string_view payload) {
+  NIBBLE_ASSIGN_OR_RETURN(auto prepared, PreparedPayload::Decode(payload));
+  if (phase_ != Phase::kPreparing || prepared.generation != generation_) return absl::OkStatus();
+  at(rank).address = std::move(prepared.address);
+  const int node = options_.node_of_rank[static_cast<size_t>(rank)];
+  clean_from_[static_cast<size_t>(node)] = generation_;
+  if (std::ranges::all_of(ranks_, [](const Rank& r) { return r.address.has_value(); })) {
+    phase_ = Phase::kConnecting;
+    connect_due_ = true;
+    WakeSupervisor();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RankGroup::Impl::HandleConnected(int rank, std::string_view payload) {
+  NIBBLE_ASSIGN_OR_RETURN(const auto connected, ConnectedPayload::Decode(payload));
+  if (phase_ != Phase::kConnecting || connected.generation != generation_) return absl::OkStatus();
+  const bool is_first = std::ranges::none_of(ranks_, [](const Rank& r) { return r.connected; });
+  if (is_first) {
+    NIBBLE_RETURN_IF_ERROR(comm::ParsePolicy(connected.policy).status());
+    policy_ = connected.policy;
+  } else if (connected.policy != policy_) {
+    Suspect(rank, DataLoss("has another all-reduce policy than the ranks before it"));
+    return absl::OkStatus();
+  }
+  at(rank).connected = true;
+  if (!std::ranges::all_of(ranks_, [](const Rank& r) { return r.connected; })) {
+    return absl::OkStatus();
+  }
+  phase_ = Phase::kFormed;
+  formed_once_ = true;
+  actions_.formed = {generation_, std::chrono::duration<double>(Clock::now() - broken_at_).count()};
+  changed_.notify_all();
+  WakeSupervisor();
+  return absl::OkStatus();
+}
+
+void RankGroup::Impl::HandleStepDone(int rank, StepDonePayload done) {
+  if (phase_ != Phase::kFormed || done.generation != generation_) return;
+  if (!done.status.ok()) {
+    if (IsOfTheGroup(done.status)) {
+      Suspect(rank, done.status);
+    } else {
+      Fail(Annotate(done.status, at(rank).name));
+    }
+    return;
+  }
+  if (rank != 0 || done.number != step_number_) return;
+  output_ = std::move(done.output);
+  step_over_.store(1, std::memory_order_release);
+  changed_.notify_all();
+}
+
+void RankGroup::Impl::MarkLost(int rank, const std::string& why) {
+  Rank& r = at(rank);
+  r.state = RankState::kDown;
+  r.why_down = why;
+  r.hello_due = false;
+  actions_.lost.emplace_back(rank, why);
+  if (phase_ != Phase::kIdle) BreakGeneration(why);
+  if (!formed_once_ && ++r.num_early_losses == kMaxEarlyLosses) {
+    Fail(Internal("{}; it was lost {} times before the group was formed once", why,
+                  kMaxEarlyLosses));
+  }
+  WakeSupervisor();
+}
+
+void RankGroup::Impl::MarkLostAndRestart(int rank, const std::string& why) {
+  actions_.restarts.emplace_back(rank, why);
+  MarkLost(rank, why);
+}
+
+// A rank says that the group does not work. It may be the first to feel that another one is gone:
+// all are asked, and who does not answer is to blame.
+void RankGroup::Impl::Suspect(int rank, const absl::Status& status) {
+  if (phase_ == Phase::kIdle || phase_ == Phase::kSuspect) return;
+  phase_ = Phase::kSuspect;
+  why_broken_ = fmt::format("{}: {}", at(rank).name, std::string(status.message()));
+  abort_due_ = true;  // others may wait for it
+  wanted_pong_ = ping_number_ + 1;
+  ping_due_ = true;
+  WakeSupervisor();
+}
+
+void RankGroup::Impl::BreakGeneration(const std::string& why) {
+  why_broken_ = why;
+  if (formed_once_ && phase_ != Phase::kPreparing && phase_ != Phase::kConnecting) {
+    broken_at_ = Clock::now();
+  }
+  phase_ = Phase::kIdle;
+  ended_generation_ = generation_;
+  actions_.broken = why;
+  abort_due_ = true;
+  connect_due_ = false;
+  lost_ = lost_ || dirty_;
+  wanted_pong_ = ping_number_ + 1;
+  ping_due_ = true;
+  const auto backoff =
+      num_failures_ == 0
+          ? std::chrono::milliseconds(0)
+          : std::min(kLongestBackoff, kFirstBackoff * (1 << std::min(num_failures_, 7)));
+  ++num_failures_;
+  next_form_ = Clock::now() + backoff;
+  changed_.notify_all();
+  WakeSupervisor();
+}
+
+void RankGroup::Impl::Fail(const absl::Status& status) {
+  if (!final_.ok()) return;
+  // UNAVAILABLE would say that it may come back.
+  final_ = absl::IsUnavailable(status) ? absl::InternalError(status.message()) : status;
+  abort_due_ = true;
+  changed_.notify_all();
+  WakeSupervisor();
+}
+
+void RankGroup::Impl::WakeSupervisor() {
+  woken_ = true;
+  work_.notify_one();
+}
+
+}  // namespace nibble::engine

@@ -1,0 +1,185 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The inside of RankGroup: what is known of every rank and of the generation, and who changes it.
+//
+//   hub's threads   OnUp, OnFrame, OnDown: note what came (rank_group_events.cc)
+//   supervisor      everything that follows from it: pings, losses, forming; it alone talks to the
+//                   ranks but for steps, and calls the observer (rank_group_supervisor.cc)
+//   Execute's       sends a step, waits for rank 0's answer or the generation's end (rank_group.cc)
+//
+// The hub, the observer and the log are never called under mutex_: what is to be done is collected
+// in Actions and done once it is free.
+//
+// Invariants (of what mutex_ guards):
+//   1. phase_ is kIdle unless generation_ is being formed, serves or is suspected; then every rank
+//      is kReady.
+//   2. A generation ends once: by BreakGeneration, which every waiting step sees.
+//   3. lost_ is set while KV blocks that a step wrote are lost and no Execute has told.
+//   4. A rank is lost once between two OnUp.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "engine/exec/rank_group.h"
+
+namespace nibble::engine {
+
+class RankGroup::Impl final : public comm::RankHub::Observer {
+ public:
+  Impl(std::unique_ptr<comm::RankHub> hub, const RankGroupOptions& options,
+       RankGroupObserver* observer);
+  ~Impl() override;
+
+  absl::Status Start(const ChooseSizes& choose,
+                     const std::function<void(int64_t, int64_t)>& progress);
+  absl::StatusOr<StepOutput> Execute(const StepPlan& plan);
+  absl::Status Ready() const;
+  ExecutorLimits limits() const;
+  const std::vector<RankDescription>& ranks() const { return descriptions_; }
+  comm::AllReducePolicy policy() const;
+
+  // Of the hub.
+  void OnUp(int rank) override;
+  void OnFrame(int rank, comm::Frame frame) override;
+  void OnDown(int rank, const std::string& why) override;
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  enum class RankState {
+    kDown,
+    kLoading,     // its process is there
+    kLoaded,      // has told what it needs
+    kAllocating,  // was told its sizes
+    kReady,       // can join a generation
+  };
+  struct Rank {
+    std::string name;  // as the hub describes it
+    RankState state = RankState::kDown;
+    bool hello_due = false;
+    Clock::time_point up_since;
+    Clock::time_point heard;  // the last frame
+    uint64_t last_pong = 0;
+    int64_t bytes_done = 0;
+    int64_t bytes_total = 0;
+    std::optional<RankDescription> description;
+    std::string why_down = "has not started yet";
+    int num_early_losses = 0;  // before the first generation
+    // Of the generation that is being formed:
+    std::optional<std::string> address;
+    bool connected = false;
+  };
+  enum class Phase { kIdle, kPreparing, kConnecting, kFormed, kSuspect };
+
+  // What is to be done once the mutex is free, in this order.
+  struct Actions {
+    std::vector<std::pair<int, std::string>> lost;      // rank, why
+    std::vector<std::pair<int, std::string>> restarts;  // rank, why
+    std::vector<std::pair<int, comm::Frame>> frames;
+    std::vector<int> greetings;                         // ranks that came up
+    std::optional<std::pair<uint64_t, double>> formed;  // generation, seconds
+    std::string broken;                                 // why a generation ended
+  };
+
+  int size() const { return static_cast<int>(ranks_.size()); }
+  Rank& at(int rank) { return ranks_[static_cast<size_t>(rank)]; }
+
+  // rank_group.cc
+  absl::Status WaitForStart(const ChooseSizes& choose,
+                            const std::function<void(int64_t, int64_t)>& progress);
+  absl::Status ChooseOnce(const ChooseSizes& choose, std::unique_lock<std::mutex>* lock);
+  absl::Status NotReady();
+  std::string MissingText() const;
+  void Stop();
+
+  // rank_group_events.cc, under mutex_.
+  absl::Status Handle(int rank, const comm::Frame& frame);
+  absl::Status HandleLoaded(int rank, std::string_view payload);
+  absl::Status HandlePrepared(int rank, std::string_view payload);
+  absl::Status HandleConnected(int rank, std::string_view payload);
+  absl::Status HandleProgress(int rank, std::string_view payload);
+  void HandleStepDone(int rank, StepDonePayload done);
+  void MarkLost(int rank, const std::string& why);
+  void MarkLostAndRestart(int rank, const std::string& why);
+  void Suspect(int rank, const absl::Status& status);
+  void BreakGeneration(const std::string& why);
+  void Fail(const absl::Status& status);
+  void WakeSupervisor();
+
+  // rank_group_supervisor.cc, under mutex_ but for Supervise and Perform.
+  void Supervise();
+  void Decide(Clock::time_point now);
+  void ForgiveOwnStop(Clock::time_point now);
+  void FindSilentRanks(Clock::time_point now);
+  void SendPings(Clock::time_point now);
+  void JudgeSuspicion();
+  void Greet();
+  void Allocate();
+  void AbortBroken();
+  void Form(Clock::time_point now);
+  void SendPrepare();
+  void SendConnect();
+  Clock::time_point NextTurn() const;
+  void Perform(Actions actions);
+  void SendToAll(const comm::Frame& frame);
+
+  const std::unique_ptr<comm::RankHub> hub_;
+  const RankGroupOptions options_;
+  RankGroupObserver* const observer_;  // may be null
+  const Clock::duration ping_interval_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;  // for Start and Execute
+  std::condition_variable work_;     // for the supervisor
+  // Guarded by mutex_:
+  std::vector<Rank> ranks_;
+  bool stopping_ = false;
+  bool woken_ = false;
+  absl::Status final_;  // not OK: nothing will be computed any more
+  std::optional<LocalExecutorOptions> sizes_;
+  Phase phase_ = Phase::kIdle;
+  uint64_t generation_ = 0;
+  uint64_t ended_generation_ = 0;    // broken
+  uint64_t aborted_generation_ = 0;  // ranks were told
+  bool abort_due_ = false;
+  bool connect_due_ = false;
+  std::string why_broken_;
+  bool formed_once_ = false;
+  int num_failures_ = 0;  // generations since the last step that was done
+  Clock::time_point broken_at_;
+  Clock::time_point next_form_;
+  Clock::time_point form_deadline_;
+  std::vector<uint64_t> clean_from_;  // by node: the first generation that may have left names
+  std::string policy_;                // comm::Serialize of what the first generation took
+  // Pings.
+  uint64_t ping_number_ = 0;
+  uint64_t wanted_pong_ = 0;  // a rank that has answered it is alive since the last doubt
+  bool ping_due_ = false;
+  Clock::time_point next_ping_;
+  Clock::time_point last_turn_;
+  // The step.
+  bool dirty_ = false;  // a step was begun since the last loss that was told
+  bool lost_ = false;
+  uint64_t step_number_ = 0;
+  StepOutput output_;
+  Actions actions_;
+  // What a step's end is, for a waiter that spins: 0 while it runs. Written under mutex_.
+  std::atomic<int> step_over_{0};
+
+  std::vector<RankDescription> descriptions_;  // written by Start, then constant
+  std::thread supervisor_;
+};
+
+}  // namespace nibble::engine

@@ -1,0 +1,259 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "engine/exec/rank_server.h"
+
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "engine/exec/frame_queue.h"
+#include "engine/exec/rank_membership.h"
+#include "engine/exec/rank_protocol.h"
+#include "engine/exec/step_runner.h"
+#include "engine/model/memory.h"
+
+namespace nibble::engine {
+namespace {
+
+constexpr std::chrono::milliseconds kProgressInterval{100};
+
+class RankServer {
+ public:
+  RankServer(comm::FrameChannel* channel, const RankServerOptions& options, ThreadPool* pool)
+      : channel_(channel), options_(options), pool_(pool) {}
+
+  absl::Status Run();
+
+ private:
+  // On the control thread.
+  void ReadFrames();
+  // False when it was the last one.
+  absl::StatusOr<bool> Sort(comm::Frame frame);
+  absl::Status Abort(std::string_view payload);
+  void AnswerHello();
+
+  // On the calling thread.
+  absl::Status Load();
+  absl::Status Serve();
+  absl::Status Do(const comm::Frame& frame);
+  absl::Status Allocate(const AllocatePayload& payload);
+  void Prepare(const PreparePayload& payload);
+  void Connect(const ConnectPayload& payload);
+  void Step(const StepPayload& payload);
+  absl::StatusOr<StepOutput> Compute(const StepPayload& payload);
+  void Leave();
+
+  // A driver that is gone shows in Receive; what is sent to it is dropped.
+  void Send(comm::Frame frame) { channel_->Send(frame).IgnoreError(); }
+  void GenerationFailed(uint64_t generation, const absl::Status& status) {
+    Send(MakeFrame(GenerationFailedPayload{.generation = generation, .status = status}));
+  }
+
+  comm::FrameChannel* channel_;
+  const RankServerOptions& options_;
+  ThreadPool* pool_;
+  FrameQueue queue_;
+  RankMembership membership_;
+
+  // The calling thread's.
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<StepRunner> runner_;
+
+  std::mutex mutex_;
+  // Guarded by mutex_:
+  bool hello_waits_ = false;
+  std::optional<LoadedPayload> loaded_;
+
+  absl::Status end_;  // how the control thread ended; read once it is joined
+};
+
+absl::Status RankServer::Run() {
+  std::thread control([this] { ReadFrames(); });
+  absl::Status status = Load();
+  if (status.ok()) status = Serve();
+  // The driver is told, and ends the process: it must not be started again for the same error.
+  if (!status.ok()) Send(MakeFrame(FailedPayload{.status = status}));
+  control.join();
+  Leave();
+  return status.ok() ? end_ : status;
+}
+
+void RankServer::ReadFrames() {
+  for (;;) {
+    absl::StatusOr<comm::Frame> frame = channel_->Receive();
+    if (!frame.ok()) {
+      end_ = Unavailable("the driver went away: {}", std::string(frame.status().message()));
+      break;
+    }
+    const absl::StatusOr<bool> more = Sort(*std::move(frame));
+    if (!more.ok()) end_ = more.status();
+    if (!more.ok() || !*more) break;
+  }
+  membership_.Abort(UINT64_MAX, end_.ok() ? "the rank ends" : std::string(end_.message()));
+  queue_.Close();
+}
+
+absl::StatusOr<bool> RankServer::Sort(comm::Frame frame) {
+  switch (static_cast<RankMessage>(frame.type)) {
+    case RankMessage::kPing:
+      Send(MakeFrame(RankMessage::kPong, std::move(frame.payload)));
+      return true;
+    case RankMessage::kHello:
+      AnswerHello();
+      return true;
+    case RankMessage::kAbort:
+      NIBBLE_RETURN_IF_ERROR(Abort(frame.payload));
+      queue_.Push(std::move(frame));  // to leave what was aborted
+      return true;
+    case RankMessage::kExit:
+      return false;
+    default:
+      queue_.Push(std::move(frame));
+      return true;
+  }
+}
+
+absl::Status RankServer::Abort(std::string_view payload) {
+  NIBBLE_ASSIGN_OR_RETURN(const AbortPayload abort, AbortPayload::Decode(payload));
+  membership_.Abort(abort.generation, abort.reason);
+  return absl::OkStatus();
+}
+
+// A driver that asks has no generation with this rank.
+void RankServer::AnswerHello() {
+  membership_.AbortCurrent("the driver came anew");
+  const std::lock_guard lock(mutex_);
+  hello_waits_ = !loaded_.has_value();
+  if (loaded_) Send(MakeFrame(*loaded_));
+}
+
+absl::Status RankServer::Load() {
+  LoadOptions load = options_.load;
+  std::chrono::steady_clock::time_point next{};
+  load.progress = [&](int64_t done, int64_t total) {
+    if (options_.load.progress) options_.load.progress(done, total);
+    const auto now = std::chrono::steady_clock::now();
+    if (now < next && done < total) return;
+    next = now + kProgressInterval;
+    Send(MakeFrame(ProgressPayload{.bytes_done = done, .bytes_total = total}));
+  };
+  NIBBLE_ASSIGN_OR_RETURN(model_, Model::Load(options_.model_dir, load, pool_));
+  NIBBLE_RETURN_IF_ERROR(model_->Reserve(options_.limits, pool_));
+  LoadedPayload loaded{
+      .rank = load.tensor_parallel.rank,
+      .size = load.tensor_parallel.size,
+      .vocab_size = model_->config().vocab_size,
+      .hidden_size = model_->config().hidden_size,
+      .description = {.weight_bytes = model_->weight_bytes(),
+                      .kv_block_bytes = KvCache::BlockBytes(
+                          model_->rank_config(), options_.block_size, model_->kv_dtype()),
+                      .available_bytes = AvailableMemoryBytes(),
+                      .kv_dtype = static_cast<int32_t>(model_->kv_dtype()),
+                      .quantization_name = model_->quantization_name(),
+                      .warnings = model_->warnings()}};
+  const std::lock_guard lock(mutex_);
+  loaded_ = std::move(loaded);
+  if (std::exchange(hello_waits_, false)) Send(MakeFrame(*loaded_));
+  return absl::OkStatus();
+}
+
+absl::Status RankServer::Serve() {
+  while (std::optional<comm::Frame> frame = queue_.Pop()) NIBBLE_RETURN_IF_ERROR(Do(*frame));
+  return absl::OkStatus();
+}
+
+absl::Status RankServer::Do(const comm::Frame& frame) {
+  switch (static_cast<RankMessage>(frame.type)) {
+    case RankMessage::kStep: {
+      NIBBLE_ASSIGN_OR_RETURN(const StepPayload payload, StepPayload::Decode(frame.payload));
+      Step(payload);
+      return absl::OkStatus();
+    }
+    case RankMessage::kAllocate: {
+      NIBBLE_ASSIGN_OR_RETURN(const auto payload, AllocatePayload::Decode(frame.payload));
+      return Allocate(payload);
+    }
+    case RankMessage::kPrepare: {
+      NIBBLE_ASSIGN_OR_RETURN(const auto payload, PreparePayload::Decode(frame.payload));
+      Prepare(payload);
+      return absl::OkStatus();
+    }
+    case RankMessage::kConnect: {
+      NIBBLE_ASSIGN_OR_RETURN(const auto payload, ConnectPayload::Decode(frame.payload));
+      Connect(payload);
+      return absl::OkStatus();
+    }
+    case RankMessage::kAbort: {
+      NIBBLE_ASSIGN_OR_RETURN(const auto payload, AbortPayload::Decode(frame.payload));
+      if (payload.generation >= membership_.generation()) Leave();
+      return absl::OkStatus();
+    }
+    default:
+      return InvalidArgument("the driver sent a message of type {}, which a rank does not know",
+                             frame.type);
+  }
+}
+
+absl::Status RankServer::Allocate(const AllocatePayload& payload) {
+  if (runner_ == nullptr || runner_->options() != payload.options) {
+    runner_.reset();  // its memory first
+    NIBBLE_ASSIGN_OR_RETURN(runner_, StepRunner::Create(model_.get(), payload.options, pool_));
+  }
+  Send(MakeFrame(RankMessage::kAllocated));
+  return absl::OkStatus();
+}
+
+void RankServer::Prepare(const PreparePayload& payload) {
+  Leave();
+  const uint64_t generation = payload.place.generation;
+  absl::StatusOr<std::string> address = membership_.Prepare(payload);
+  if (!address.ok()) return GenerationFailed(generation, address.status());
+  Send(MakeFrame(PreparedPayload{.generation = generation, .address = *std::move(address)}));
+}
+
+void RankServer::Connect(const ConnectPayload& payload) {
+  const auto communicator = membership_.Connect(payload, pool_);
+  if (!communicator.ok()) return GenerationFailed(payload.generation, communicator.status());
+  model_->SetCommunicator(*communicator);
+  Send(MakeFrame(ConnectedPayload{.generation = payload.generation,
+                                  .policy = comm::Serialize((*communicator)->policy())}));
+}
+
+void RankServer::Step(const StepPayload& payload) {
+  absl::StatusOr<StepOutput> output = Compute(payload);
+  const bool is_first = options_.load.tensor_parallel.rank == 0;
+  if (output.ok() && !is_first) return;
+  StepDonePayload done{.generation = payload.generation, .number = payload.number};
+  done.status = output.status();
+  if (output.ok()) done.output = *std::move(output);
+  Send(MakeFrame(done));
+}
+
+absl::StatusOr<StepOutput> RankServer::Compute(const StepPayload& payload) {
+  comm::Communicator* communicator = membership_.communicator(payload.generation);
+  if (communicator == nullptr || runner_ == nullptr) {
+    return absl::AbortedError(fmt::format("this rank is not in generation {}", payload.generation));
+  }
+  if (payload.plan.num_tokens() > 0) return runner_->Run(payload.plan);
+  // Nothing to compute: the ranks meet, which is what the bench of this channel measures.
+  NIBBLE_RETURN_IF_ERROR(communicator->Barrier());
+  return StepOutput{};
+}
+
+void RankServer::Leave() {
+  if (model_ != nullptr) model_->SetCommunicator(nullptr);
+  membership_.Leave();
+}
+
+}  // namespace
+
+absl::Status RunRankServer(comm::FrameChannel* channel, const RankServerOptions& options,
+                           ThreadPool* pool) {
+  return RankServer(channel, options, pool).Run();
+}
+
+}  // namespace nibble::engine

@@ -1,0 +1,225 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "engine/exec/rank_protocol.h"
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+#include "tests/testing/random.h"
+
+namespace nibble::engine {
+namespace {
+
+using ::testing::HasSubstr;
+
+// What comes back has the same bytes, so every field that Encode writes is read into its place;
+// the tests below compare the fields once more.
+template <typename Payload>
+Payload RoundTrip(const Payload& payload) {
+  const std::string bytes = payload.Encode();
+  const auto decoded = Payload::Decode(bytes);
+  EXPECT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_EQ(decoded->Encode(), bytes);
+  for (size_t size = 0; size < bytes.size(); ++size) {
+    EXPECT_FALSE(Payload::Decode(std::string_view(bytes).substr(0, size)).ok()) << size;
+  }
+  EXPECT_FALSE(Payload::Decode(bytes + "x").ok());
+  return *decoded;
+}
+
+template <typename Payload>
+std::string Refusal(const Payload& payload) {
+  const absl::Status status = Payload::Decode(payload.Encode()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  return std::string(status.message());
+}
+
+LoadedPayload SomeLoaded() {
+  return {.rank = 2,
+          .size = 4,
+          .vocab_size = 32000,
+          .hidden_size = 4096,
+          .description = {.weight_bytes = 1,
+                          .kv_block_bytes = 2,
+                          .available_bytes = 3,
+                          .kv_dtype = 4,
+                          .quantization_name = "w4a8",
+                          .warnings = {"one", "", "three"}}};
+}
+
+PreparePayload SomePrepare() {
+  return {.place = {.rank = 1,
+                    .node_of_rank = {0, 0, 1},
+                    .group_id = "group",
+                    .generation = 7,
+                    .bind_address = "10.0.0.1"},
+          .clean_from = 5};
+}
+
+ConnectPayload SomeConnect() {
+  return {.generation = 7,
+          .addresses = {"a", "", std::string("\0b", 2)},
+          .all_reduce = {.mode = comm::AllReduceOptions::Mode::kFixed,
+                         .codec = {.bits = 4,
+                                   .group_size = 32,
+                                   .scale = comm::ScaleFormat::kLog2Int8,
+                                   .spikes = true,
+                                   .rotation = true}},
+          .policy = "some text",
+          .row_size = 4096,
+          .connect_timeout = std::chrono::milliseconds(11),
+          .operation_timeout = std::chrono::milliseconds(12)};
+}
+
+TEST(RankProtocolTest, EveryFieldComesBack) {
+  const LoadedPayload loaded = RoundTrip(SomeLoaded());
+  EXPECT_EQ(loaded.rank, 2);
+  EXPECT_EQ(loaded.size, 4);
+  EXPECT_EQ(loaded.vocab_size, 32000);
+  EXPECT_EQ(loaded.hidden_size, 4096);
+  EXPECT_EQ(loaded.description.weight_bytes, 1);
+  EXPECT_EQ(loaded.description.kv_block_bytes, 2);
+  EXPECT_EQ(loaded.description.available_bytes, 3);
+  EXPECT_EQ(loaded.description.kv_dtype, 4);
+  EXPECT_EQ(loaded.description.quantization_name, "w4a8");
+  EXPECT_EQ(loaded.description.warnings, (std::vector<std::string>{"one", "", "three"}));
+
+  const LocalExecutorOptions options{.block_size = 1,
+                                     .num_blocks = 2,
+                                     .max_model_len = 3,
+                                     .max_num_batched_tokens = 4,
+                                     .max_num_seqs = 5};
+  EXPECT_EQ(RoundTrip(AllocatePayload{.options = options}).options, options);
+
+  const PreparePayload prepare = RoundTrip(SomePrepare());
+  EXPECT_EQ(prepare.place.rank, 1);
+  EXPECT_EQ(prepare.place.node_of_rank, (std::vector<int>{0, 0, 1}));
+  EXPECT_EQ(prepare.place.group_id, "group");
+  EXPECT_EQ(prepare.place.generation, 7U);
+  EXPECT_EQ(prepare.place.bind_address, "10.0.0.1");
+  EXPECT_EQ(prepare.clean_from, 5U);
+
+  const PreparedPayload prepared = RoundTrip(PreparedPayload{9, "address"});
+  EXPECT_EQ(prepared.generation, 9U);
+  EXPECT_EQ(prepared.address, "address");
+
+  const ConnectPayload connect = RoundTrip(SomeConnect());
+  EXPECT_EQ(connect.generation, 7U);
+  EXPECT_EQ(connect.addresses, SomeConnect().addresses);
+  EXPECT_EQ(connect.all_reduce, SomeConnect().all_reduce);
+  EXPECT_EQ(connect.policy, "some text");
+  EXPECT_EQ(connect.row_size, 4096);
+  EXPECT_EQ(connect.connect_timeout.count(), 11);
+  EXPECT_EQ(connect.operation_timeout.count(), 12);
+
+  const ConnectedPayload connected = RoundTrip(ConnectedPayload{9, "policy"});
+  EXPECT_EQ(connected.generation, 9U);
+  EXPECT_EQ(connected.policy, "policy");
+
+  StepPayload step{.generation = 3, .number = 4};
+  step.plan.token_ids = {1, 2};
+  step = RoundTrip(step);
+  EXPECT_EQ(step.generation, 3U);
+  EXPECT_EQ(step.number, 4U);
+  EXPECT_EQ(step.plan.token_ids, (std::vector<int32_t>{1, 2}));
+
+  StepDonePayload done{.generation = 3, .number = 4, .status = Unavailable("rank 1 is gone")};
+  done.output.tokens = {{.token_id = 8}};
+  done = RoundTrip(done);
+  EXPECT_EQ(done.generation, 3U);
+  EXPECT_EQ(done.number, 4U);
+  EXPECT_EQ(done.status, Unavailable("rank 1 is gone"));
+  EXPECT_EQ(done.output.tokens.at(0).token_id, 8);
+  EXPECT_TRUE(RoundTrip(StepDonePayload{}).status.ok());
+
+  const auto failed_generation = RoundTrip(GenerationFailedPayload{6, DataLoss("bytes")});
+  EXPECT_EQ(failed_generation.generation, 6U);
+  EXPECT_EQ(failed_generation.status, DataLoss("bytes"));
+  EXPECT_EQ(RoundTrip(FailedPayload{NotFound("file")}).status, NotFound("file"));
+
+  const AbortPayload abort = RoundTrip(AbortPayload{5, "why"});
+  EXPECT_EQ(abort.generation, 5U);
+  EXPECT_EQ(abort.reason, "why");
+  EXPECT_EQ(RoundTrip(PingPayload{77}).number, 77U);
+  const ProgressPayload progress = RoundTrip(ProgressPayload{3, 4});
+  EXPECT_EQ(progress.bytes_done, 3);
+  EXPECT_EQ(progress.bytes_total, 4);
+}
+
+TEST(RankProtocolTest, ValuesOutOfRangeAreNamed) {
+  LoadedPayload loaded = SomeLoaded();
+  loaded.rank = 4;
+  EXPECT_THAT(Refusal(loaded), HasSubstr("rank is 4, the limits are 0 and 3"));
+  loaded.size = 5000;
+  EXPECT_THAT(Refusal(loaded), HasSubstr("size is 5000, the limits are 1 and 1024"));
+  std::string other_version = SomeLoaded().Encode();
+  other_version[0] = 9;
+  EXPECT_THAT(std::string(LoadedPayload::Decode(other_version).status().message()),
+              HasSubstr("the rank speaks version 9 of the rank protocol, this is version 1"));
+
+  PreparePayload prepare = SomePrepare();
+  prepare.place.rank = 3;
+  EXPECT_THAT(Refusal(prepare), HasSubstr("rank is 3, the limits are 0 and 2"));
+  prepare.place.node_of_rank.clear();
+  EXPECT_THAT(Refusal(prepare), HasSubstr("the number of ranks is 0"));
+
+  ConnectPayload connect = SomeConnect();
+  connect.all_reduce.mode = static_cast<comm::AllReduceOptions::Mode>(3);
+  EXPECT_THAT(Refusal(connect), HasSubstr("mode is 3, the limits are 0 and 2"));
+  connect = SomeConnect();
+  connect.all_reduce.codec.scale = static_cast<comm::ScaleFormat>(2);
+  EXPECT_THAT(Refusal(connect), HasSubstr("scale format is 2"));
+  connect = SomeConnect();
+  connect.addresses.clear();
+  EXPECT_THAT(Refusal(connect), HasSubstr("the number of addresses is 0"));
+  connect = SomeConnect();
+  connect.connect_timeout = std::chrono::milliseconds(0);
+  EXPECT_THAT(Refusal(connect), HasSubstr("connect_timeout is 0"));
+  connect = SomeConnect();
+  connect.operation_timeout = std::chrono::hours(25);
+  EXPECT_THAT(Refusal(connect), HasSubstr("operation_timeout is 90000000"));
+
+  EXPECT_THAT(Refusal(FailedPayload{}), HasSubstr("the status is OK"));
+  EXPECT_THAT(Refusal(ProgressPayload{5, 4}), HasSubstr("bytes_done is 5, the limits are 0 and 4"));
+}
+
+TEST(RankProtocolTest, CountsAreCheckedBeforeMemoryIsTaken) {
+  std::string bytes = SomeLoaded().Encode();
+  const std::string warnings("\x03\0\0\0\x03\0\0\0one", 11);
+  const size_t at = bytes.find(warnings);
+  ASSERT_NE(at, std::string::npos);
+  bytes.replace(at, 4, "\xff\xff\xff\xff");
+  EXPECT_THAT(std::string(LoadedPayload::Decode(bytes).status().message()),
+              HasSubstr("warnings is 4294967295, the limit is"));
+}
+
+TEST(RankProtocolTest, DamagedBytesGiveAValueOrAnError) {
+  testing::Random random(5);
+  const std::string whole[] = {SomeLoaded().Encode(), SomePrepare().Encode(),
+                               SomeConnect().Encode(),
+                               StepDonePayload{.status = NotFound("x")}.Encode()};
+  for (int round = 0; round < 2000; ++round) {
+    for (std::string bytes : whole) {
+      for (int64_t n = random.Int(1, 3); n > 0; --n) {
+        bytes[static_cast<size_t>(random.Int(0, static_cast<int64_t>(bytes.size()) - 1))] =
+            static_cast<char>(random.Int(0, 255));
+      }
+      const auto check = [&](const auto& decoded) {
+        if (decoded.ok()) {
+          EXPECT_EQ(decoded->Encode(), bytes);
+        }
+      };
+      check(LoadedPayload::Decode(bytes));
+      check(PreparePayload::Decode(bytes));
+      check(ConnectPayload::Decode(bytes));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::engine

@@ -1,0 +1,219 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Ranks that speak the protocol and compute nothing, for tests of the driver: a test decides what
+// goes wrong. A step's tokens follow from its plan.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "comm/all_reduce.h"
+#include "comm/ranks/frame_channel.h"
+#include "engine/exec/rank_protocol.h"
+
+namespace nibble::testing {
+
+// Shared by a test and its ranks.
+struct Script {
+  static constexpr int64_t kVocabSize = 100;
+  static constexpr int64_t kRowSize = 64;
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  // Guarded by mutex:
+  int size = 2;
+  std::set<int> silent_in_step;         // ranks that do not answer steps, nor anything else then
+  std::map<int, absl::Status> in_step;  // what ranks answer to their next step
+  std::set<int> die_in_step;            // their next step ends them
+  std::map<int, absl::Status> in_prepare;
+  std::map<int, absl::Status> in_connect;
+  std::map<int, absl::Status> in_load;
+  std::set<int> die_in_load;
+  std::set<int> die_in_prepare;
+  std::map<int, comm::Frame> instead_of_step_done;  // sent by the rank at its next step
+  bool hold_steps = false;                          // as in a collective that waits
+  int num_steps = 0;
+  std::vector<std::string> policies_told;  // by kConnect to rank 0
+  std::vector<uint64_t> aborted;           // generations that rank 0 was told to leave
+  std::vector<uint64_t> clean_from;        // by kPrepare to rank 0
+
+  void With(const std::function<void(Script*)>& change) {
+    const std::lock_guard lock(mutex);
+    change(this);
+    changed.notify_all();
+  }
+};
+
+inline std::string SomePolicy() {
+  return comm::Serialize({.choices = {{.max_bytes = std::numeric_limits<int64_t>::max(),
+                                       .algorithm = comm::Algorithm::kOneShot,
+                                       .codec = {}}}});
+}
+
+inline int32_t TokenOf(const engine::StepPlan& plan, size_t sample) {
+  const auto at = static_cast<size_t>(plan.logits_indices[sample]);
+  return (plan.token_ids[at] * 7 + plan.positions[at]) % static_cast<int32_t>(Script::kVocabSize);
+}
+
+class ScriptedRank {
+ public:
+  ScriptedRank(int rank, comm::FrameChannel* channel, std::shared_ptr<Script> script)
+      : rank_(rank), channel_(channel), script_(std::move(script)) {}
+
+  void Run() {
+    for (;;) {
+      const auto frame = channel_->Receive();
+      if (!frame.ok() || !Do(*frame)) return;
+    }
+  }
+
+ private:
+  using RankMessage = engine::RankMessage;
+
+  void Send(const comm::Frame& frame) { channel_->Send(frame).IgnoreError(); }
+  // What the script says for this rank, once.
+  template <typename Map>
+  auto Take(Map* map) {
+    const std::lock_guard lock(script_->mutex);
+    return map->extract(rank_);
+  }
+
+  // False when the rank dies.
+  bool Do(const comm::Frame& frame) {
+    switch (static_cast<RankMessage>(frame.type)) {
+      case RankMessage::kPing:
+        Send(engine::MakeFrame(RankMessage::kPong, frame.payload));
+        return true;
+      case RankMessage::kHello:
+        return Load();
+      case RankMessage::kAllocate:
+        Send(engine::MakeFrame(RankMessage::kAllocated));
+        return true;
+      case RankMessage::kPrepare:
+        return Prepare(*engine::PreparePayload::Decode(frame.payload));
+      case RankMessage::kConnect:
+        Connect(*engine::ConnectPayload::Decode(frame.payload));
+        return true;
+      case RankMessage::kStep:
+        return Step(*engine::StepPayload::Decode(frame.payload));
+      case RankMessage::kAbort: {
+        const std::lock_guard lock(script_->mutex);
+        if (rank_ == 0) {
+          script_->aborted.push_back(engine::AbortPayload::Decode(frame.payload)->generation);
+          script_->changed.notify_all();
+        }
+        return true;
+      }
+      case RankMessage::kExit:
+        return false;
+      default:
+        ADD_FAILURE() << "the driver sent type " << frame.type;
+        return false;
+    }
+  }
+
+  bool Load() {
+    Send(engine::MakeFrame(engine::ProgressPayload{.bytes_done = 5, .bytes_total = 10}));
+    if (!Take(&script_->die_in_load).empty()) return false;
+    if (const auto failed = Take(&script_->in_load)) {
+      Send(engine::MakeFrame(engine::FailedPayload{.status = failed.mapped()}));
+      return true;
+    }
+    Send(engine::MakeFrame(engine::LoadedPayload{
+        .rank = rank_,
+        .size = script_->size,
+        .vocab_size = Script::kVocabSize,
+        .hidden_size = Script::kRowSize,
+        .description = {.weight_bytes = 1000 + rank_, .kv_block_bytes = 32}}));
+    return true;
+  }
+
+  bool Prepare(const engine::PreparePayload& payload) {
+    EXPECT_EQ(payload.place.rank, rank_);
+    generation_ = payload.place.generation;
+    if (!Take(&script_->die_in_prepare).empty()) return false;
+    if (rank_ == 0) {
+      const std::lock_guard lock(script_->mutex);
+      script_->clean_from.push_back(payload.clean_from);
+    }
+    if (const auto failed = Take(&script_->in_prepare)) {
+      Send(engine::MakeFrame(engine::GenerationFailedPayload{generation_, failed.mapped()}));
+      return true;
+    }
+    Send(engine::MakeFrame(engine::PreparedPayload{generation_, Address(rank_)}));
+    return true;
+  }
+
+  void Connect(const engine::ConnectPayload& payload) {
+    for (int peer = 0; peer < script_->size; ++peer) {
+      EXPECT_EQ(payload.addresses.at(static_cast<size_t>(peer)), Address(peer));
+    }
+    if (rank_ == 0) {
+      const std::lock_guard lock(script_->mutex);
+      script_->policies_told.push_back(payload.policy);
+    }
+    if (const auto failed = Take(&script_->in_connect)) {
+      Send(engine::MakeFrame(engine::GenerationFailedPayload{generation_, failed.mapped()}));
+      return;
+    }
+    Send(engine::MakeFrame(engine::ConnectedPayload{generation_, SomePolicy()}));
+  }
+
+  bool Step(const engine::StepPayload& payload) {
+    // The generation may have ended before the step arrived.
+    if (payload.generation != generation_) {
+      Send(engine::MakeFrame(
+          engine::StepDonePayload{.generation = payload.generation,
+                                  .number = payload.number,
+                                  .status = absl::AbortedError("not in this generation")}));
+      return true;
+    }
+    {
+      const std::lock_guard lock(script_->mutex);
+      if (rank_ == 0) ++script_->num_steps;
+      script_->changed.notify_all();
+      if (script_->hold_steps) return true;
+    }
+    if (!Take(&script_->die_in_step).empty()) return false;
+    if (!Take(&script_->silent_in_step).empty()) {
+      while (channel_->Receive().ok()) {
+      }
+      return false;
+    }
+    if (const auto other = Take(&script_->instead_of_step_done)) {
+      Send(other.mapped());
+      return true;
+    }
+    engine::StepDonePayload done{.generation = payload.generation, .number = payload.number};
+    if (const auto failed = Take(&script_->in_step)) {
+      done.status = failed.mapped();
+      Send(engine::MakeFrame(done));
+      return true;
+    }
+    if (rank_ != 0) return true;
+    for (size_t i = 0; i < payload.plan.logits_indices.size(); ++i) {
+      done.output.tokens.push_back({.token_id = TokenOf(payload.plan, i)});
+    }
+    Send(engine::MakeFrame(done));
+    return true;
+  }
+
+  std::string Address(int rank) const { return fmt::format("{} of {}", rank, generation_); }
+
+  const int rank_;
+  comm::FrameChannel* channel_;
+  std::shared_ptr<Script> script_;
+  uint64_t generation_ = 0;
+};
+
+}  // namespace nibble::testing
