@@ -100,6 +100,33 @@ int RunBenchAttention(const BenchOptions& options) {
   });
 }
 
+// No pool here: its ranks are forked, and each makes its own.
+int RunBenchAllReduce(const BenchOptions& options) {
+  std::vector<std::string> violations;
+  options.allreduce.Validate(&violations);
+  const absl::Status status = ToStatus(violations);
+  if (!status.ok()) return Fail(status);
+  absl::StatusOr<nlohmann::ordered_json> result;
+  try {
+    result = bench::RunAllReduceBench(options.allreduce, Table());
+  } catch (const std::bad_alloc&) {
+    result = ResourceExhausted("memory ran out: smaller --sizes or fewer --ranks take less");
+  }
+  if (!result.ok()) return Fail(result.status());
+  if (!result->is_null()) fmt::print("{}\n", DumpJson(*result));
+  return 0;
+}
+
+int RunBenchCodec(const BenchOptions& options) {
+  const absl::StatusOr<Isa> isa = ChooseIsa();
+  if (!isa.ok()) return Fail(isa.status());
+  return Print([&] {
+    return RunOnPool(options.threads, options.codec, [&](ThreadPool* pool) {
+      return bench::RunCodecBench(options.codec, *isa, pool, Table());
+    });
+  });
+}
+
 int RunBenchDecode(const BenchOptions& options) {
   return Print([&] { return RunOnModel(options.model, options.decode, bench::RunDecodeBench); });
 }

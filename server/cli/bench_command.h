@@ -4,7 +4,9 @@
 // nibble bench: measurements, JSON on standard output. Each command returns the exit status.
 #pragma once
 
+#include "bench/allreduce_bench.h"
 #include "bench/attention_bench.h"
+#include "bench/codec_bench.h"
 #include "bench/gemm_bench.h"
 #include "bench/layer_bench.h"
 #include "bench/model_bench.h"
@@ -17,6 +19,8 @@ struct BenchOptions {
   bench::GemmBenchOptions gemm;
   bench::LayerBenchOptions layer;
   bench::AttentionBenchOptions attention;
+  bench::CodecBenchOptions codec;
+  bench::AllReduceBenchOptions allreduce;
   server::ModelOptions model;  // of decode and prefill
   bench::DecodeBenchOptions decode;
   bench::PrefillBenchOptions prefill;
@@ -25,6 +29,8 @@ struct BenchOptions {
 int RunBenchGemm(const BenchOptions& options);
 int RunBenchLayer(const BenchOptions& options);
 int RunBenchAttention(const BenchOptions& options);
+int RunBenchCodec(const BenchOptions& options);
+int RunBenchAllReduce(const BenchOptions& options);
 int RunBenchDecode(const BenchOptions& options);
 int RunBenchPrefill(const BenchOptions& options);
 

@@ -71,6 +71,11 @@ int Main(int argc, char** argv) {
   CLI::App* serve_app =
       app.add_subcommand("serve", "serve a model over HTTP (OpenAI API) and gRPC");
   AddServe(serve_app, &serve);
+  RankOptions rank;
+  CLI::App* rank_app = app.add_subcommand(
+      "rank", "one rank of a group: started by `nibble serve --tensor-parallel-size`");
+  rank_app->group("");  // not in the help: nobody types it
+  AddRank(rank_app, &rank);
   client::ChatOptions chat;
   CLI::App* chat_app = app.add_subcommand("chat", "talk to a running server in the terminal");
   AddChat(chat_app, &chat);
@@ -105,6 +110,7 @@ int Main(int argc, char** argv) {
   }
   log::SetLevel(level);
   if (serve_app->parsed()) return RunServe(serve);
+  if (rank_app->parsed()) return RunRank(rank);
   return Guarded([&] {
     if (chat_app->parsed()) return client::RunChat(chat);
     if (quantize_app->parsed()) return RunQuantize(quantize);

@@ -77,6 +77,54 @@ void AddBenchAttention(CLI::App* app, BenchOptions* options) {
   AddBenchThreads(app, options);
 }
 
+void AddBenchAllReduce(CLI::App* app, BenchOptions* options) {
+  bench::AllReduceBenchOptions* allreduce = &options->allreduce;
+  app->add_option("--ranks", allreduce->ranks, "of the group")->capture_default_str();
+  app->add_option("--transport", allreduce->transport, "shm, tcp, or threads of one process")
+      ->capture_default_str();
+  app->add_option("--hosts", allreduce->hosts,
+                  "divide the ranks among so many hosts: shared memory inside, tcp between (0: one "
+                  "rank each)")
+      ->capture_default_str();
+  AddList(app, "--sizes", &allreduce->sizes, "bytes of the messages as bf16");
+  app->add_option("--row-size", allreduce->row_size, "values of a row")->capture_default_str();
+  app->add_option("--codecs", allreduce->codecs,
+                  "none, float32, bf16, int8, int6, int5, int4, int3, int2, auto")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  app->add_option("--group-size", allreduce->group_size, "values with one scale: 32, 64, 128")
+      ->capture_default_str();
+  app->add_flag("--log2-scales", allreduce->log2_scales, "scales of one byte instead of bf16");
+  app->add_flag("--spikes", allreduce->spikes, "each group's extremes travel as bf16");
+  app->add_flag("--rotation", allreduce->rotation, "codes are of the group's Hadamard transform");
+  app->add_option("--seconds", allreduce->seconds, "time for each figure")->capture_default_str();
+  app->add_option("--threads", allreduce->threads,
+                  "of each rank (0: this host's divided among its ranks)")
+      ->capture_default_str();
+  app->add_option("--rank", allreduce->rank,
+                  "run as this rank alone; the others are started by hand as well");
+  app->add_option("--rendezvous", allreduce->rendezvous,
+                  "with --rank: an empty folder that all ranks see");
+  app->add_option("--bind-address", allreduce->bind_address, "of this host, for tcp")
+      ->capture_default_str();
+}
+
+void AddBenchCodec(CLI::App* app, BenchOptions* options) {
+  bench::CodecBenchOptions* codec = &options->codec;
+  AddList(app, "--bits", &codec->bits, "2, 3, 4, 5, 6, 8; 16: bf16, 32: float32");
+  AddList(app, "--group-size", &codec->group_sizes, "32, 64, 128");
+  app->add_option("--variant", codec->variants, "plain, log2, spikes, hadamard")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  AddList(app, "--rows", &codec->rows, "rows coded at a time");
+  app->add_option("--row-size", codec->row_size, "values of a row")->capture_default_str();
+  app->add_option("--ranks", codec->ranks, "whose codes a reduction sums")->capture_default_str();
+  app->add_option("--seconds", codec->seconds, "time for each figure")->capture_default_str();
+  AddBenchThreads(app, options);
+}
+
 void AddBenchDecode(CLI::App* app, BenchOptions* options) {
   AddModelOptions(app, &options->model);
   AddList(app, "--batch", &options->decode.batches, "sequences of a step");
@@ -111,6 +159,9 @@ void AddBench(CLI::App* app, BenchOptions* options, std::function<int()>* run) {
   add("gemm", "the matrix products alone, every variant this CPU runs", AddBenchGemm, RunBenchGemm);
   add("layer", "one decoder layer, op by op", AddBenchLayer, RunBenchLayer);
   add("attention", "paged attention alone", AddBenchAttention, RunBenchAttention);
+  add("allreduce", "a group's all-reduce, every codec and size", AddBenchAllReduce,
+      RunBenchAllReduce);
+  add("codec", "the codecs of compressed collectives", AddBenchCodec, RunBenchCodec);
   add("decode", "a model's steps while it generates", AddBenchDecode, RunBenchDecode);
   add("prefill", "prompts through a model", AddBenchPrefill, RunBenchPrefill);
 }

@@ -9,15 +9,14 @@
 #include <string>
 
 #include "base/status.h"
-#include "base/thread_pool.h"
 #include "engine/engine.h"
-#include "engine/tokenizer/tokenizer.h"
 #include "server/admission/generation_service.h"
-#include "server/cli/model_setup.h"
+#include "server/cli/model_backend.h"
 #include "server/config.h"
 #include "server/grpc/grpc_server.h"
 #include "server/http/http_server.h"
 #include "server/metrics/metrics.h"
+#include "server/metrics/rank_metrics.h"
 #include "server/openai/openai_api.h"
 
 namespace nibble::cli {
@@ -40,23 +39,16 @@ class ServingStack {
 
  private:
   explicit ServingStack(const server::ServeConfig& config) : config_(config) {}
-  absl::Status StartEngine(LoadedModel loaded);
+  absl::Status StartModel();
+  absl::Status StartEngine();
   absl::Status StartService();
   absl::Status StartHttp();
   absl::Status StartGrpc();
 
   server::ServeConfig config_;
-  DeviceChoice device_;
-  std::string
-      model_summary_;      // "LlamaForCausalLM, 4.20 M parameters, w4a8 ..., 2.31 MB of weights"
-  int64_t kv_tokens_ = 0;  // capacity of the KV cache
-  int64_t kv_bytes_ = 0;
-  DType kv_dtype_ = DType::kBf16;
+  std::unique_ptr<server::RankMetrics> rank_metrics_;  // null: one rank, in this process
+  ModelBackend backend_;                               // its executor is the engine's
   int64_t max_model_len_ = 0;
-  int64_t vocab_size_ = 0;
-  double load_seconds_ = 0.0;
-  std::unique_ptr<ThreadPool> pool_;
-  std::unique_ptr<engine::Tokenizer> tokenizer_;
   std::unique_ptr<server::Metrics> metrics_;
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<server::GenerationService> service_;

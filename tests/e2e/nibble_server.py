@@ -19,12 +19,14 @@ START_SECONDS = 120
 
 
 class Server:
-    """A running server; `with Server(binary, ...) as server:`. Options are passed to `nibble serve`."""
+    """A running server; `with Server(binary, ...) as server:`. Options are passed to `nibble serve`. `wrap` is a command
+    that runs it ("ip netns exec a")."""
 
-    def __init__(self, binary, *options, model=STORIES, environment=None):
-        command = [str(binary), "serve", str(model), "--port", "0", "--grpc-port", "0", *map(str, options)]
+    def __init__(self, binary, *options, model=STORIES, environment=None, start_new_session=False, wrap=()):
+        command = [*wrap, str(binary), "serve", str(model), "--port", "0", "--grpc-port", "0", *map(str, options)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env={**os.environ, **(environment or {})})
+                                        env={**os.environ, **(environment or {})},
+                                        start_new_session=start_new_session)
         self.lines = []
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)

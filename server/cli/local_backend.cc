@@ -1,0 +1,52 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include <utility>
+
+#include "engine/exec/local_executor.h"
+#include "engine/model/memory.h"
+#include "engine/model/model.h"
+#include "server/cli/model_backend.h"
+#include "server/cli/model_setup.h"
+#include "server/cli/parallel_setup.h"
+
+namespace nibble::cli {
+
+absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config) {
+  NIBBLE_ASSIGN_OR_RETURN(LoadedModel loaded, LoadModel(config.model));
+  ModelBackend backend;
+  backend.tokenizer = std::move(loaded.tokenizer);
+  backend.pool = std::move(loaded.pool);
+  backend.model = loaded.model->config();
+  backend.quantization_name = loaded.model->quantization_name();
+  backend.weight_bytes = loaded.model->weight_bytes();
+  backend.kv_dtype = loaded.model->kv_dtype();
+  backend.load_seconds = loaded.load_seconds;
+  backend.device =
+      fmt::format("  device     {}: {}, {}, {} threads{} ({})\n", loaded.device.device,
+                  HostCpuFeatures().name, ToString(loaded.device.isa), loaded.device.threads,
+                  loaded.device.cpus.empty() ? "" : ", one to a CPU", loaded.device.reason);
+  NIBBLE_ASSIGN_OR_RETURN(backend.max_model_len,
+                          ChooseMaxModelLen(config, backend.model.max_position_embeddings));
+  // Before the cache takes its share of what memory is free.
+  NIBBLE_RETURN_IF_ERROR(loaded.model->Reserve(
+      {.max_tokens = config.max_num_batched_tokens, .max_positions = backend.max_model_len},
+      backend.pool.get()));
+  const KvHost host{.name = "",
+                    .block_bytes = engine::KvCache::BlockBytes(loaded.model->rank_config(),
+                                                               config.block_size, backend.kv_dtype),
+                    .available_bytes = engine::AvailableMemoryBytes()};
+  NIBBLE_ASSIGN_OR_RETURN(backend.kv, SizeKvCache(config, backend.max_model_len, {&host, 1}));
+  const engine::LocalExecutorOptions options = {
+      .block_size = config.block_size,
+      .num_blocks = backend.kv.num_blocks,
+      .max_model_len = backend.max_model_len,
+      .max_num_batched_tokens = config.max_num_batched_tokens,
+      .max_num_seqs = config.max_num_seqs};
+  NIBBLE_ASSIGN_OR_RETURN(
+      backend.executor,
+      engine::LocalExecutor::Create(std::move(loaded.model), options, backend.pool.get()));
+  return backend;
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,47 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// What computes for a server: a model in this process, or ranks in processes of their own.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/dtype.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "engine/exec/executor.h"
+#include "engine/exec/rank_group.h"
+#include "engine/model/model_config.h"
+#include "engine/tokenizer/tokenizer.h"
+#include "server/cli/kv_sizing.h"
+#include "server/config.h"
+#include "server/metrics/rank_metrics.h"
+
+namespace nibble::cli {
+
+// Members are destroyed from the last to the first: the executor before what it uses.
+struct ModelBackend {
+  std::unique_ptr<engine::Tokenizer> tokenizer;
+  std::unique_ptr<ThreadPool> pool;                     // of a model in this process
+  std::unique_ptr<engine::RankGroupObserver> observer;  // of ranks
+  std::unique_ptr<engine::Executor> executor;
+  engine::ModelConfig model;
+  std::string quantization_name;
+  int64_t weight_bytes = 0;  // of all ranks
+  int64_t max_model_len = 0;
+  KvSize kv;
+  DType kv_dtype = DType::kBf16;
+  std::string device;  // lines of the banner: "  device     cpu: ...\n"
+  double load_seconds = 0.0;
+};
+
+absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config);
+
+// The ranks of this host, and those of the nodes that join. Loads no weights here. `metrics` must
+// outlive the executor.
+absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
+                                        server::RankMetrics* metrics);
+
+}  // namespace nibble::cli

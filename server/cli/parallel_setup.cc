@@ -1,0 +1,149 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/cli/parallel_setup.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+
+#include "fmt/ranges.h"
+
+#include "base/log.h"
+#include "base/mapped_file.h"
+#include "server/cli/fingerprint.h"
+#include "server/cli/version.h"
+
+namespace nibble::cli {
+namespace {
+
+constexpr size_t kMaxSecretFileBytes = 8192;
+constexpr size_t kMaxPemBytes = size_t{1} << 20;
+
+const char* LogLevelName() {
+  if (log::Enabled(log::Level::kDebug)) return "debug";
+  if (log::Enabled(log::Level::kInfo)) return "info";
+  if (log::Enabled(log::Level::kWarning)) return "warning";
+  return log::Enabled(log::Level::kError) ? "error" : "off";
+}
+
+std::vector<std::string> RankCommand(const server::ServeConfig& config, int rank,
+                                     const RankPlacement& placement, int64_t max_model_len) {
+  const server::ModelOptions& model = config.model;
+  const std::string binding =
+      placement.cpus.empty() ? "none" : fmt::format("{}", fmt::join(placement.cpus, ","));
+  return {"/proc/self/exe",
+          "--log-level",
+          LogLevelName(),
+          "rank",
+          model.model,
+          "--device",
+          model.device,
+          "--dtype",
+          model.dtype,
+          "--kv-cache-dtype",
+          model.kv_cache_dtype,
+          "--quantization",
+          model.quantization,
+          "--head-quantization",
+          model.head_quantization,
+          "--threads",
+          std::to_string(placement.threads),
+          "--cpu-binding",
+          binding,
+          "--tensor-parallel-size",
+          std::to_string(config.parallel.tensor_parallel_size),
+          "--rank",
+          std::to_string(rank),
+          "--block-size",
+          std::to_string(config.block_size),
+          "--max-num-batched-tokens",
+          std::to_string(config.max_num_batched_tokens),
+          "--max-model-len",
+          std::to_string(max_model_len)};
+}
+
+absl::Status ReadPem(const std::string& path, std::string* text) {
+  if (path.empty()) return absl::OkStatus();
+  NIBBLE_ASSIGN_OR_RETURN(*text, ReadFile(path, kMaxPemBytes));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::string TakeSecretFromEnvironment() {
+  constexpr const char* kName = "NIBBLE_CLUSTER_SECRET";
+  const char* value = std::getenv(kName);
+  std::string secret = value == nullptr ? "" : value;
+  unsetenv(kName);
+  return secret;
+}
+
+absl::StatusOr<int64_t> ChooseMaxModelLen(const server::ServeConfig& config,
+                                          int64_t max_position_embeddings) {
+  if (config.max_model_len == 0) return max_position_embeddings;
+  if (config.max_model_len > max_position_embeddings) {
+    return InvalidArgument("--max-model-len is {}, the model's maximum is {}", config.max_model_len,
+                           max_position_embeddings);
+  }
+  return config.max_model_len;
+}
+
+comm::LocalRanksOptions LocalRanksFor(const server::ServeConfig& config,
+                                      const HostPlacement& placement, int64_t max_model_len) {
+  const int num_ranks = static_cast<int>(placement.ranks.size());
+  const int first = config.parallel.node_rank * num_ranks;
+  return {.first_rank = first,
+          .num_ranks = num_ranks,
+          .command = [config, placement, first, max_model_len](int rank) {
+            return RankCommand(config, rank, placement.ranks.at(static_cast<size_t>(rank - first)),
+                               max_model_len);
+          }};
+}
+
+std::vector<int> NodeOfRank(const server::ParallelOptions& options) {
+  std::vector<int> nodes;
+  for (int rank = 0; rank < options.tensor_parallel_size; ++rank) {
+    nodes.push_back(rank / options.ranks_per_node());
+  }
+  return nodes;
+}
+
+absl::StatusOr<comm::ClusterSecurity> ReadSecurity(const server::ParallelOptions& options) {
+  comm::ClusterSecurity security{.secret = options.cluster_secret};
+  if (!options.cluster_secret_file.empty()) {
+    absl::StatusOr<std::string> secret = ReadFile(options.cluster_secret_file, kMaxSecretFileBytes);
+    if (!secret.ok()) return Annotate(secret.status(), "--cluster-secret-file");
+    // Editors end files with a line feed.
+    const size_t end = secret->find_last_not_of(" \t\r\n");
+    security.secret = end == std::string::npos ? "" : secret->substr(0, end + 1);
+    if (security.secret.empty()) {
+      return InvalidArgument("--cluster-secret-file {} is empty", options.cluster_secret_file);
+    }
+  }
+  NIBBLE_RETURN_IF_ERROR(ReadPem(options.cluster_tls_ca, &security.tls_ca));
+  NIBBLE_RETURN_IF_ERROR(ReadPem(options.cluster_tls_cert, &security.tls_cert));
+  NIBBLE_RETURN_IF_ERROR(ReadPem(options.cluster_tls_key, &security.tls_key));
+  return security;
+}
+
+comm::ClusterShape ShapeOf(const server::ParallelOptions& options) {
+  return {.num_nodes = options.nnodes, .ranks_per_node = options.ranks_per_node()};
+}
+
+absl::StatusOr<comm::ClusterIdentity> IdentityOf(const server::ServeConfig& config) {
+  comm::ClusterIdentity identity{.version = kVersion,
+                                 .options_fingerprint = OptionsFingerprint(config)};
+  NIBBLE_ASSIGN_OR_RETURN(identity.model_fingerprint, ModelFingerprint(config.model.model));
+  return identity;
+}
+
+comm::HeartbeatOptions HeartbeatOf(const server::ParallelOptions& options) {
+  // Several in the time of silence, so that one that is late costs nothing.
+  const std::chrono::milliseconds timeout = std::chrono::seconds(options.rank_timeout_seconds);
+  return {
+      .interval = std::min<std::chrono::milliseconds>(timeout / 8, std::chrono::milliseconds(500)),
+      .timeout = timeout};
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,39 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// From the options of ranks and nodes to what comm/ and engine/ take.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "comm/cluster/cluster_options.h"
+#include "comm/ranks/local_ranks.h"
+#include "server/cli/rank_placement.h"
+#include "server/config.h"
+
+namespace nibble::cli {
+
+// NIBBLE_CLUSTER_SECRET, which is then removed from the environment: ranks need not know it.
+std::string TakeSecretFromEnvironment();
+
+// --max-model-len, or the model's maximum. INVALID_ARGUMENT for more than that.
+absl::StatusOr<int64_t> ChooseMaxModelLen(const server::ServeConfig& config,
+                                          int64_t max_position_embeddings);
+
+// The processes of this host's ranks, each on its CPUs. `max_model_len` as chosen.
+comm::LocalRanksOptions LocalRanksFor(const server::ServeConfig& config,
+                                      const HostPlacement& placement, int64_t max_model_len);
+
+// node_of_rank [tensor_parallel_size]
+std::vector<int> NodeOfRank(const server::ParallelOptions& options);
+
+// Reads the files that --cluster-* name.
+absl::StatusOr<comm::ClusterSecurity> ReadSecurity(const server::ParallelOptions& options);
+comm::ClusterShape ShapeOf(const server::ParallelOptions& options);
+absl::StatusOr<comm::ClusterIdentity> IdentityOf(const server::ServeConfig& config);
+comm::HeartbeatOptions HeartbeatOf(const server::ParallelOptions& options);
+
+}  // namespace nibble::cli

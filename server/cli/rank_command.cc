@@ -1,0 +1,67 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// nibble rank: one rank of a tensor-parallel group, started by the server of its host.
+#include <csignal>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fmt/ranges.h"
+
+#include "base/log.h"
+#include "base/thread_pool.h"
+#include "comm/ranks/frame_channel.h"
+#include "engine/exec/rank_server.h"
+#include "server/cli/commands.h"
+#include "server/cli/model_setup.h"
+
+namespace nibble::cli {
+namespace {
+
+absl::Status Validate(const RankOptions& options) {
+  std::vector<std::string> violations;
+  options.model.Validate(&violations);
+  const auto check = [&](const char* option, int64_t value, int64_t low, int64_t high) {
+    if (value < low || value > high) {
+      violations.push_back(fmt::format("{} is {}, want {} to {}", option, value, low, high));
+    }
+  };
+  check("--tensor-parallel-size", options.tensor_parallel_size, 1, 64);
+  check("--rank", options.rank, 0, options.tensor_parallel_size - 1);
+  check("--control-fd", options.control_fd, 3, 1 << 20);
+  check("--block-size", options.block_size, 1, 256);
+  check("--max-num-batched-tokens", options.max_num_batched_tokens, 1, int64_t{1} << 20);
+  check("--max-model-len", options.max_model_len, 1, int64_t{1} << 24);
+  if (violations.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(fmt::format("{}", fmt::join(violations, "\n")));
+}
+
+absl::Status Serve(const RankOptions& options) {
+  NIBBLE_RETURN_IF_ERROR(Validate(options));
+  NIBBLE_ASSIGN_OR_RETURN(const DeviceChoice device, ChooseDevice(options.model));
+  ThreadPool pool(device.threads, device.cpus);
+  engine::RankServerOptions server;
+  server.model_dir = options.model.model;
+  server.load = ToLoadOptions(options.model, device.isa);
+  server.load.tensor_parallel = {.rank = options.rank, .size = options.tensor_parallel_size};
+  server.block_size = options.block_size;
+  server.limits = {.max_tokens = options.max_num_batched_tokens,
+                   .max_positions = options.max_model_len};
+  const std::unique_ptr<comm::FrameChannel> channel = comm::MakeSocketChannel(options.control_fd);
+  return engine::RunRankServer(channel.get(), server, &pool);
+}
+
+}  // namespace
+
+int RunRank(const RankOptions& options) {
+  std::signal(SIGPIPE, SIG_IGN);  // a driver that went away is an error code, not a signal
+  const absl::Status status = Serve(options);
+  if (status.ok()) return 0;
+  // The driver is gone, which is told by itself or by what ended it.
+  if (absl::IsUnavailable(status)) return 1;
+  return Fail(Annotate(status, fmt::format("rank {}", options.rank)));
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,54 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/cli/signal_watch.h"
+
+#include <pthread.h>
+
+#include <cstdlib>
+#include <semaphore>
+#include <thread>
+
+#include "base/log.h"
+#include "server/cli/commands.h"
+
+namespace nibble::cli {
+
+SignalWatch::SignalWatch() {
+  sigemptyset(&signals_);
+  sigaddset(&signals_, SIGTERM);
+  sigaddset(&signals_, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);  // a client that went away is an error code, not a signal
+  std::thread([this] { Watch(); }).detach();
+}
+
+std::stop_token SignalWatch::StartServing() {
+  serving_.store(true);
+  return stop_.get_token();
+}
+
+void SignalWatch::Watch() {
+  for (bool draining = false;;) {
+    int signal = 0;
+    if (sigwait(&signals_, &signal) != 0) continue;
+    const char* name = signal == SIGINT ? "SIGINT" : "SIGTERM";
+    if (!serving_.load() || draining) {
+      PrintMessage(fmt::format("nibble: {} while {}: stopping at once\n", name,
+                               draining ? "draining" : "loading"));
+      std::_Exit(128 + signal);
+    }
+    log::Info("{}: no new requests; finishing those in progress (a second signal stops at once)",
+              name);
+    draining = true;
+    stop_.request_stop();
+  }
+}
+
+void WaitFor(const std::stop_token& stop) {
+  std::binary_semaphore requested{0};
+  const std::stop_callback callback(stop, [&] { requested.release(); });
+  requested.acquire();
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,37 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// SIGTERM and SIGINT of a process that serves: taken by one watching thread. While loading they end
+// the process (there is nothing to drain), then the first one asks to stop and the second ends the
+// process.
+#pragma once
+
+#include <atomic>
+#include <csignal>
+#include <stop_token>
+
+namespace nibble::cli {
+
+class SignalWatch {
+ public:
+  // Before any other thread starts: threads inherit the blocked signals. Its thread runs as long as
+  // the process: make it static.
+  SignalWatch();
+  SignalWatch(const SignalWatch&) = delete;
+  SignalWatch& operator=(const SignalWatch&) = delete;
+
+  // From now on there is something to drain. Stop is requested at the first signal.
+  std::stop_token StartServing();
+
+ private:
+  void Watch();
+
+  sigset_t signals_;
+  std::atomic<bool> serving_{false};
+  std::stop_source stop_;
+};
+
+// Blocks until stop is requested.
+void WaitFor(const std::stop_token& stop);
+
+}  // namespace nibble::cli

@@ -1,0 +1,144 @@
+# SPDX-FileCopyrightText: The nibble authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Chaos: streaming clients while ranks and nodes are killed, stopped and cut off. Nobody may notice but the log.
+
+    python tests/e2e/chaos.py --nibble build/release/bin/nibble --rounds 20
+
+Two nodes with two ranks each. As root, where `ip netns` works, the nodes are network namespaces and the link between
+them is cut too; elsewhere they are two loopback addresses. After every round: every stream said, token by token, what
+it says undisturbed (greedy and seeded), no KV block is held, all ranks are there once, nothing is left in /dev/shm.
+"""
+import argparse
+import os
+import pathlib
+import random
+import signal
+import sys
+import time
+
+from nibble_server import Server
+from ranks import (SECRET, Node, free_port, group_is_whole, rank_processes, requests, run_streams, shm_names, wait_until)
+
+RANKS, RANK_TIMEOUT = 4, 1
+RECOVERY_SECONDS = 60
+
+
+class Loopback:
+    """Both nodes in this network namespace."""
+
+    addresses = ("127.0.0.1", "127.0.0.2")
+    wraps = ((), ())
+    can_cut = False
+
+    def close(self):
+        pass
+
+
+class Chaos:
+    def __init__(self, nibble, network, clients=16, max_tokens=300, seed=1):
+        self.nibble, self.network, self.random = nibble, network, random.Random(seed)
+        self.bodies = list(requests(clients, max_tokens))
+        self.names_before = shm_names()
+        self.options = ("--tensor-parallel-size", RANKS, "--nnodes", 2, "--master-addr", network.addresses[0],
+                        "--master-port", free_port(), "--host", network.addresses[0], "--dtype", "float32",
+                        "--all-reduce", "none", "--rank-timeout", RANK_TIMEOUT)
+        self.node = self.join()
+        self.server = Server(nibble, *self.options, environment={"NIBBLE_CLUSTER_SECRET": SECRET},
+                             wrap=network.wraps[0])
+        self.undisturbed = run_streams(self.server, self.bodies)
+        assert all(tokens == max_tokens for _, tokens, _ in self.undisturbed), self.undisturbed
+
+    def join(self):
+        return Node(self.nibble, *self.options, "--node-rank", 1, "--node-addr", self.network.addresses[1],
+                    wrap=self.network.wraps[1])
+
+    def ranks(self):
+        return {**rank_processes(self.server.process.pid), **rank_processes(self.node.process.pid)}
+
+    def actions(self):
+        ranks = [(f"{name} rank {rank}", lambda rank=rank, number=number: os.kill(self.ranks()[rank], number))
+                 for rank in range(RANKS) for name, number in (("kill", signal.SIGKILL), ("stop", signal.SIGSTOP))]
+        nodes = [("kill node 1", self.kill_node), ("stop node 1 for a while", self.stop_node)]
+        links = [("cut the network", self.cut_network)] * 3 if self.network.can_cut else []
+        return ranks + nodes * 2 + links
+
+    def kill_node(self):
+        self.node.process.kill()
+        self.node.process.wait()
+        self.node = self.join()
+
+    def stop_node(self):
+        self.node.process.send_signal(signal.SIGSTOP)
+        time.sleep(3 * RANK_TIMEOUT)
+        self.node.process.send_signal(signal.SIGCONT)
+
+    def cut_network(self):
+        self.network.cut()
+        time.sleep(3 * RANK_TIMEOUT)
+        self.network.mend()
+
+    def round(self):
+        """One disturbance, drawn by chance; returns what it was."""
+        name, disturb = self.random.choice(self.actions())
+        characters = self.random.choice((1, 100, 400))  # of every answer, when it happens
+        formations = self.server.metric("nibble:group_formations_total")
+        results = run_streams(self.server, self.bodies, disturb, characters)
+        for body, result, expected in zip(self.bodies, results, self.undisturbed):
+            assert result == expected, f"{name}: {body}: {difference(result, expected)}\n{self.server.log()}"
+        self.check(name)
+        assert self.server.metric("nibble:group_formations_total") > formations, f"{name}: nothing happened"
+        return name
+
+    def check(self, name):
+        def state():
+            return f"{name}: ranks {self.ranks()}, /dev/shm {shm_names()}\n{self.server.log()}\n{self.node.log()}"
+
+        wait_until(lambda: group_is_whole(self.server, RANKS), RECOVERY_SECONDS, state)
+        wait_until(lambda: sorted(self.ranks()) == list(range(RANKS)), 5, state)
+        wait_until(lambda: shm_names() <= self.names_before, 5, state)
+        assert self.server.wait_until_idle() == (0, 0, 0), state()
+        for reason in ("abort", "error"):
+            assert self.server.metric("vllm:request_success_total", finished_reason=reason) == 0, state()
+
+    def close(self):
+        with self.server:
+            pass  # the nodes end with it
+        wait_until(lambda: self.node.process.poll() is not None, 20, self.node.log)
+        self.node.end()
+        wait_until(lambda: shm_names() <= self.names_before, 5, shm_names)
+        self.network.close()
+
+
+def difference(result, expected):
+    if result[1:] != expected[1:]:
+        return f"{result[1:]}, undisturbed {expected[1:]}"
+    at = next(i for i, (a, b) in enumerate(zip(result[0] + "\0", expected[0] + "\0")) if a != b)
+    return f"from character {at} {result[0][at:at + 60]!r}, undisturbed {expected[0][at:at + 60]!r}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--nibble", default="build/release/bin/nibble", type=pathlib.Path)
+    parser.add_argument("--rounds", default=20, type=int)
+    parser.add_argument("--clients", default=16, type=int)
+    parser.add_argument("--seed", default=None, type=int, help="of what happens (default: drawn, and printed)")
+    arguments = parser.parse_args()
+    seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}", flush=True)
+    chaos = Chaos(arguments.nibble.resolve(), make_network(), clients=arguments.clients, seed=seed)
+    for index in range(arguments.rounds):
+        started = time.monotonic()
+        name = chaos.round()
+        print(f"round {index + 1} of {arguments.rounds}: {name}: {arguments.clients} streams whole, "
+              f"{time.monotonic() - started:.1f} s", flush=True)
+    chaos.close()
+    print("nothing lost, nothing left")
+
+
+def make_network():
+    return Loopback()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: The nibble authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Ranks and nodes as the tests of failures see them: processes, what they leave, streams that must not notice."""
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import threading
+import time
+
+from nibble_server import STORIES
+
+MODEL = "stories-llama"
+SECRET = "a secret of the tests"
+
+
+def wait_until(condition, seconds, what):
+    """The first true value of condition(), which is asked until `seconds` are over."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"after {seconds} s: {what()  if callable(what) else what}"
+        time.sleep(0.02)
+    return value
+
+
+def rank_processes(pid):
+    """{rank: pid} of the ranks that process `pid` has started and that still run."""
+    ranks = {}
+    for folder in pathlib.Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            state, parent = re.match(r".*\) (\S) (\d+)", (folder / "stat").read_text(), re.S).groups()
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+        except (OSError, AttributeError):
+            continue  # it ended meanwhile
+        if int(parent) == pid and state != "Z" and b"rank" in command:
+            ranks[int(command[command.index(b"--rank") + 1])] = int(folder.name)
+    return ranks
+
+
+def alive(pid):
+    try:
+        return " Z " not in pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def shm_names():
+    """What nibble has in /dev/shm now. Other servers on this machine may have names too: compare sets."""
+    return {path.name for path in pathlib.Path("/dev/shm").iterdir() if path.name.startswith("nibble")}
+
+
+def free_port(host="127.0.0.1"):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def group_is_whole(server, size):
+    return server.request("GET", "/health")[0] == 200 and server.metric("nibble:rank_up") == size
+
+
+class Node:
+    """`nibble serve --node-rank k`, k > 0."""
+
+    def __init__(self, binary, *options, model=STORIES, secret=SECRET, wrap=()):
+        command = [*wrap, str(binary), "serve", str(model), *map(str, options)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                                        env={**os.environ, "NIBBLE_CLUSTER_SECRET": secret})
+        self.lines = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.lines.append(line)
+
+    def log(self):
+        return "".join(self.lines)
+
+    def end(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise AssertionError("the node did not end after SIGTERM:\n" + self.log())
+        self._reader.join(5)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
+
+
+class Stream(threading.Thread):
+    """One streaming completion, read to its end. `delivered` is set once some of the answer was there."""
+
+    def __init__(self, server, body, delivered_bytes=1):
+        super().__init__(daemon=True)
+        self.server, self.delivered_bytes = server, delivered_bytes
+        self.body = {"model": MODEL, "stream": True, "stream_options": {"include_usage": True}, **body}
+        self.delivered = threading.Event()
+        self.text, self.finish, self.tokens, self.error, self.failure = "", None, None, None, None
+        self.start()
+
+    def run(self):
+        try:
+            self._read()
+        except Exception as failure:  # asserted on by result()
+            self.failure = failure
+        self.delivered.set()
+
+    def _read(self):
+        connection = self.server.connection(timeout=120)
+        connection.request("POST", "/v1/completions", json.dumps(self.body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            self.error = {"status": response.status, **json.loads(response.read())["error"]}
+            return
+        for line in response:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[len(b"data: "):])
+            if "error" in event:
+                self.error = event["error"]
+                return
+            if event.get("usage"):
+                self.tokens = event["usage"]["completion_tokens"]
+            for choice in event["choices"]:
+                self.text += choice["text"]
+                self.finish = choice["finish_reason"] or self.finish
+            if len(self.text) >= self.delivered_bytes:
+                self.delivered.set()
+        connection.close()
+
+    def result(self, seconds=120):
+        """(text, tokens, why it ended); fails when the stream did."""
+        self.join(seconds)
+        assert not self.is_alive(), f"a stream hangs after {len(self.text)} characters: {self.body}"
+        assert self.failure is None and self.error is None, f"{self.failure or self.error}, after {self.text[-80:]!r}"
+        return self.text, self.tokens, self.finish
+
+
+def requests(count, max_tokens):
+    """Bodies of different requests, greedy and seeded in turn."""
+    starts = ("Once upon a time", "The little dog", "In the garden", "A brave girl")
+    for index in range(count):
+        body = {"prompt": f"{starts[index % 4]} {index}", "max_tokens": max_tokens, "ignore_eos": True}
+        yield {**body, "temperature": 0} if index % 2 == 0 else {**body, "temperature": 0.9, "seed": index}
+
+
+def run_streams(server, bodies, disturb=None, delivered_bytes=200):
+    """Results of all streams; disturb() is called once each of them has delivered something."""
+    streams = [Stream(server, body, delivered_bytes) for body in bodies]
+    if disturb is not None:
+        for stream in streams:
+            assert stream.delivered.wait(60)
+        assert all(stream.is_alive() for stream in streams), "the answers are too short to be disturbed"
+        disturb()
+    return [stream.result() for stream in streams]

@@ -1,0 +1,161 @@
+# SPDX-FileCopyrightText: The nibble authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Two nodes on one machine, at two loopback addresses: joining, what is refused, a node that dies and comes back."""
+import os
+import shutil
+import signal
+import socket
+
+import grpc
+import pytest
+
+from nibble_server import STORIES, Server
+from ranks import (MODEL, SECRET, Node, Stream, alive, free_port, group_is_whole, rank_processes, requests, run_streams,
+                   shm_names, wait_until)
+
+HEAD, OTHER = "127.0.0.1", "127.0.0.2"
+SIZE = ("--tensor-parallel-size", 2, "--nnodes", 2, "--master-addr", HEAD)
+EXACT = ("--dtype", "float32", "--all-reduce", "none", "--rank-timeout", 1)
+
+
+class Cluster:
+    """Node 0 and node 1."""
+
+    def __init__(self, nibble, *options):
+        self.nibble = nibble
+        self.options = (*SIZE, "--master-port", free_port(HEAD), *EXACT, *options)
+        self.node = self.join()
+        try:
+            self.server = Server(nibble, *self.options, environment={"NIBBLE_CLUSTER_SECRET": SECRET})
+        except BaseException:
+            print(self.node.log())
+            self.node.process.kill()
+            raise
+
+    def join(self, *options, **changes):
+        return Node(self.nibble, *self.options, "--node-rank", 1, "--node-addr", OTHER, *options, **changes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with self.server:
+            pass
+        # The head says goodbye.
+        wait_until(lambda: self.node.process.poll() is not None, 20, self.node.log)
+        self.node.end()
+        assert self.node.process.returncode == 0, self.node.log()
+
+
+@pytest.fixture(scope="module")
+def cluster(nibble):
+    before = shm_names()
+    with Cluster(nibble, "--group-timeout", 5) as running:
+        yield running
+    wait_until(lambda: shm_names() <= before, 5, shm_names)
+
+
+def refused(node):
+    """What a node that is turned away says."""
+    wait_until(lambda: node.process.poll() is not None, 30, node.log)
+    node.end()
+    assert node.process.returncode == 1, node.log()
+    return node.log()
+
+
+def test_two_nodes_say_what_one_process_says(cluster, reference):
+    assert "2 on 2 nodes" in cluster.server.log(), cluster.server.log()
+    assert "node 1 of 2, ranks 1..1 of 2" in cluster.node.log(), cluster.node.log()
+    for case in reference["prompts"]:
+        answer = cluster.server.post("/v1/completions", {"model": MODEL, "prompt": case["ids"], "max_tokens": 32,
+                                                         "temperature": 0, "ignore_eos": True})[1]
+        assert answer["choices"][0]["text"] == case["greedy_text"]
+    assert cluster.server.metric("nibble:rank_up", node=1, rank=1) == 1
+
+
+def test_strangers_are_refused_and_the_group_goes_on(cluster, tmp_path):
+    streams = [Stream(cluster.server, body) for body in requests(2, 1200)]
+    assert all(stream.delivered.wait(30) for stream in streams)
+    assert "secret" in refused(cluster.join(secret="another secret, as long"))
+    assert "node 1" in refused(cluster.join())  # the number is taken
+    other_options = refused(cluster.join("--quantization", "w4a8"))
+    assert "options" in other_options and "quantization=w4a8" in other_options
+    model = tmp_path / "model"
+    shutil.copytree(STORIES, model)
+    (model / "tokenizer_config.json").chmod(0o644)
+    with open(model / "tokenizer_config.json", "a") as file:
+        file.write("\n")
+    assert "model" in refused(cluster.join(model=model))
+    port = cluster.options[cluster.options.index("--master-port") + 1]
+    for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + os.urandom(512), b""):
+        with socket.create_connection((HEAD, port), timeout=5) as connection:
+            connection.sendall(garbage)
+    assert [stream.result()[1:] for stream in streams] == [(1200, "length")] * 2
+    assert cluster.server.metric("nibble:group_formations_total") == 1
+    assert group_is_whole(cluster.server, 2)
+
+
+def test_a_killed_node_comes_back_and_streams_go_on(cluster):
+    undisturbed = run_streams(cluster.server, requests(4, 300))
+    lost = rank_processes(cluster.node.process.pid)
+
+    def disturb():
+        cluster.node.process.kill()
+        cluster.node.process.wait()
+        wait_until(lambda: not any(alive(pid) for pid in lost.values()), 10, "ranks outlive their node")
+        cluster.node = cluster.join()
+
+    assert run_streams(cluster.server, requests(4, 300), disturb) == undisturbed
+    assert cluster.server.metric("nibble:rank_losses_total", node=1, rank=1) >= 1
+    assert "node 1" in cluster.server.log()
+    assert group_is_whole(cluster.server, 2)
+
+
+def test_a_stopped_node_is_noticed(cluster):
+    undisturbed = run_streams(cluster.server, requests(4, 300))
+    try:
+        def disturb():
+            cluster.node.process.send_signal(signal.SIGSTOP)
+            status, answer, _ = wait_until(
+                lambda: (health := cluster.server.request("GET", "/health"))[0] != 200 and health, 20,
+                cluster.server.log)
+            assert status == 503 and "node 1" in str(answer), answer
+            cluster.node.process.send_signal(signal.SIGCONT)
+
+        assert run_streams(cluster.server, requests(4, 300), disturb) == undisturbed
+    finally:
+        cluster.node.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: group_is_whole(cluster.server, 2), 30, cluster.server.log)
+
+
+def test_a_node_that_stays_away_times_out(cluster):
+    """Requests wait --group-timeout; then 503 and UNAVAILABLE with a retry hint, until the node is back."""
+    server = cluster.server
+    stream = Stream(server, {"prompt": "Once", "max_tokens": 1900, "ignore_eos": True})
+    assert stream.delivered.wait(30)
+    cluster.node.process.kill()
+    cluster.node.process.wait()
+    waited = server.post("/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 4})
+    stream.join(30)
+    for status, answer, headers in (waited, server.post("/v1/completions", {"model": MODEL, "prompt": "x"})):
+        assert (status, answer["error"]["code"]) == (503, "unavailable"), answer
+        assert int(headers["Retry-After"]) > 0
+    assert stream.error is not None and stream.error["code"] == "unavailable"
+    assert len(stream.text) > 0
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        call = channel.unary_stream("/nibble.v1.Nibble/Generate")(b"\x12\x01x")  # GenerateRequest.text
+        with pytest.raises(grpc.RpcError) as error:
+            list(call)
+        assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert "retry-after-ms" in dict(error.value.trailing_metadata())
+    cluster.node = cluster.join()
+    wait_until(lambda: group_is_whole(server, 2), 30, server.log)
+    assert server.post("/v1/completions", {"model": MODEL, "prompt": "Once", "max_tokens": 4})[0] == 200
+    assert server.wait_until_idle() == (0, 0, 0)
+
+
+def test_a_node_without_a_head_waits_and_ends_on_a_signal(nibble):
+    with Node(nibble, *SIZE, "--master-port", free_port(HEAD), "--node-rank", 1) as node:
+        wait_until(lambda: "joins" in node.log(), 30, node.log)
+    assert node.process.returncode == 0, node.log()

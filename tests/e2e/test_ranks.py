@@ -1,0 +1,218 @@
+# SPDX-FileCopyrightText: The nibble authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Several ranks on one host: the same answers, and what happens when a rank, or the server, is killed or stopped."""
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from nibble_server import STORIES, Server
+from ranks import (MODEL, Stream, alive, group_is_whole, rank_processes, requests, run_streams, shm_names, wait_until)
+
+EXACT = ("--dtype", "float32", "--all-reduce", "none", "--rank-timeout", "1")
+
+
+@pytest.fixture(scope="module")
+def pair(nibble):
+    """Two ranks that compute as exactly as one."""
+    before = shm_names()
+    with Server(nibble, "--tensor-parallel-size", 2, *EXACT) as server:
+        yield server
+    wait_until(lambda: shm_names() <= before, 5, shm_names)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pair):
+    """What streams of requests(8, 400) say when nothing happens."""
+    return run_streams(pair, requests(8, 400))
+
+
+def greedy(server, prompt, max_tokens=64):
+    answer = server.post("/v1/completions", {"model": MODEL, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0,
+                                             "ignore_eos": True})[1]
+    return answer["choices"][0]["text"]
+
+
+def test_the_banner_says_what_runs(pair):
+    for part in ("ranks      2, ", "all-reduce none: ", "float32", "KV cache"):
+        assert part in pair.log(), pair.log()
+    assert sorted(rank_processes(pair.process.pid)) == [0, 1]
+
+
+def test_two_and_four_ranks_say_what_one_says(nibble, pair, reference):
+    for case in reference["prompts"]:
+        assert greedy(pair, case["ids"], 32) == case["greedy_text"]
+    with Server(nibble, "--tensor-parallel-size", 4, *EXACT) as four:
+        assert sorted(rank_processes(four.process.pid)) == [0, 1, 2, 3]
+        for case in reference["prompts"]:
+            assert greedy(four, case["ids"], 32) == case["greedy_text"]
+
+
+def test_coded_sums(nibble):
+    """INT8 between quantized ranks: not the same text, but text; banner and metrics say what was chosen."""
+    with Server(nibble, "--tensor-parallel-size", 2, "--quantization", "w4a8", "--all-reduce", "int8",
+                "--all-reduce-group-size", 64) as server:
+        assert "int8 g64" in server.log()
+        assert server.metric("nibble:all_reduce_info", codec="int8 g64") >= 1
+        assert len(greedy(server, "Once upon a time")) > 100
+
+
+def test_the_measured_choice_is_kept(nibble, tmp_path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    files = []
+    for options in ((), (), ("--all-reduce-measure",)):
+        with Server(nibble, "--tensor-parallel-size", 2, *options, environment=environment) as server:
+            assert "all-reduce auto" in server.log()
+            assert server.metric("nibble:all_reduce_info", up_to_bytes="+Inf") == 1
+            files.append([(path.name, path.stat().st_mtime_ns) for path in (tmp_path / "nibble").iterdir()])
+    assert len(files[0]) == 1 and files[0] == files[1] != files[2]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_streams_go_on_when_a_rank_is_killed(pair, undisturbed, rank):
+    before = rank_processes(pair.process.pid)
+    losses = pair.metric("nibble:rank_losses_total", rank=rank, reason="killed")
+    recomputed = pair.metric("nibble:recomputed_sequences_total")
+    formations = pair.metric("nibble:group_formations_total")
+    results = run_streams(pair, requests(8, 400), lambda: os.kill(before[rank], signal.SIGKILL))
+    assert results == undisturbed
+    assert pair.metric("nibble:rank_losses_total", rank=rank, reason="killed") == losses + 1
+    assert pair.metric("nibble:recomputed_sequences_total") == recomputed + 8
+    assert pair.metric("nibble:group_formations_total") == formations + 1
+    assert pair.metric("nibble:outage_seconds_total") > 0
+    assert f"rank {rank} (pid {before[rank]})" in pair.log() and "signal 9" in pair.log()
+    after = rank_processes(pair.process.pid)
+    assert sorted(after) == [0, 1]
+    assert after[rank] != before[rank] and after[1 - rank] == before[1 - rank]  # the other kept its weights
+    assert group_is_whole(pair, 2)
+    assert pair.wait_until_idle() == (0, 0, 0)
+
+
+def test_a_stopped_rank_is_noticed_and_replaced(pair, undisturbed):
+    before = rank_processes(pair.process.pid)
+    losses = pair.metric("nibble:rank_losses_total", rank=1, reason="silent")
+    results = run_streams(pair, requests(8, 400), lambda: os.kill(before[1], signal.SIGSTOP))
+    assert results == undisturbed
+    assert pair.metric("nibble:rank_losses_total", rank=1, reason="silent") == losses + 1
+    assert not alive(before[1])
+    assert pair.wait_until_idle() == (0, 0, 0)
+
+
+def test_an_idle_group_notices_too(pair):
+    before = rank_processes(pair.process.pid)
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: rank_processes(pair.process.pid).get(0) not in (None, before[0]) and group_is_whole(pair, 2), 30,
+               pair.log)
+    assert "Once" not in greedy(pair, "Once upon a time", 8)
+
+
+def test_readiness_names_the_missing_rank(pair):
+    ranks = rank_processes(pair.process.pid)
+    os.kill(ranks[1], signal.SIGSTOP)
+    stream = Stream(pair, {"prompt": "Once", "max_tokens": 8})
+    status, answer, headers = wait_until(
+        lambda: (health := pair.request("GET", "/health"))[0] != 200 and health, 30, pair.log)
+    assert status == 503 and "rank 1" in str(answer), answer
+    assert int(headers["Retry-After"]) > 0
+    assert stream.result()[2] is not None  # it waited
+    wait_until(lambda: group_is_whole(pair, 2), 30, pair.log)
+
+
+def test_draining_while_the_group_is_broken(nibble):
+    """SIGTERM with a rank missing: what runs is finished, nothing is left."""
+    before = shm_names()
+    server = Server(nibble, "--tensor-parallel-size", 2, *EXACT)
+    ranks = rank_processes(server.process.pid)
+
+    def disturb():
+        os.kill(ranks[1], signal.SIGKILL)
+        server.process.send_signal(signal.SIGTERM)
+
+    results = run_streams(server, requests(4, 300), disturb)
+    assert [(tokens, finish) for _, tokens, finish in results] == [(300, "length")] * 4
+    with server:
+        server.process.wait(30)
+    assert not any(alive(pid) for pid in ranks.values())
+    assert shm_names() <= before
+
+
+def test_ctrl_c_goes_to_all_processes_and_still_drains(nibble):
+    """A terminal signals the whole foreground group: ranks must not die before the server has drained."""
+    server = Server(nibble, "--tensor-parallel-size", 2, *EXACT, start_new_session=True)
+    ranks = rank_processes(server.process.pid)
+    results = run_streams(server, requests(4, 300), lambda: os.killpg(server.process.pid, signal.SIGINT))
+    assert [(tokens, finish) for _, tokens, finish in results] == [(300, "length")] * 4
+    with server:
+        server.process.wait(30)
+    assert not any(alive(pid) for pid in ranks.values())
+
+
+def test_ranks_end_with_a_killed_server(nibble):
+    before = shm_names()
+    server = Server(nibble, "--tensor-parallel-size", 2, *EXACT)
+    ranks = rank_processes(server.process.pid)
+    stream = Stream(server, {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True})
+    assert stream.delivered.wait(30)
+    server.process.kill()
+    server.process.wait()
+    wait_until(lambda: not any(alive(pid) for pid in ranks.values()), 10, "ranks outlive their server")
+    wait_until(lambda: shm_names() <= before, 5, shm_names)
+
+
+def test_a_rank_that_cannot_come_back_times_out(nibble):
+    """Killed again and again: requests wait --group-timeout, then 503 and an error event, and the server lives."""
+    with Server(nibble, "--tensor-parallel-size", 2, *EXACT, "--group-timeout", 1) as server:
+        stream = Stream(server, {"prompt": "Once", "max_tokens": 1900, "ignore_eos": True})
+        assert stream.delivered.wait(30)
+
+        def kill_until_refused():
+            for pid in rank_processes(server.process.pid).values():
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            if not stream.is_alive():
+                return server.post("/v1/completions", {"model": MODEL, "prompt": "x"})
+            return None
+
+        status, answer, headers = wait_until(kill_until_refused, 30, server.log)
+        assert (status, answer["error"]["code"]) == (503, "unavailable"), answer
+        assert int(headers["Retry-After"]) > 0
+        assert stream.error is not None and stream.error["code"] == "unavailable" and len(stream.text) > 0
+        wait_until(lambda: group_is_whole(server, 2), 60, server.log)
+        assert len(greedy(server, "Once")) > 0
+        assert server.wait_until_idle() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("options, named", [
+    (["--tensor-parallel-size", "3"], ["8", "3"]),  # of 8 heads
+    (["--tensor-parallel-size", "65", "--rank-timeout", "0"], ["--tensor-parallel-size is 65, want 1 to 64",
+                                                              "--rank-timeout is 0"]),
+    (["--tensor-parallel-size", "2", "--threads", "2"], ["--rank-threads"]),
+    (["--tensor-parallel-size", "2", "--all-reduce", "int7"], ["--all-reduce is 'int7'"]),
+    (["--tensor-parallel-size", "2", "--kv-cache-memory-bytes", "1000"], ["--kv-cache-memory-bytes"]),
+    (["--tensor-parallel-size", "2", "--cpu-binding", "0-2"], ["--cpu-binding names 3 CPUs"]),
+    (["--tensor-parallel-size", "3", "--nnodes", "2"], ["a multiple of --nnodes", "--master-addr is missing",
+                                                        "NIBBLE_CLUSTER_SECRET"]),
+])
+def test_wrong_options_of_ranks(nibble, options, named):
+    started = time.monotonic()
+    result = subprocess.run([str(nibble), "serve", str(STORIES), "--port", "0", "--grpc-port", "-1", *options],
+                            capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1, result.stderr
+    for part in named:
+        assert part in result.stderr, result.stderr
+    assert time.monotonic() - started < 50
+
+
+def test_a_rank_is_not_for_people(nibble):
+    text = subprocess.run([str(nibble), "--help"], capture_output=True, text=True).stdout
+    assert "serve" in text and "rank" not in text.split("Subcommands")[1]
+    result = subprocess.run([str(nibble), "rank", str(STORIES), "--tensor-parallel-size", "2", "--rank", "2", "--control-fd",
+                             "0", "--block-size", "16", "--max-num-batched-tokens", "64", "--max-model-len", "64"],
+                            capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert "--rank is 2, want 0 to 1" in result.stderr and "--control-fd is 0" in result.stderr
