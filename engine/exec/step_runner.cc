@@ -82,8 +82,10 @@ absl::StatusOr<std::unique_ptr<StepRunner>> StepRunner::Create(Model* model,
   }
   NIBBLE_RETURN_IF_ERROR(CheckStepLimits(chosen));
   NIBBLE_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa());
-  NIBBLE_RETURN_IF_ERROR(model->Reserve(
-      {.max_tokens = chosen.max_num_batched_tokens, .max_positions = chosen.max_model_len}, pool));
+  NIBBLE_RETURN_IF_ERROR(model->Reserve({.max_tokens = chosen.max_num_batched_tokens,
+                                         .max_positions = chosen.max_model_len,
+                                         .max_samples = chosen.max_num_seqs},
+                                        pool));
   AlignedBuffer<float> logits;
   if (model->has_logits()) {
     NIBBLE_ASSIGN_OR_RETURN(logits, MakeLogits(chosen.max_num_seqs, config.vocab_size));

@@ -21,7 +21,8 @@
 
 namespace nibble::testing {
 
-// Passes everything on, and fails the AllReduce of a number, counted from 0.
+// Passes everything on and keeps what all-reduces were asked for; fails the one of a number,
+// counted from 0.
 class FailingCommunicator final : public comm::Communicator {
  public:
   FailingCommunicator(comm::Communicator* next, int fail_at) : next_(next), fail_at_(fail_at) {}
@@ -32,9 +33,11 @@ class FailingCommunicator final : public comm::Communicator {
   int size() const override { return next_->size(); }
   const comm::AllReducePolicy& policy() const override { return next_->policy(); }
   absl::Status AllReduce(const comm::AllReduceArgs& args, ThreadPool* pool) override {
-    if (num_calls_++ == fail_at_) return Fault();
+    if (static_cast<int>(all_reduces_.size()) == fail_at_) return Fault();
+    all_reduces_.push_back(args);
     return next_->AllReduce(args, pool);
   }
+  const std::vector<comm::AllReduceArgs>& all_reduces() const { return all_reduces_; }
   absl::Status AllGather(const void* send, size_t bytes, void* recv) override {
     return next_->AllGather(send, bytes, recv);
   }
@@ -51,7 +54,7 @@ class FailingCommunicator final : public comm::Communicator {
  private:
   comm::Communicator* next_;
   const int fail_at_;
-  int num_calls_ = 0;
+  std::vector<comm::AllReduceArgs> all_reduces_;
 };
 
 class RankModels {

@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <mutex>
+#include <limits>
+#include <optional>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -380,6 +382,35 @@ TEST(TensorParallelTest, CompressedSumsStayClose) {
   }
 }
 
+// Embedding rows are summed exactly, then twice a layer; the last layer's rows are those sampled.
+TEST(TensorParallelTest, SumsOfAStep) {
+  RankModels ranks(kFixtures + "models/llama3", {.isa = BestIsa()}, 2);
+  ASSERT_TRUE(ranks.loaded());
+  testing::FailingCommunicator recorder(ranks.communicator(1), -1);
+  ranks.model(1)->SetCommunicator(&recorder);
+  ranks.OnAll([&](int rank) {
+    ModelRunner runner(ranks.model(rank), 4, ranks.pool(rank));
+    TestSequence a{.ids = {1, 2, 3, 4, 5}};
+    TestSequence b{.ids = {6, 7, 8}};
+    runner.Step({{.sequence = &a, .num_tokens = 5}, {.sequence = &b, .num_tokens = 3}});
+    // A chunk of a prompt, of which nothing is sampled.
+    TestSequence c{.ids = {9, 10, 11, 12}};
+    StepPlan plan = runner.MakePlan({{.sequence = &c, .num_tokens = 4}});
+    plan.logits_indices.clear();
+    EXPECT_TRUE(ranks.model(rank)->Forward(plan, runner.cache(), nullptr, ranks.pool(rank)).ok());
+  });
+  std::vector<std::pair<int64_t, bool>> calls;  // rows, exact
+  for (const comm::AllReduceArgs& args : recorder.all_reduces()) {
+    EXPECT_EQ(args.row_size, 64);
+    calls.emplace_back(args.num_rows, args.exact);
+  }
+  using Call = std::pair<int64_t, bool>;
+  EXPECT_THAT(calls, ::testing::ElementsAre(Call(8, true), Call(8, false), Call(8, false),
+                                            Call(8, false), Call(8, false), Call(2, false),
+                                            Call(2, false), Call(4, true), Call(4, false),
+                                            Call(4, false), Call(4, false), Call(4, false)));
+}
+
 TEST(TensorParallelTest, RanksHoldAndReadTheirShare) {
   struct Read {
     int64_t done = 0;
@@ -455,6 +486,21 @@ TEST(TensorParallelTest, WhatDoesNotSplitIsRefused) {
     EXPECT_THAT(message(kFixtures + "quantized/" + name, 2, Quantization::kNone,
                         absl::StatusCode::kUnimplemented),
                 AllOf(HasSubstr("self_attn.o_proj"), HasSubstr("g_idx"), HasSubstr("act-order")));
+  }
+}
+
+TEST(TensorParallelTest, ReserveCountsTheLogitsThatAreGathered) {
+  RankModels ranks(kFixtures + "models/llama3", {.isa = BestIsa()}, 2);
+  ASSERT_TRUE(ranks.loaded());
+  const StepLimits possible = {.max_tokens = 8, .max_positions = 16, .max_samples = 8};
+  const StepLimits absurd = {
+      .max_tokens = 8, .max_positions = 16, .max_samples = std::numeric_limits<int32_t>::max()};
+  for (const int rank : {0, 1}) {
+    Model* const model = ranks.model(rank);
+    EXPECT_TRUE(model->Reserve(possible, ranks.pool(rank)).ok());
+    const absl::Status status = model->Reserve(absurd, ranks.pool(rank));
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("2147483647 rows of logits"));
   }
 }
 
