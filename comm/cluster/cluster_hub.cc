@@ -16,6 +16,7 @@
 #include "comm/cluster/addresses.h"
 #include "comm/cluster/credentials.h"
 #include "comm/cluster/frame_parts.h"
+#include "comm/cluster/grpc_log.h"
 #include "comm/cluster/members.h"
 #include "comm/cluster/silence_watch.h"
 
@@ -209,6 +210,7 @@ absl::StatusOr<std::unique_ptr<ClusterHub>> ClusterHub::Listen(ClusterHubOptions
                            address);
   }
   NIBBLE_ASSIGN_OR_RETURN(std::string run_id, MakeNonce());
+  LimitGrpcLog();
   auto hub = std::make_unique<ClusterHubImpl>(options, std::move(address), std::move(run_id));
   NIBBLE_RETURN_IF_ERROR(hub->Init(std::move(options)));
   return std::unique_ptr<ClusterHub>(std::move(hub));

@@ -41,7 +41,7 @@ absl::Status CheckJoin(const v1::JoinRequest& join, const Nonces& nonces, const 
                        const ClusterIdentity& identity, const std::string& secret);
 
 // The node's.
-absl::Status CheckChallenge(const v1::Challenge& challenge, const std::string& secret);
+absl::Status CheckChallenge(const v1::Challenge& challenge);
 absl::Status CheckWelcome(const v1::Welcome& welcome, const Nonces& nonces,
                           const std::string& secret, uint32_t node);
 

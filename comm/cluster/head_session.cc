@@ -141,7 +141,6 @@ absl::Status HeadSession::HandleHello() {
   v1::HeadMessage message;
   message.mutable_challenge()->set_protocol(kClusterProtocol);
   message.mutable_challenge()->set_nonce(nonces_.head);
-  message.mutable_challenge()->set_has_secret(!checks_->secret.empty());
   state_ = State::kChallenged;
   Push(std::move(message));
   return absl::OkStatus();

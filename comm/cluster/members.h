@@ -17,7 +17,7 @@
 #include "comm/cluster/cluster_options.h"
 #include "comm/cluster/frame_parts.h"
 #include "comm/cluster/head_session.h"
-#include "comm/cluster/refusal_log.h"
+#include "comm/cluster/limited_log.h"
 #include "comm/deadline.h"
 #include "comm/ranks/rank_hub.h"
 
@@ -80,7 +80,7 @@ class Members final : public SessionOwner {
 
   const ClusterShape shape_;
   const std::string run_id_;
-  RefusalLog refusals_;
+  LimitedLog refusals_;
   std::vector<std::unique_ptr<Node>> nodes_;  // [num_nodes - 1]: node n is at n - 1
 
   mutable std::mutex mutex_;

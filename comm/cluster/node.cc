@@ -15,6 +15,7 @@
 #include "comm/cluster/addresses.h"
 #include "comm/cluster/credentials.h"
 #include "comm/cluster/frame_parts.h"
+#include "comm/cluster/grpc_log.h"
 #include "comm/cluster/node_link.h"
 
 namespace nibble::comm {
@@ -201,7 +202,12 @@ absl::StatusOr<NodeLink::End> Membership::RunLink(const std::stop_token& stop) {
 }
 
 void Membership::Tell(const NodeLink::End& end) {
-  const std::string why(end.status.message());
+  std::string why(end.status.message());
+  // What gRPC says of a head that speaks TLS to a node that does not, and the other way.
+  if (why.find("Ssl handshake failed") != std::string::npos ||
+      why.find("Socket closed") != std::string::npos) {
+    why += " (do both sides use TLS, with certificates of one CA, or neither?)";
+  }
   if (end.joined) {
     log::Warning("cluster: node {} lost the head at {}: {}; joining again", options_.node, head_,
                  why);
@@ -268,6 +274,7 @@ absl::Status RunNode(NodeOptions options, const std::stop_token& stop) {
   options.local.num_ranks = options.shape.ranks_per_node;
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<LocalRanks> ranks, LocalRanks::Create(options.local));
   Relay relay(std::move(ranks), options.local.first_rank, options.link_lost_frame);
+  LimitGrpcLog();
   const absl::Status status = Membership(&options, &relay).Run(stop);
   relay.Stop();
   return status;

@@ -180,7 +180,7 @@ absl::Status NodeLink::Handle() {
 absl::Status NodeLink::HandleChallenge() {
   if (!incoming_.has_challenge()) return DataLoss("it did not answer Hello with Challenge");
   const std::string& secret = options_->security.secret;
-  NIBBLE_RETURN_IF_ERROR(CheckChallenge(incoming_.challenge(), secret));
+  NIBBLE_RETURN_IF_ERROR(CheckChallenge(incoming_.challenge()));
   nonces_.head = incoming_.challenge().nonce();
   v1::NodeMessage message;
   v1::JoinRequest* join = message.mutable_join();

@@ -77,6 +77,9 @@ int RunRank(int socket) {
       case TestMessage::kSignals:
         frame->payload = Signals();
         break;
+      case TestMessage::kPid:
+        frame->payload = std::to_string(::getpid());
+        break;
       case TestMessage::kCloseChannel:
         ::shutdown(socket, SHUT_RDWR);
         Sleep();

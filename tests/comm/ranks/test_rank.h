@@ -17,6 +17,7 @@ enum class TestMessage : uint32_t {
   kDescriptors,      // answers with the number of open descriptors
   kSignals,          // answers with blocked and ignored signals, as /proc/self/status has them
   kCloseChannel,     // and lives on
+  kPid,              // answers with its process id
 };
 
 }  // namespace nibble::comm

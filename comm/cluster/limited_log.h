@@ -13,14 +13,14 @@
 namespace nibble::comm {
 
 // Thread-safe.
-class RefusalLog {
+class LimitedLog {
  public:
   void Write(const std::string& line) {
     const std::lock_guard lock(mutex_);
     const auto now = std::chrono::steady_clock::now();
     if (now - begin_ >= kPeriod) {
       if (num_lines_ > kLines) {
-        log::Warning("cluster: {} refusals more were not logged", num_lines_ - kLines);
+        log::Warning("cluster: {} lines like these were not logged", num_lines_ - kLines);
       }
       begin_ = now;
       num_lines_ = 0;
