@@ -6,52 +6,31 @@
 
 #include "engine/exec/rank_server.h"
 
-#include <unistd.h>
-
 #include <chrono>
-#include <filesystem>
 #include <thread>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-#include "engine/engine.h"
-#include "engine/exec/local_executor.h"
 #include "engine/exec/rank_group.h"
-#include "tests/engine/engine_fakes.h"
+#include "tests/engine/exec/rank_rig.h"
 #include "tests/engine/exec/thread_hub.h"
-#include "tests/engine/model/model_runner.h"
-#include "tests/engine/output/fake_tokenizer.h"
 #include "tests/testing/random.h"
 
 namespace nibble::engine {
 namespace {
 
 using std::chrono::milliseconds;
-using testing::FakeSink;
-using testing::FakeTokenizer;
+using testing::Answers;
+using testing::AnswersOfOneRank;
+using testing::GroupId;
 using ::testing::HasSubstr;
+using testing::kHiddenSize;
+using testing::kModelDir;
+using testing::kSizes;
+using testing::kVocabSize;
+using testing::NumLeftovers;
 using testing::ThreadHub;
-
-const std::string kModelDir = NIBBLE_SOURCE_DIR "/tests/fixtures/models/llama";
-constexpr int64_t kVocabSize = 128;
-constexpr int64_t kHiddenSize = 56;
-constexpr LocalExecutorOptions kSizes{.block_size = 4,
-                                      .num_blocks = 40,
-                                      .max_model_len = 64,
-                                      .max_num_batched_tokens = 32,
-                                      .max_num_seqs = 8};
-
-std::string GroupId(const char* name) { return fmt::format("test-{}-{}", getpid(), name); }
-
-// What is left of a group in shared memory.
-int NumLeftovers(const std::string& group_id) {
-  int count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
-    if (entry.path().string().find(group_id) != std::string::npos) ++count;
-  }
-  return count;
-}
 
 struct Ranks {
   std::unique_ptr<ThreadHub> hub;
@@ -59,7 +38,7 @@ struct Ranks {
 };
 
 Ranks MakeRanks(int size, const char* name, const std::string& model_dir = kModelDir) {
-  Ranks ranks;
+  Ranks ranks{.options = testing::GroupOptions(size, name)};
   ranks.hub =
       std::make_unique<ThreadHub>(size, [size, model_dir](int rank, comm::FrameChannel* channel) {
         ThreadPool pool(1);
@@ -69,73 +48,11 @@ Ranks MakeRanks(int size, const char* name, const std::string& model_dir = kMode
                           .max_positions = kSizes.max_model_len};
         RunRankServer(channel, options, &pool).IgnoreError();
       });
-  ranks.options.node_of_rank.assign(static_cast<size_t>(size), 0);
-  ranks.options.bind_address_of_node = {"127.0.0.1"};
-  ranks.options.group_id = GroupId(name);
-  ranks.options.vocab_size = kVocabSize;
-  ranks.options.row_size = kHiddenSize;
-  ranks.options.all_reduce.mode = comm::AllReduceOptions::Mode::kNone;
-  ranks.options.rank_timeout = milliseconds(20'000);
   return ranks;
 }
 
 absl::StatusOr<std::unique_ptr<RankGroup>> StartGroup(Ranks ranks) {
-  return RankGroup::Start(
-      std::move(ranks.hub), ranks.options,
-      [](const std::vector<RankDescription>& descriptions) -> absl::StatusOr<LocalExecutorOptions> {
-        for (const RankDescription& description : descriptions) {
-          EXPECT_GT(description.weight_bytes, 0);
-          EXPECT_GT(description.kv_block_bytes, 0);
-          EXPECT_GT(description.available_bytes, 0);
-          EXPECT_FALSE(description.quantization_name.empty());
-        }
-        return kSizes;
-      },
-      nullptr, {});
-}
-
-// Requests that cover greedy and seeded sampling, logprobs and penalties.
-std::vector<EngineRequest> Requests(std::vector<std::shared_ptr<FakeSink>>* sinks) {
-  std::vector<EngineRequest> requests;
-  for (int i = 0; i < 6; ++i) {
-    sinks->push_back(std::make_shared<FakeSink>());
-    std::vector<int32_t> prompt;
-    for (int t = 0; t < 3 + 4 * i; ++t) prompt.push_back((7 * i + 3 * t) % 120 + 3);
-    SamplingParams sampling{.max_tokens = 20, .seed = uint64_t(i), .ignore_eos = true};
-    if (i % 2 == 0) sampling.temperature = 0.0F;
-    if (i % 3 == 1) sampling.frequency_penalty = 0.5F;
-    if (i == 2) sampling.logprobs = 3;
-    requests.push_back({.prompt_token_ids = prompt, .sampling = sampling, .sink = sinks->back()});
-  }
-  return requests;
-}
-
-// `meanwhile` runs while the answers stream.
-std::vector<std::vector<int32_t>> Answers(std::unique_ptr<Executor> executor,
-                                          const std::function<void(Engine*)>& meanwhile = {}) {
-  const FakeTokenizer tokenizer = FakeTokenizer::Numbers(kVocabSize);
-  EngineConfig config{.max_num_seqs = kSizes.max_num_seqs,
-                      .max_num_batched_tokens = kSizes.max_num_batched_tokens};
-  auto engine = Engine::Create(config, std::move(executor), &tokenizer, nullptr);
-  EXPECT_TRUE(engine.ok()) << engine.status();
-  std::vector<std::shared_ptr<FakeSink>> sinks;
-  EXPECT_TRUE((*engine)->Submit(Requests(&sinks)).ok());
-  if (meanwhile) meanwhile(engine->get());
-  std::vector<std::vector<int32_t>> answers;
-  for (const auto& sink : sinks) {
-    const RequestOutput last = sink->WaitForEnd();
-    EXPECT_EQ(last.finish_reason, FinishReason::kLength) << last.error;
-    answers.push_back(sink->token_ids());
-  }
-  EXPECT_EQ((*engine)->Stats().kv_blocks_used, 0);
-  return answers;
-}
-
-std::vector<std::vector<int32_t>> AnswersOfOneRank() {
-  ThreadPool pool(1);
-  auto executor = LocalExecutor::Create(testing::LoadOrFail(kModelDir, {}, &pool), kSizes, &pool);
-  EXPECT_TRUE(executor.ok()) << executor.status();
-  return Answers(*std::move(executor));
+  return testing::StartGroup(std::move(ranks.hub), ranks.options);
 }
 
 TEST(RankServerTest, RanksGiveTheTokensOfOne) {

@@ -100,6 +100,8 @@ class ThreadHub final : public comm::RankHub {
     {
       const std::lock_guard lock(mutex_);
       restarts_.push_back(why);
+      slots_[static_cast<size_t>(rank)].start = true;
+      changed_.notify_all();
     }
     End(rank, "ended to be started anew");
   }
@@ -126,7 +128,7 @@ class ThreadHub final : public comm::RankHub {
   void Freeze(int rank) {
     if (const auto channel = ChannelOf(rank)) channel->Freeze();
   }
-  // Whether ranks that ended are started again.
+  // Whether ranks that ended are started again when they are asked for.
   void SetRevive(bool revive) {
     const std::lock_guard lock(mutex_);
     revive_ = revive;
@@ -146,6 +148,7 @@ class ThreadHub final : public comm::RankHub {
     std::thread thread;
     std::shared_ptr<ThreadChannel> channel;  // while it is up
     int num_starts = 0;
+    bool start = true;  // a rank that ended stays down until it is asked for
   };
 
   std::string Name(int rank) const {
@@ -168,8 +171,9 @@ class ThreadHub final : public comm::RankHub {
       std::string name;
       {
         std::unique_lock lock(mutex_);
-        changed_.wait(lock, [this] { return revive_ || stopping_; });
+        changed_.wait(lock, [&] { return (revive_ && slot.start) || stopping_; });
         if (stopping_) return;
+        slot.start = false;
         ++slot.num_starts;
         slot.channel = channel;
         name = Name(rank);
