@@ -39,11 +39,11 @@ absl::Status RingAllReduce::Receive(BFloat16* data, const Range& piece, uint64_t
   return absl::OkStatus();
 }
 
-absl::Status RingAllReduce::WaitForSends(comm::Deadline deadline) {
-  for (const comm::Ticket ticket : sends_) {
-    NIBBLE_RETURN_IF_ERROR(transport_->Wait(ticket, deadline));
+absl::Status RingAllReduce::WaitForSends(size_t count, comm::Deadline deadline) {
+  for (size_t i = 0; i < count; ++i) {
+    NIBBLE_RETURN_IF_ERROR(transport_->Wait(sends_[i], deadline));
   }
-  sends_.clear();
+  sends_.erase(sends_.begin(), sends_.begin() + static_cast<std::ptrdiff_t>(count));
   return absl::OkStatus();
 }
 
@@ -71,10 +71,13 @@ absl::Status RingAllReduce::Run(BFloat16* data, int64_t count, comm::Deadline de
   for (int64_t p = 0; p < NumPieces(first.end - first.begin); ++p) {
     NIBBLE_RETURN_IF_ERROR(Send(data, piece_of(first, p), tag(0, p)));
   }
+  size_t num_earlier_sends = 0;  // before those of the step under way
   for (int step = 0; step < num_steps; ++step) {
     const bool sums = step < size - 1;
-    // What is gathered goes where earlier steps' segments were sent from.
-    if (step == size - 1) NIBBLE_RETURN_IF_ERROR(WaitForSends(deadline));
+    // What is gathered goes where the summing steps' segments were sent from; those sent in this
+    // step wait for their receivers, which may be waiting here.
+    if (step == size - 1) NIBBLE_RETURN_IF_ERROR(WaitForSends(num_earlier_sends, deadline));
+    num_earlier_sends = sends_.size();
     const Range segment = incoming_segment(step);
     const int64_t num_pieces = NumPieces(segment.end - segment.begin);
     std::vector<comm::Ticket> receives;
@@ -94,7 +97,7 @@ absl::Status RingAllReduce::Run(BFloat16* data, int64_t count, comm::Deadline de
       if (step + 1 < num_steps) NIBBLE_RETURN_IF_ERROR(Send(data, piece, tag(step + 1, p)));
     }
   }
-  return WaitForSends(deadline);
+  return WaitForSends(sends_.size(), deadline);
 }
 
 }  // namespace nibble::bench

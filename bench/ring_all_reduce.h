@@ -35,7 +35,8 @@ class RingAllReduce {
   absl::Status Send(const BFloat16* data, const Range& piece, uint64_t tag);
   absl::Status Receive(BFloat16* data, const Range& piece, uint64_t tag,
                        std::vector<comm::Ticket>* tickets);
-  absl::Status WaitForSends(comm::Deadline deadline);
+  // The first `count` that are under way.
+  absl::Status WaitForSends(size_t count, comm::Deadline deadline);
 
   comm::Transport* const transport_;
   uint32_t operation_ = 0;
