@@ -30,6 +30,7 @@ void RankGroup::Impl::OnUp(int rank) {
   Rank& r = at(rank);
   if (r.state != RankState::kDown) MarkLost(rank, r.name + ": came again");
   r.state = RankState::kLoading;
+  r.name = fmt::format("rank {}", rank);  // until the hub was asked
   r.hello_due = true;
   r.up_since = r.heard = Clock::now();
   r.bytes_done = r.bytes_total = 0;
@@ -40,7 +41,9 @@ void RankGroup::Impl::OnUp(int rank) {
 
 void RankGroup::Impl::OnDown(int rank, const std::string& why) {
   const std::lock_guard lock(mutex_);
-  if (at(rank).state != RankState::kDown) MarkLost(rank, why);
+  if (at(rank).state == RankState::kDown) return;
+  // The hub leaves it down until it is asked.
+  final_.ok() ? MarkLostAndRestart(rank, why) : MarkLost(rank, why);
 }
 
 void RankGroup::Impl::OnFrame(int rank, comm::Frame frame) {

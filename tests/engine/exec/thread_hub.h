@@ -97,13 +97,16 @@ class ThreadHub final : public comm::RankHub {
   }
 
   void Restart(int rank, const std::string& why) override {
+    std::shared_ptr<ThreadChannel> channel;
     {
       const std::lock_guard lock(mutex_);
       restarts_.push_back(why);
-      slots_[static_cast<size_t>(rank)].start = true;
+      Slot& slot = slots_[static_cast<size_t>(rank)];
+      slot.start = true;
+      channel = slot.channel;
       changed_.notify_all();
     }
-    End(rank, "ended to be started anew");
+    if (channel != nullptr) channel->Close("ended to be started anew");
   }
 
   std::string Describe(int rank) const override {
