@@ -40,10 +40,13 @@ bool GiveBackSignals() {
 [[maybe_unused]] const bool kSignalsGivenBack = GiveBackSignals();
 
 // A lost peer is an error to UCX and to us a status, which says it better: to the debug log.
+// Warnings are about settings and resources.
 ucs_log_func_rc_t WriteLog(const char* /*file*/, unsigned /*line*/, const char* /*function*/,
                            ucs_log_level_t level, const ucs_log_component_config_t* /*component*/,
                            const char* message, va_list arguments) {
-  const log::Level ours = level == UCS_LOG_LEVEL_FATAL ? log::Level::kError : log::Level::kDebug;
+  const log::Level ours = level == UCS_LOG_LEVEL_FATAL  ? log::Level::kError
+                          : level == UCS_LOG_LEVEL_WARN ? log::Level::kWarning
+                                                        : log::Level::kDebug;
   if (log::Enabled(ours)) {
     char text[1024];
     std::vsnprintf(text, sizeof(text), message, arguments);

@@ -1,18 +1,23 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// TcpTransport over UCX's active messages. Each message carries a header that says who sends, in
-// which order, with which tag and how many bytes; matching a message with its Receive is done here
-// and not by UCX, so that nothing reaches a buffer before its sender and its size were checked.
+// TcpTransport over UCX's active messages. A message goes as pieces, in order; each carries a
+// header that says who sends and where in which message the piece belongs. Matching a message with
+// its Receive is done here and not by UCX, so that nothing reaches a buffer before its sender and
+// its size were checked.
 //
-//   Send     ucp_am_send_nbx; below 60 KiB the bytes go along, above a request for them
-//   arrival  OnMessage: into the posted buffer; without one, a copy of the small message or UCX's
-//            descriptor of the large one waits in Peer::early
-//   Receive  takes what is early, or is posted in Peer::posted
+//   Send     all pieces are given to ucp_am_send_nbx, which sends out of the caller's buffer
+//   arrival  OnMessage: the first piece finds the posted Receive of its tag, or makes an Early;
+//            this and the following ones are copied there
+//   Receive  takes what is early (and what is still to come of it), or is posted
+//
+// UCX's rendezvous, which would save that copy, is not used: its answers wait behind the data of
+// the other direction in the same stream, so that two large messages that cross take turns
+// (README.md).
 //
 // Invariants:
 // 1. UCX is only called by the thread that calls the transport; Abort sets a flag and a wake-up.
-// 2. An operation is in exactly one place: done, with a UCX request, or in its peer's `posted`.
+// 2. A Receive is done, or in its peer's `posted`, or its `arriving`.
 // 3. Once broken_ is set there is no worker_, and nothing of UCX refers to a caller's buffer.
 #pragma once
 
@@ -63,30 +68,36 @@ class UcxTransport final : public TcpTransport {
   struct Header {
     uint64_t nonce = 0;  // of the sender, as its address told
     uint64_t tag = 0;
-    uint64_t bytes = 0;
-    uint64_t sequence = 0;  // counts the data messages of this pair and direction
+    uint64_t bytes = 0;     // of the whole message
+    uint64_t offset = 0;    // of this piece
+    uint64_t sequence = 0;  // counts the pieces of this pair and direction
     uint32_t kind = 0;
     uint32_t rank = 0;  // of the sender
   };
-  static_assert(sizeof(Header) == 40);
+  static_assert(sizeof(Header) == 48);
 
+  // On its way out.
+  struct Piece {
+    Header header;  // UCX reads it as long as the request lives
+    void* request = nullptr;
+  };
   // One message under way.
   struct Operation {
     int peer = 0;
     uint64_t tag = 0;
-    void* buffer = nullptr;  // where a Receive puts it
+    std::byte* buffer = nullptr;  // of a Receive
     size_t bytes = 0;
-    Header header;            // of a Send: UCX reads it as long as the request lives
-    void* request = nullptr;  // of UCX
+    size_t received = 0;
+    std::vector<Piece> pieces;  // of a Send
+    size_t pieces_sent = 0;
     bool done = false;
     absl::Status status;  // of what is done
   };
   // A message that came before its Receive.
   struct Early {
     uint64_t tag = 0;
-    size_t bytes = 0;
-    std::vector<std::byte> data;  // [bytes], unless
-    void* descriptor = nullptr;   // UCX holds a large one
+    std::vector<std::byte> data;  // [bytes]
+    size_t received = 0;
   };
   struct Peer {
     UcxTransport* transport = nullptr;
@@ -95,11 +106,14 @@ class UcxTransport final : public TcpTransport {
     uint64_t nonce = 0;
     ucp_ep_h endpoint = nullptr;
     bool said_hello = false, welcomed = false, said_welcome = false;
-    uint64_t sent = 0;      // data messages
-    uint64_t received = 0;  // data messages
-    absl::Status failure;   // not OK: the connection is gone
+    uint64_t sent = 0;      // pieces
+    uint64_t received = 0;  // pieces
+    absl::Status failure;   // not OK: the connection is of no more use
     std::deque<Operation*> posted;
-    std::deque<Early> early;
+    std::deque<Early> early;  // in order of arrival
+    // Where the rest of the message goes whose first pieces came; neither between messages.
+    Operation* arriving = nullptr;
+    bool arriving_early = false;  // into the last of `early`
   };
 
   absl::Status ReadAddresses(std::span<const std::string> addresses);
@@ -107,8 +121,7 @@ class UcxTransport final : public TcpTransport {
 
   void StartSend(Peer* peer, Kind kind, uint64_t tag, const void* data, size_t bytes,
                  Operation* operation);
-  // Fetches a large message into the operation's buffer.
-  void Fetch(void* descriptor, Operation* operation);
+  static void FreeRequests(Operation* operation);
   bool Done(Operation* operation);
   absl::Status CheckPeer(int peer) const;
   absl::Status SizesDiffer(const Peer& peer, uint64_t tag, size_t sent, size_t expected) const;
@@ -116,9 +129,10 @@ class UcxTransport final : public TcpTransport {
   static ucs_status_t OnMessage(void* self, const void* header, size_t header_bytes, void* data,
                                 size_t bytes, const ucp_am_recv_param_t* param);
   static void OnError(void* peer, ucp_ep_h endpoint, ucs_status_t status);
-  // The sender of a message that makes sense, or null.
-  Peer* SenderOf(const Header& header, size_t bytes);
-  ucs_status_t Deliver(Peer* peer, const Header& header, void* data, bool is_large);
+  // The sender of a piece, or null for nobody of this group.
+  Peer* SenderOf(const Header& header);
+  absl::Status Deliver(Peer* peer, const Header& header, const std::byte* data, size_t bytes);
+  absl::Status BeginArrival(Peer* peer, const Header& header);
 
   // Progresses until `done`, spinning for a while, then asleep. DEADLINE_EXCEEDED has no message.
   absl::Status Until(const std::function<bool()>& done, const Peer* peer, Deadline deadline);

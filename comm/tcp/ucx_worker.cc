@@ -28,18 +28,15 @@ namespace {
 // it.
 constexpr std::pair<const char*, const char*> kSettings[] = {
     {"TLS", "tcp"},
-    {"RNDV_SCHEME", "auto"},
-    // Up to here a message is copied on both sides and needs one way; above, it goes from buffer to
-    // buffer after a request. Below the send segment, so that a copied message is one piece.
-    {"RNDV_THRESH", "60k"},
-    {"TCP_TX_SEG_SIZE", "64k"},
-    {"TCP_RX_SEG_SIZE", "128k"},  // 8 and 64 KiB, the defaults, double a 32 KiB round trip
-    {"TCP_NODELAY", "y"},
-    {"TCP_CONN_NB", "y"},  // else connecting to a host that does not answer blocks for minutes
+    {"RNDV_THRESH", "inf"},  // no rendezvous: see ucx_transport.h
+    {"TX_SEG_SIZE", "64k"},
+    {"RX_SEG_SIZE", "128k"},  // 8 and 64 KiB, the defaults, double a 32 KiB round trip
+    {"NODELAY", "y"},
+    {"CONN_NB", "y"},  // else connecting to a host that does not answer blocks for minutes
     // A host that is cut off while nothing is under way is noticed after 10 s.
-    {"TCP_KEEPIDLE", "4s"},
-    {"TCP_KEEPINTVL", "2s"},
-    {"TCP_KEEPCNT", "3"},
+    {"KEEPIDLE", "4s"},
+    {"KEEPINTVL", "2s"},
+    {"KEEPCNT", "3"},
 };
 
 struct Socket {
@@ -157,7 +154,7 @@ absl::Status UcxWorker::Create(const std::string& interface, bool is_ipv6) {
   }
   status = ucp_config_modify(config.get(), "NET_DEVICES", interface.c_str());
   if (status != UCS_OK) return failed("take the name", status);
-  status = ucp_config_modify(config.get(), "TCP_AF_PRIO", is_ipv6 ? "inet6" : "inet");
+  status = ucp_config_modify(config.get(), "AF_PRIO", is_ipv6 ? "inet6" : "inet");
   if (status != UCS_OK) return failed("choose an address family", status);
 
   ucp_params_t params = {};
@@ -258,7 +255,9 @@ void UcxWorker::CloseEndpoints(std::chrono::milliseconds flush) {
       return std::ranges::any_of(
           closing, [](void* one) { return ucp_request_check_status(one) == UCS_INPROGRESS; });
     };
-    while (left() && !deadline.Passed()) ucp_worker_progress(worker_);
+    // What it still has to do for requests that failed is done by progress too.
+    while ((ucp_worker_progress(worker_) != 0 || left()) && !deadline.Passed()) {
+    }
     for (void* const request : closing) ucp_request_free(request);
   };
   // How long a forced end may take that needs no peer.

@@ -241,20 +241,6 @@ TEST(TcpTransport, ATicketIsWaitedForOnce) {
   });
 }
 
-TEST(TcpTransport, Ipv6) {
-  auto first = TcpTransport::Open({.rank = 0, .size = 2, .group_id = "v6", .bind_address = "::1"});
-  if (!first.ok()) GTEST_SKIP() << first.status();
-  std::vector<std::unique_ptr<TcpTransport>> group;
-  group.push_back(*std::move(first));
-  group.push_back(Opened({.rank = 1, .size = 2, .group_id = "v6", .bind_address = "::1"}));
-  const auto addresses = AddressesOf(group);
-  RunRanks(std::move(group), [&](TcpTransport* transport) {
-    const absl::Status status = transport->Connect(addresses, Patient());
-    ASSERT_TRUE(status.ok()) << status;
-    ExchangeWith(transport, 1 - transport->rank());
-  });
-}
-
 TEST(TcpTransport, PlacesThatMakeNoSense) {
   const auto code_of = [](TcpPlace place) { return TcpTransport::Open(place).status().code(); };
   EXPECT_EQ(code_of(Place(2, 2)), absl::StatusCode::kInvalidArgument);
