@@ -284,6 +284,40 @@ TEST_P(CodecTest, CodesEachGroupAlone) {
   }
 }
 
+TEST_P(CodecTest, EndsShortGroupsWithZeros) {
+  Random random(8);
+  for (const CodecDesc& desc : AllCodecs()) {
+    for (const size_t row_size : {size_t{1}, size_t{31}, size_t{200}, size_t{300}}) {
+      std::vector<float> x = HardValues(&random, static_cast<int64_t>(row_size), false);
+      const std::vector<uint8_t> code = EncodeRow(desc, x);
+      const auto size = static_cast<size_t>(desc.group_size);
+      x.resize((row_size + size - 1) / size * size, 0.0F);
+      ASSERT_EQ(code, EncodeRow(desc, x)) << ToString(desc) << " rows of " << row_size;
+    }
+  }
+}
+
+TEST_P(CodecTest, WritesEveryByte) {
+  Random random(9);
+  for (const CodecDesc& desc : AllCodecs()) {
+    const RowGroups groups{200, desc.group_size};
+    const int64_t count = 3 * groups.groups_per_row();
+    const std::vector<float> x = HardValues(&random, 600, true);
+    const auto bytes = static_cast<size_t>(EncodedBytes(desc, count));
+    std::vector<uint8_t> code(bytes, 0x00);
+    std::vector<uint8_t> again(bytes, 0xff);
+    Encode(desc, groups, x.data(), 0, count, code.data(), GetParam());
+    Encode(desc, groups, x.data(), 0, count, again.data(), GetParam());
+    ASSERT_EQ(code, again) << ToString(desc);
+    const uint8_t* const pieces[] = {code.data(), again.data()};
+    std::vector<uint8_t> sum(bytes, 0x00);
+    std::vector<uint8_t> sum_again(bytes, 0xff);
+    ReduceEncoded(desc, pieces, 2, count, sum.data(), GetParam());
+    ReduceEncoded(desc, pieces, 2, count, sum_again.data(), GetParam());
+    ASSERT_EQ(sum, sum_again) << ToString(desc);
+  }
+}
+
 TEST_P(CodecTest, DoesNothingWithoutGroups) {
   float x = 3.0F;
   uint8_t byte = 9;
