@@ -142,8 +142,24 @@ template <int kVecs>
 }
 
 template <int kVecs>
-[[gnu::always_inline]] inline void EncodeGroup(const GroupLayout& layout, bool rotate,
-                                               __m512 (&v)[kVecs], int64_t group, uint8_t* out) {
+inline void QuantizeGroup(const GroupLayout& layout, const __m512 (&v)[kVecs], __m512 inverse,
+                          __m512 rounder, int64_t group, uint8_t* out) {
+  const __m512i levels = _mm512_set1_epi8(static_cast<char>((1 << layout.bits) - 1));
+  __m512i codes[2];
+  if constexpr (kVecs == 2) {
+    codes[0] = QuantizeBytes(v[0], v[1], v[0], v[1], inverse, rounder);
+  } else {
+    codes[0] = QuantizeBytes(v[0], v[1], v[2], v[3], inverse, rounder);
+  }
+  codes[1] = codes[0];
+  if constexpr (kVecs == 8) codes[1] = QuantizeBytes(v[4], v[5], v[6], v[7], inverse, rounder);
+  StorePlanes<kVecs / 2>(layout, _mm512_min_epu8(codes[0], levels),
+                         _mm512_min_epu8(codes[1], levels), group, out);
+}
+
+template <int kVecs>
+inline void EncodeGroup(const GroupLayout& layout, bool rotate, __m512 (&v)[kVecs], int64_t group,
+                        uint8_t* out) {
   Range range = RangeOf(v);
   const float limit = rotate ? kLargestRotated : kLargest;
   if (range.nan || range.low < -limit || range.high > limit) [[unlikely]] {
@@ -160,19 +176,91 @@ template <int kVecs>
   }
   const GroupScale scale = ScaleOf(range.low, range.high, layout.bits, layout.log2_scales);
   StoreScale(layout, scale.code, static_cast<int>(scale.zero), group, out);
-  const __m512 inverse = _mm512_set1_ps(scale.inverse);
-  const __m512 rounder = _mm512_set1_ps(kRounder + scale.zero);
-  const __m512i levels = _mm512_set1_epi8(static_cast<char>((1 << layout.bits) - 1));
-  __m512i codes[2];
-  if constexpr (kVecs == 2) {
-    codes[0] = QuantizeBytes(v[0], v[1], v[0], v[1], inverse, rounder);
-  } else {
-    codes[0] = QuantizeBytes(v[0], v[1], v[2], v[3], inverse, rounder);
+  QuantizeGroup(layout, v, _mm512_set1_ps(scale.inverse), _mm512_set1_ps(kRounder + scale.zero),
+                group, out);
+}
+
+// A group alone waits for its range, then for its scale, then for its codes, most of the time for
+// all three. 16 groups' scales are computed at once, one to a lane, and nothing waits.
+constexpr int kBatch = 16;
+
+template <int kVecs>
+inline void LoadGroup(const float* x, __m512 (&v)[kVecs]) {
+  NIBBLE_UNROLL for (int i = 0; i < kVecs; ++i) v[i] = _mm512_loadu_ps(x + 16 * i);
+}
+
+struct BatchRanges {
+  alignas(64) float low[kBatch];
+  alignas(64) float high[kBatch];
+  bool outside = false;  // some group has NaN or values beyond kLargest
+
+  void Set(int i, const Range& range) {
+    low[i] = range.low;
+    high[i] = range.high;
+    outside |= range.nan || range.low < -kLargest || range.high > kLargest;
   }
-  codes[1] = codes[0];
-  if constexpr (kVecs == 8) codes[1] = QuantizeBytes(v[4], v[5], v[6], v[7], inverse, rounder);
-  StorePlanes<kVecs / 2>(layout, _mm512_min_epu8(codes[0], levels),
-                         _mm512_min_epu8(codes[1], levels), group, out);
+};
+
+struct BatchScales {
+  alignas(64) float inverse[kBatch];
+  alignas(64) float rounder[kBatch];
+};
+
+// ScaleOf of each; writes scales and zero points.
+inline BatchScales StoreScales(const GroupLayout& layout, const BatchRanges& ranges, int64_t first,
+                               uint8_t* out) {
+  BatchScales scales;
+  if (layout.log2_scales) {
+    for (int i = 0; i < kBatch; ++i) {
+      const GroupScale scale = ScaleOf(ranges.low[i], ranges.high[i], layout.bits, true);
+      StoreScale(layout, scale.code, static_cast<int>(scale.zero), first + i, out);
+      scales.inverse[i] = scale.inverse;
+      scales.rounder[i] = kRounder + scale.zero;
+    }
+    return scales;
+  }
+  const float num_levels = static_cast<float>((1 << layout.bits) - 1);
+  const __m512 levels = _mm512_set1_ps(num_levels);
+  const __m512 share = _mm512_set1_ps(1.0F / num_levels);
+  const __m512 low = _mm512_load_ps(ranges.low);
+  const __m512 exact = _mm512_max_ps(
+      _mm512_sub_ps(_mm512_mul_ps(_mm512_load_ps(ranges.high), share), _mm512_mul_ps(low, share)),
+      _mm512_set1_ps(kSmallestScale));
+  const __m512i codes = _mm512_srli_epi32(
+      _mm512_add_epi32(_mm512_castps_si512(exact), _mm512_set1_epi32(0xff00)), 16);
+  const __m512 inverse =
+      _mm512_div_ps(_mm512_set1_ps(1.0F), _mm512_castsi512_ps(_mm512_slli_epi32(codes, 16)));
+  const __m512 round = _mm512_set1_ps(kRounder);
+  const __m512 zero = _mm512_min_ps(
+      _mm512_sub_ps(_mm512_sub_ps(round, _mm512_mul_ps(low, inverse)), round), levels);
+  _mm512_store_ps(scales.inverse, inverse);
+  _mm512_store_ps(scales.rounder, _mm512_add_ps(round, zero));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + layout.scales + 2 * first),
+                      _mm512_cvtepi32_epi16(codes));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out + layout.zeros + first),
+                   _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(zero)));
+  return scales;
+}
+
+// Groups [first, first + kBatch) of values x that are not rotated and give no spikes.
+template <int kVecs>
+inline void EncodeBatch(const GroupLayout& layout, const BatchRanges& ranges, const float* x,
+                        int64_t first, uint8_t* out) {
+  if (ranges.outside) [[unlikely]] {
+    for (int i = 0; i < kBatch; ++i) {
+      __m512 v[kVecs];
+      LoadGroup(x + i * (16 * kVecs), v);
+      EncodeGroup(layout, false, v, first + i, out);
+    }
+    return;
+  }
+  const BatchScales scales = StoreScales(layout, ranges, first, out);
+  for (int i = 0; i < kBatch; ++i) {
+    __m512 v[kVecs];
+    LoadGroup(x + i * (16 * kVecs), v);
+    QuantizeGroup(layout, v, _mm512_set1_ps(scales.inverse[i]), _mm512_set1_ps(scales.rounder[i]),
+                  first + i, out);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -206,11 +294,19 @@ inline void SumGroup(const GroupLayout& layout, const uint8_t* const* pieces, in
 
 template <int kVecs>
 void EncodeAll(GroupLayout layout, const float* x, int64_t first, int64_t count, uint8_t* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    __m512 v[kVecs];
-    NIBBLE_UNROLL for (int j = 0; j < kVecs; ++j) {
-      v[j] = _mm512_loadu_ps(x + (i * kVecs + j) * 16);
+  constexpr int kSize = 16 * kVecs;
+  __m512 v[kVecs];
+  int64_t i = 0;
+  for (; !layout.rotation && !layout.spikes && i + kBatch <= count; i += kBatch) {
+    BatchRanges ranges;
+    for (int j = 0; j < kBatch; ++j) {
+      LoadGroup(x + (i + j) * kSize, v);
+      ranges.Set(j, RangeOf(v));
     }
+    EncodeBatch<kVecs>(layout, ranges, x + i * kSize, first + i, out);
+  }
+  for (; i < count; ++i) {
+    LoadGroup(x + i * kSize, v);
     EncodeGroup(layout, layout.rotation, v, first + i, out);
   }
 }
@@ -231,8 +327,21 @@ void DecodeAll(GroupLayout layout, const uint8_t* const* pieces, int num_pieces,
 template <int kVecs>
 void ReduceAll(GroupLayout layout, const uint8_t* const* pieces, int num_pieces, int64_t count,
                uint8_t* out) {
-  for (int64_t group = 0; group < count; ++group) {
-    __m512 v[kVecs];
+  constexpr int kSize = 16 * kVecs;
+  __m512 v[kVecs];
+  int64_t group = 0;
+  for (; !layout.spikes && group + kBatch <= count; group += kBatch) {
+    alignas(64) float sums[kBatch * kSize];  // in the first-level cache
+    BatchRanges ranges;
+    for (int j = 0; j < kBatch; ++j) {
+      SumGroup(layout, pieces, num_pieces, group + j, v);
+      ranges.Set(j, RangeOf(v));
+      NIBBLE_UNROLL for (int k = 0; k < kVecs; ++k)
+          _mm512_store_ps(sums + j * kSize + 16 * k, v[k]);
+    }
+    EncodeBatch<kVecs>(layout, ranges, sums, group, out);
+  }
+  for (; group < count; ++group) {
     SumGroup(layout, pieces, num_pieces, group, v);
     EncodeGroup(layout, false, v, group, out);
   }
