@@ -13,7 +13,10 @@
 
 #include "bench/limits.h"
 #include "server/cli/commands.h"
+#include "server/cli/model_backend.h"
 #include "server/cli/model_setup.h"
+#include "server/cli/parallel_setup.h"
+#include "server/metrics/rank_metrics.h"
 
 namespace nibble::cli {
 namespace {
@@ -133,6 +136,23 @@ int RunBenchDecode(const BenchOptions& options) {
 
 int RunBenchPrefill(const BenchOptions& options) {
   return Print([&] { return RunOnModel(options.model, options.prefill, bench::RunPrefillBench); });
+}
+
+int RunBenchStepChannel(const BenchOptions& options) {
+  return Print([&]() -> absl::StatusOr<nlohmann::ordered_json> {
+    std::vector<std::string> violations;
+    options.step_channel.Validate(&violations);
+    NIBBLE_RETURN_IF_ERROR(ToStatus(violations));
+    server::ServeConfig config{.model = options.model, .parallel = options.parallel};
+    config.max_num_seqs = 1;  // the cache is not used
+    NIBBLE_RETURN_IF_ERROR(config.Validate());
+    server::RankMetrics metrics("", NodeOfRank(config.parallel));
+    NIBBLE_ASSIGN_OR_RETURN(const ModelBackend backend, StartRanks(config, &metrics));
+    return bench::RunStepChannelBench(options.step_channel,
+                                      {.executor = backend.executor.get(),
+                                       .num_ranks = config.parallel.tensor_parallel_size,
+                                       .table = Table()});
+  });
 }
 
 }  // namespace nibble::cli

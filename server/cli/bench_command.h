@@ -10,6 +10,7 @@
 #include "bench/gemm_bench.h"
 #include "bench/layer_bench.h"
 #include "bench/model_bench.h"
+#include "bench/step_channel_bench.h"
 #include "server/config.h"
 
 namespace nibble::cli {
@@ -21,9 +22,11 @@ struct BenchOptions {
   bench::AttentionBenchOptions attention;
   bench::CodecBenchOptions codec;
   bench::AllReduceBenchOptions allreduce;
-  server::ModelOptions model;  // of decode and prefill
+  server::ModelOptions model;  // of decode, prefill and step-channel
   bench::DecodeBenchOptions decode;
   bench::PrefillBenchOptions prefill;
+  bench::StepChannelBenchOptions step_channel;
+  server::ParallelOptions parallel{.tensor_parallel_size = 2};  // of step-channel
 };
 
 int RunBenchGemm(const BenchOptions& options);
@@ -33,5 +36,6 @@ int RunBenchCodec(const BenchOptions& options);
 int RunBenchAllReduce(const BenchOptions& options);
 int RunBenchDecode(const BenchOptions& options);
 int RunBenchPrefill(const BenchOptions& options);
+int RunBenchStepChannel(const BenchOptions& options);
 
 }  // namespace nibble::cli

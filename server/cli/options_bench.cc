@@ -135,6 +135,21 @@ void AddBenchDecode(CLI::App* app, BenchOptions* options) {
       ->capture_default_str();
 }
 
+void AddBenchStepChannel(CLI::App* app, BenchOptions* options) {
+  AddModelOptions(app, &options->model);
+  app->add_option("--tensor-parallel-size", options->parallel.tensor_parallel_size,
+                  "ranks, each a process of this host")
+      ->capture_default_str();
+  app->add_option("--rank-threads", options->parallel.rank_threads,
+                  "of each rank (0: this host's divided among its ranks)")
+      ->capture_default_str();
+  bench::StepChannelBenchOptions* channel = &options->step_channel;
+  app->add_option("--steps", channel->steps, "of the empty plan")->capture_default_str();
+  app->add_option("--pause-us", channel->pause_us, "between two steps, so that ranks sleep")
+      ->capture_default_str();
+  AddList(app, "--batch", &channel->batches, "sequences of the decode plans that are coded");
+}
+
 void AddBenchPrefill(CLI::App* app, BenchOptions* options) {
   AddModelOptions(app, &options->model);
   AddList(app, "--prompt", &options->prefill.prompts, "tokens of the prompt");
@@ -164,6 +179,8 @@ void AddBench(CLI::App* app, BenchOptions* options, std::function<int()>* run) {
   add("codec", "the codecs of compressed collectives", AddBenchCodec, RunBenchCodec);
   add("decode", "a model's steps while it generates", AddBenchDecode, RunBenchDecode);
   add("prefill", "prompts through a model", AddBenchPrefill, RunBenchPrefill);
+  add("step-channel", "what a step costs before ranks compute anything", AddBenchStepChannel,
+      RunBenchStepChannel);
 }
 
 }  // namespace nibble::cli

@@ -66,7 +66,11 @@ class Losses final : public RankGroupObserver {
 void WaitForSteps(Engine* engine, int64_t count) {
   const int64_t step = engine->Stats().num_steps + count;
   const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (engine->Stats().num_steps < step && engine->Stats().num_running > 0 &&
+  const auto has_work = [&] {
+    const EngineStats stats = engine->Stats();
+    return stats.num_running + stats.num_waiting > 0;
+  };
+  while (engine->Stats().num_steps < step && has_work() &&
          std::chrono::steady_clock::now() < patience) {
     std::this_thread::sleep_for(std::chrono::microseconds(200));
   }

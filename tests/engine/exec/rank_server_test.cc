@@ -81,7 +81,8 @@ TEST(RankServerTest, RanksThatDieChangeNoToken) {
       for (int n = 0; n < 3; ++n) {
         const int64_t step = engine->Stats().num_steps + random.Int(1, 4);
         const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-        while (engine->Stats().num_steps < step && engine->Stats().num_running > 0 &&
+        while (engine->Stats().num_steps < step &&
+               engine->Stats().num_running + engine->Stats().num_waiting > 0 &&
                std::chrono::steady_clock::now() < patience) {
           std::this_thread::sleep_for(std::chrono::microseconds(100));
         }
