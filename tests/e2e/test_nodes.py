@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: The nibble authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Two nodes on one machine, at two loopback addresses: joining, what is refused, a node that dies and comes back."""
+"""Two nodes on one machine: joining, what is refused, a node that dies and comes back."""
 import os
 import shutil
 import signal
@@ -14,9 +14,9 @@ from nibble_server import STORIES, Server
 from ranks import (MODEL, SECRET, Node, Stream, alive, free_port, group_is_whole, rank_processes, requests, run_streams,
                    shm_names, wait_until)
 
-HEAD, OTHER = "127.0.0.1", "127.0.0.2"
+HEAD = "127.0.0.1"
 SIZE = ("--tensor-parallel-size", 2, "--nnodes", 2, "--master-addr", HEAD)
-EXACT = ("--dtype", "float32", "--all-reduce", "none", "--rank-timeout", 1)
+EXACT = ("--dtype", "float32", "--all-reduce", "none", "--rank-timeout", 1, "--rank-threads", 1)
 
 
 class Cluster:
@@ -34,7 +34,7 @@ class Cluster:
             raise
 
     def join(self, *options, **changes):
-        return Node(self.nibble, *self.options, "--node-rank", 1, "--node-addr", OTHER, *options, **changes)
+        return Node(self.nibble, *self.options, "--node-rank", 1, *options, **changes)
 
     def __enter__(self):
         return self
