@@ -20,8 +20,8 @@ constexpr int64_t kPoolPiece = 16 << 10;
 constexpr int64_t kPoolLeast = 32 << 10;
 // Sums are copied while they are in the L1 cache.
 constexpr int64_t kSumBlock = 2 << 10;
-// README.md has the measurement.
-constexpr int64_t kOneShotValues = 16 << 10;
+// What a rank reads from its peers in the time of one wait for them.
+constexpr int64_t kWaitBytes = 48 << 10;
 
 // body(begin, end) over pieces of [first, last).
 template <typename Body>
@@ -64,8 +64,13 @@ absl::Status ShmCollectives::AllReduce(float* data, int64_t count, Algorithm alg
   return one_shot ? OneShot(data, count, pool) : TwoShot(data, count, pool);
 }
 
+// Of M bytes a rank reads (N - 1) M from its peers by one-shot and 2 M (N - 1) / N by two-shot,
+// which waits once more.
 Algorithm ShmCollectives::Faster(int64_t count, int num_ranks) {
-  return count * num_ranks <= 2 * kOneShotValues ? Algorithm::kOneShot : Algorithm::kTwoShot;
+  const int64_t ranks = num_ranks;
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
+  return bytes * (ranks - 1) * (ranks - 2) <= kWaitBytes * ranks ? Algorithm::kOneShot
+                                                                 : Algorithm::kTwoShot;
 }
 
 absl::Status ShmCollectives::OneShot(float* data, int64_t count, ThreadPool* pool) {

@@ -34,6 +34,8 @@ class ShmProcesses : public ::testing::Test {
  protected:
   static constexpr int kRanks = 3;
 
+  void TearDown() override { RemoveSegmentNames(group_id_, 0); }
+
   // body(segment) in a process for each rank, after Connect.
   void Start(const std::function<absl::Status(ShmSegment*)>& body) {
     for (int rank = 0; rank < kRanks; ++rank) {
