@@ -29,9 +29,9 @@ class TcpTransportTest : public ::testing::TestWithParam<int> {};
 // the other order of tags.
 TEST_P(TcpTransportTest, AllToAllOfAllSizes) {
   const int num_ranks = GetParam();
-  const std::vector<size_t> sizes = {0,      1,      15,       4096,    32769,        61439,
-                                     61440,  61441,  65536,    131071,  131073,       1000003,
-                                     262144, 300007, 4096 + 1, 1 << 21, (8 << 20) - 1};
+  std::vector<size_t> sizes = {0,     1,     15,     4096,   4097,   32769,  57343,
+                               57344, 57345, 114688, 131073, 300007, 1000003};
+  if (num_ranks == 2) sizes.insert(sizes.end(), {size_t{1} << 21, (size_t{8} << 20) - 1});
   RunConnected(num_ranks, [&](TcpTransport* transport) {
     const int rank = transport->rank();
     std::vector<std::string> sent;
