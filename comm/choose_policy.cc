@@ -34,8 +34,12 @@ constexpr double kLatencyBytes = 32 << 10;
 constexpr double kOneShotBytesOfTwo = 256 << 10;
 
 // Sizes at which both algorithms are measured: beyond, one-shot cannot win.
-constexpr int64_t kMaxOneShotBytes = int64_t{256} << 10;
-constexpr int64_t kMaxOneShotBytesOfTwo = int64_t{2} << 20;
+constexpr int64_t kMaxOneShotBytes = int64_t{64} << 10;
+constexpr int64_t kMaxOneShotBytesOfTwo = int64_t{1} << 20;
+
+// A candidate that was so much slower than the fastest at two sizes in a row is not tried again:
+// time is better spent on telling the others apart.
+constexpr double kHopeless = 1.5;
 
 // Each candidate runs until all took so long together, within these limits.
 constexpr double kSecondsOfSize = 0.06;
@@ -54,10 +58,33 @@ int64_t MaxOneShotBytes(int num_ranks) {
   return num_ranks == 2 ? kMaxOneShotBytesOfTwo : kMaxOneShotBytes;
 }
 
+// A candidate's seconds as a multiple of the fastest one's.
+double Slowness(const SizeTimes& size, size_t candidate) {
+  return size.seconds[candidate] / *std::min_element(size.seconds.begin(), size.seconds.end());
+}
+
+// The same over this size and its neighbours (geometric mean): three times the runs, so that noise
+// decides less.
+double SlownessAround(const std::vector<SizeTimes>& sizes, size_t idx, size_t candidate) {
+  double sum = 0.0;
+  int count = 0;
+  const size_t last = std::min(idx + 1, sizes.size() - 1);
+  for (size_t i = idx > 0 ? idx - 1 : 0; i <= last; ++i) {
+    const double slowness = Slowness(sizes[i], candidate);
+    // Not tried: too large for it, or hopeless before. At a size where it was tried that is no
+    // verdict.
+    if (i != idx && slowness == kNotTried) continue;
+    sum += std::log(slowness);
+    ++count;
+  }
+  return std::exp(sum / count);
+}
+
 // What rank 0 tells the others before a size.
 struct Command {
   int64_t message_bytes = 0;  // 0: enough was measured
   int64_t num_runs = 0;       // of each candidate
+  uint64_t candidates = 0;    // bit i: candidate i is tried
 };
 
 class Measurement {
@@ -72,10 +99,11 @@ class Measurement {
     int64_t bytes = options_.min_bytes;
     for (;;) {
       // The first run finds out how many make a measurement.
-      NIBBLE_ASSIGN_OR_RETURN(const Command first, Tell({bytes, 1}));
+      const uint64_t candidates = CandidatesFor(bytes);
+      NIBBLE_ASSIGN_OR_RETURN(const Command first, Tell({bytes, 1, candidates}));
       if (first.message_bytes == 0) break;
       NIBBLE_ASSIGN_OR_RETURN(SizeTimes times, MeasureSize(first));
-      NIBBLE_ASSIGN_OR_RETURN(const Command more, Tell({bytes, RunsFor(times)}));
+      NIBBLE_ASSIGN_OR_RETURN(const Command more, Tell({bytes, RunsFor(times), candidates}));
       NIBBLE_ASSIGN_OR_RETURN(times, MeasureSize(more));
       sizes_.push_back(std::move(times));
       bytes = NextSize(bytes);
@@ -91,9 +119,17 @@ class Measurement {
     return command;
   }
 
-  bool Tried(const AllReduceChoice& candidate, int64_t bytes) const {
-    return candidate.algorithm == Algorithm::kTwoShot ||
-           bytes <= MaxOneShotBytes(options_.num_hosts);
+  // Rank 0's answer counts.
+  uint64_t CandidatesFor(int64_t bytes) const {
+    uint64_t bits = 0;
+    for (size_t c = 0; c < candidates_.size(); ++c) {
+      const bool is_small = bytes <= MaxOneShotBytes(options_.num_hosts);
+      if (candidates_[c].algorithm == Algorithm::kOneShot && !is_small) continue;
+      const bool hopeless = sizes_.size() >= 2 && Slowness(sizes_.back(), c) > kHopeless &&
+                            Slowness(sizes_[sizes_.size() - 2], c) > kHopeless;
+      if (!hopeless) bits |= uint64_t{1} << c;
+    }
+    return bits;
   }
 
   // Candidates in turn, so that what disturbs the machine for a while disturbs all.
@@ -107,7 +143,7 @@ class Measurement {
     std::vector<std::vector<double>> seconds(candidates_.size());
     for (int64_t run = 0; run < command.num_runs; ++run) {
       for (size_t c = 0; c < candidates_.size(); ++c) {
-        if (!Tried(candidates_[c], command.message_bytes)) continue;
+        if ((command.candidates >> c & 1) == 0) continue;
         // Sums grow with every run: begin anew.
         for (size_t i = 0; i < size; ++i) data_[i] = static_cast<float>(i % 251) - 125.0F;
         NIBBLE_RETURN_IF_ERROR(communicator_->Barrier());
@@ -230,23 +266,23 @@ AllReducePolicy ChoosePolicy(const std::vector<AllReduceChoice>& candidates,
   NIBBLE_CHECK(!sizes.empty());
   AllReducePolicy policy;
   size_t previous = candidates.size();
-  for (const SizeTimes& size : sizes) {
-    const double limit =
-        *std::min_element(size.seconds.begin(), size.seconds.end()) * kNearlyAsFast;
-    const auto fits = [&](size_t c) { return c < candidates.size() && size.seconds[c] <= limit; };
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    std::vector<double> slowness;
+    for (size_t c = 0; c < candidates.size(); ++c) slowness.push_back(SlownessAround(sizes, i, c));
+    const double limit = *std::min_element(slowness.begin(), slowness.end()) * kNearlyAsFast;
+    const auto fits = [&](size_t c) { return c < candidates.size() && slowness[c] <= limit; };
     size_t choice = 0;
     while (!fits(choice)) ++choice;
     // Of one codec the faster algorithm.
     for (size_t c = choice + 1; c < candidates.size(); ++c) {
-      if (candidates[c].codec == candidates[choice].codec &&
-          size.seconds[c] < size.seconds[choice]) {
+      if (candidates[c].codec == candidates[choice].codec && slowness[c] < slowness[choice]) {
         choice = c;
       }
     }
     if (fits(previous)) choice = previous;
     previous = choice;
     AllReduceChoice next = candidates[choice];
-    next.max_bytes = size.message_bytes * 1448 / 1024 / 1024 * 1024;  // sqrt(2), in whole KiB
+    next.max_bytes = sizes[i].message_bytes * 1448 / 1024 / 1024 * 1024;  // sqrt(2), in whole KiB
     std::vector<AllReduceChoice>& choices = policy.choices;
     if (!choices.empty() && choices.back().codec == next.codec &&
         choices.back().algorithm == next.algorithm) {

@@ -42,9 +42,10 @@ struct SizeTimes {
 
 // bf16, int8, int6, int5 and int4, each one-shot and two-shot; wider codecs first.
 std::vector<AllReduceChoice> MeasuredCandidates(const CodecDesc& codec);
-// The widest codec that is nearly as fast as the fastest candidate, and the one of the size before
-// where it is: noise flips no choice, and bits are given up for speed alone. Between two sizes the
-// nearer one's choice holds. Pure. REQUIRES a size.
+// The widest codec that is nearly as fast as the fastest candidate at a size and its neighbours,
+// and the one of the size before where it is: noise flips no choice, and bits are given up for
+// speed alone. Between two sizes the nearer one's choice holds. Pure. REQUIRES a size at which
+// something was tried.
 AllReducePolicy ChoosePolicy(const std::vector<AllReduceChoice>& candidates,
                              const std::vector<SizeTimes>& sizes);
 

@@ -165,12 +165,35 @@ TEST(ChoosePolicy, AWiderCodecIsTakenWhenItIsNearlyAsFast) {
   set(6, 1.02);
   set(8, 1.1);
   EXPECT_EQ(ChoosePolicy(candidates, {size}).For(1).codec.bits, 6);
-  // The size before decides between those that are nearly the same.
-  SizeTimes before = size;
-  before.message_bytes = 1 << 19;
-  set(6, 1.1);
-  std::swap(before.seconds, size.seconds);  // before: 4 alone
-  EXPECT_EQ(ChoosePolicy(candidates, {before, size}).For(1 << 20).codec.bits, 4);
+  // Of candidates that are nearly the same, the one of the size before stays.
+  SizeTimes first = size;
+  first.message_bytes = 1 << 18;
+  first.seconds.assign(candidates.size(), 10.0);
+  for (size_t c = 0; c < candidates.size(); ++c) {
+    if (candidates[c].codec.bits == 4) first.seconds[c] = 1.0;
+  }
+  SizeTimes second = first;
+  second.message_bytes = 1 << 19;
+  SizeTimes last = size;
+  last.message_bytes = 1 << 21;
+  const AllReducePolicy policy = ChoosePolicy(candidates, {first, second, size, last});
+  EXPECT_EQ(policy.For(1 << 18).codec.bits, 4);
+  EXPECT_EQ(policy.For(1 << 21).codec.bits, 4);
+}
+
+// One size at which the machine was disturbed flips nothing.
+TEST(ChoosePolicy, NoiseOfOneSizeFlipsNoChoice) {
+  const std::vector<AllReduceChoice> candidates = MeasuredCandidates({});
+  std::vector<SizeTimes> sizes;
+  for (int64_t bytes = 1 << 20; bytes <= 16 << 20; bytes *= 2) {
+    sizes.push_back(Model(candidates, bytes, 125e6, 1e-10));
+  }
+  for (size_t c = 0; c < candidates.size(); ++c) {
+    if (candidates[c].codec.bits == 4) sizes[2].seconds[c] *= 1.3;
+  }
+  for (const AllReduceChoice& choice : ChoosePolicy(candidates, sizes).choices) {
+    EXPECT_EQ(choice.codec.bits, 4);
+  }
 }
 
 }  // namespace
