@@ -92,6 +92,15 @@ inline void LoadGroup(const float* x, __m512 (&v)[kVecs]) {
   NIBBLE_UNROLL for (int i = 0; i < kVecs; ++i) v[i] = _mm512_loadu_ps(x + 16 * i);
 }
 
+// Half of a group of the next batch, one for each pass over this one: memory has nothing to do
+// while a batch is passed over for the second time.
+template <int kVecs, int kHalf>
+inline void PrefetchHalf(const float* x) {
+  NIBBLE_UNROLL for (int i = kHalf; i < kVecs; i += 2) {
+    _mm_prefetch(reinterpret_cast<const char*>(x + 16 * i), _MM_HINT_T0);
+  }
+}
+
 struct BatchRanges {
   alignas(64) float low[kBatch];
   alignas(64) float high[kBatch];
@@ -145,8 +154,10 @@ inline BatchScales StoreScales(const GroupLayout& layout, const BatchRanges& ran
   return scales;
 }
 
-// Groups [first, first + kBatch) of values x that are not rotated and give no spikes.
-template <int kVecs>
+// Groups [first, first + kBatch) of values x that are not rotated and give no spikes. While they
+// are made codes, the values of the next batch are fetched: memory is not asked for anything else
+// then.
+template <int kVecs, bool kPrefetch>
 inline void EncodeBatch(const GroupLayout& layout, const BatchRanges& ranges, const float* x,
                         int64_t first, uint8_t* out) {
   if (ranges.outside) [[unlikely]] {
@@ -160,6 +171,7 @@ inline void EncodeBatch(const GroupLayout& layout, const BatchRanges& ranges, co
   const BatchScales scales = StoreScales(layout, ranges, first, out);
   for (int i = 0; i < kBatch; ++i) {
     __m512 v[kVecs];
+    if constexpr (kPrefetch) PrefetchHalf<kVecs, 1>(x + (kBatch + i) * (16 * kVecs));
     LoadGroup(x + i * (16 * kVecs), v);
     QuantizeGroup(layout, v, _mm512_set1_ps(scales.inverse[i]), _mm512_set1_ps(scales.rounder[i]),
                   first + i, out);
@@ -203,10 +215,11 @@ void EncodeAll(GroupLayout layout, const float* x, int64_t first, int64_t count,
   for (; !layout.rotation && !layout.spikes && i + kBatch <= count; i += kBatch) {
     BatchRanges ranges;
     for (int j = 0; j < kBatch; ++j) {
+      PrefetchHalf<kVecs, 0>(x + (i + kBatch + j) * kSize);
       LoadGroup(x + (i + j) * kSize, v);
       ranges.Set(j, RangeOf(v));
     }
-    EncodeBatch<kVecs>(layout, ranges, x + i * kSize, first + i, out);
+    EncodeBatch<kVecs, true>(layout, ranges, x + i * kSize, first + i, out);
   }
   for (; i < count; ++i) {
     LoadGroup(x + i * kSize, v);
@@ -242,7 +255,7 @@ void ReduceAll(GroupLayout layout, const uint8_t* const* pieces, int num_pieces,
       NIBBLE_UNROLL for (int k = 0; k < kVecs; ++k)
           _mm512_store_ps(sums + j * kSize + 16 * k, v[k]);
     }
-    EncodeBatch<kVecs>(layout, ranges, sums, group, out);
+    EncodeBatch<kVecs, false>(layout, ranges, sums, group, out);
   }
   for (; group < count; ++group) {
     SumGroup(layout, pieces, num_pieces, group, v);
