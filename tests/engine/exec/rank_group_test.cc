@@ -226,10 +226,8 @@ TEST_F(RankGroupTest, ARankThatIsFrozenWhileIdleIsStartedAnew) {
 // The survivor complains first; who is silent is to blame.
 TEST_F(RankGroupTest, TheSilentRankIsBlamedAndNotTheOneThatComplains) {
   ASSERT_TRUE(Start(2, kShort).ok());
-  script_->With([](Script* s) {
-    s->silent_in_step = {1};
-    s->in_step = {{0, Unavailable("peer 1 is gone")}};
-  });
+  script_->With([](Script* s) { s->in_step = {{0, Unavailable("peer 1 is gone")}}; });
+  hub_->Freeze(1);
   ExpectRecovery(HasSubstr("rank 1 (pid 201): no answer"));
   ASSERT_EQ(observer_.lost().size(), 1U);
   EXPECT_EQ(observer_.lost()[0].first, 1);
