@@ -6,8 +6,8 @@ find_package(fmt REQUIRED CONFIG)            # g++ 12 has no <format>
 find_package(spdlog REQUIRED CONFIG)         # log sink behind base/log.h
 find_package(nlohmann_json REQUIRED CONFIG)  # config.json, tokenizer.json, request bodies
 find_package(GTest REQUIRED CONFIG)
-find_package(ucx REQUIRED CONFIG)            # bytes between ranks of different hosts
-add_library(nibble_ucx INTERFACE)            # its target names no system include directories
+find_package(ucx REQUIRED CONFIG)            # messages between ranks of different hosts
+add_library(nibble_ucx INTERFACE)
 target_link_libraries(nibble_ucx INTERFACE ucx::ucp ucx::ucs)
 add_library(nibble::ucx ALIAS nibble_ucx)
 

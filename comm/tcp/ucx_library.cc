@@ -75,9 +75,8 @@ void PrepareUcxLibrary() {
   static std::once_flag once;
   std::call_once(once, [] {
     ucs_log_push_handler(WriteLog);
-    // The list of modules to load: none is called so. Memory of other devices is not asked about,
-    // which would hook malloc.
-    ucs_global_opts_set_value("MODULES", "none");
+    ucs_global_opts_set_value("MODULES",
+                              "none");  // the list of those to load: no module is called so
     ucs_global_opts_set_value("MEMTYPE_CACHE", "n");
     ucs_global_opts_set_value("WARN_UNUSED_ENV_VARS", "n");
     NameVariables();
