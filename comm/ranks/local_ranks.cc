@@ -230,6 +230,7 @@ milliseconds LocalRanksImpl::UntilNextStep() const {
         next = std::min(next, rank->start_at);
         break;
       case Rank::State::kUp:
+        if (stop_deadline_) next = std::min(next, *stop_deadline_);
         if (const auto waiting = rank->sender.waiting()) {
           next = std::min(next, waiting->since + options_.send_timeout);
         }
@@ -239,7 +240,6 @@ milliseconds LocalRanksImpl::UntilNextStep() const {
         break;
     }
   }
-  if (stop_deadline_) next = std::min(next, *stop_deadline_);
   return std::max(std::chrono::ceil<milliseconds>(next - now), milliseconds(0));
 }
 
