@@ -182,8 +182,8 @@ inline void EncodeBatch(const GroupLayout& layout, const BatchRanges& ranges, co
 // Planes to floats.
 
 template <int kVecs>
-inline void DecodeGroup(const GroupLayout& layout, const uint8_t* in, int64_t group,
-                        __m512 (&v)[kVecs]) {
+[[gnu::always_inline]] inline void DecodeGroup(const GroupLayout& layout, const uint8_t* in,
+                                               int64_t group, __m512 (&v)[kVecs]) {
   LoadPlanes(layout, in, group, _mm512_set1_epi32(in[layout.zeros + group]),
              _mm512_set1_ps(LoadScale(layout, in, group)), v);
   if (!layout.spikes) return;
@@ -194,8 +194,8 @@ inline void DecodeGroup(const GroupLayout& layout, const uint8_t* in, int64_t gr
 }
 
 template <int kVecs>
-inline void SumGroup(const GroupLayout& layout, const uint8_t* const* pieces, int num_pieces,
-                     int64_t group, __m512 (&sums)[kVecs]) {
+[[gnu::always_inline]] inline void SumGroup(const GroupLayout& layout, const uint8_t* const* pieces,
+                                            int num_pieces, int64_t group, __m512 (&sums)[kVecs]) {
   DecodeGroup(layout, pieces[0], group, sums);
   for (int piece = 1; piece < num_pieces; ++piece) {
     __m512 v[kVecs];

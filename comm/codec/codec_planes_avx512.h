@@ -150,10 +150,12 @@ static inline __m512 LookUp(__m512i index, __mmask16 upper, __m512 low_table, __
                                     high_table);
 }
 
-// v = (codes - zero) * scale.
+// v = (codes - zero) * scale. Inlined always, as its callers are: a call would put the group on the
+// stack.
 template <int kVecs>
-static inline void LoadPlanes(const GroupLayout& layout, const uint8_t* in, int64_t group,
-                              __m512i zero, __m512 scale, __m512 (&v)[kVecs]) {
+[[gnu::always_inline]] static inline void LoadPlanes(const GroupLayout& layout, const uint8_t* in,
+                                                     int64_t group, __m512i zero, __m512 scale,
+                                                     __m512 (&v)[kVecs]) {
   constexpr int kBlocks = kVecs / 2;
   const uint8_t* const nibbles = in + layout.nibbles + group * (16 * kBlocks);
   const uint8_t* const pairs = in + layout.pairs + group * (8 * kBlocks);
