@@ -63,6 +63,13 @@ void AllReduceFlags::Validate(std::vector<std::string>* violations) const {
         fmt::format("--all-reduce-group-size is {}, want 32, 64, 128", group_size));
   }
   CheckChoice("--all-reduce-scale", scale, {"bf16", "log2"}, violations);
+  if ((all_reduce == "none" || all_reduce == "float32" || all_reduce == "bf16") &&
+      *this != AllReduceFlags{.all_reduce = all_reduce}) {
+    violations->push_back(
+        fmt::format("--all-reduce {} has no groups: --all-reduce-group-size, -scale, -spikes and "
+                    "-rotation go with auto and int8 to int2",
+                    all_reduce));
+  }
 }
 
 void ParallelOptions::Validate(std::vector<std::string>* violations) const {
@@ -93,6 +100,17 @@ void ParallelOptions::Validate(std::vector<std::string>* violations) const {
         "--cluster-tls-ca, --cluster-tls-cert and --cluster-tls-key: want all three or none");
   }
   all_reduce.Validate(violations);
+  if (tensor_parallel_size == 1) {
+    if (rank_threads > 0) {
+      violations->push_back(fmt::format(
+          "--rank-threads is {}, want 0 with one rank: --threads says what it has", rank_threads));
+    }
+    if (all_reduce != AllReduceFlags{} || all_reduce_measure) {
+      violations->push_back(
+          "--all-reduce and its companions need --tensor-parallel-size 2 or more: one rank has "
+          "nothing to sum");
+    }
+  }
   CheckRange("--rank-timeout", rank_timeout_seconds, 1, 3600, violations);
   CheckRange("--group-timeout", group_timeout_seconds, 1, 86400, violations);
 }

@@ -41,6 +41,7 @@ struct AllReduceFlags {
   bool spikes = false;
   bool rotation = false;
 
+  friend bool operator==(const AllReduceFlags&, const AllReduceFlags&) = default;
   void Validate(std::vector<std::string>* violations) const;
 };
 

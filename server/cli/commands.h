@@ -24,6 +24,7 @@ struct RankOptions {
   int control_fd = -1;  // socket to the server
   int64_t block_size = 16;
   int64_t max_num_batched_tokens = 2048;
+  int64_t max_num_seqs = 64;
   int64_t max_model_len = 2048;
 };
 int RunRank(const RankOptions& options);

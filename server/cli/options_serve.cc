@@ -103,6 +103,7 @@ void AddRank(CLI::App* app, RankOptions* options) {
   app->add_option("--max-num-batched-tokens", options->max_num_batched_tokens,
                   "token budget of a step")
       ->required();
+  app->add_option("--max-num-seqs", options->max_num_seqs, "sequences per step")->required();
   app->add_option("--max-model-len", options->max_model_len, "tokens of prompt and answer")
       ->required();
 }

@@ -59,6 +59,8 @@ std::vector<std::string> RankCommand(const server::ServeConfig& config, int rank
           std::to_string(config.block_size),
           "--max-num-batched-tokens",
           std::to_string(config.max_num_batched_tokens),
+          "--max-num-seqs",
+          std::to_string(config.max_num_seqs),
           "--max-model-len",
           std::to_string(max_model_len)};
 }

@@ -33,6 +33,7 @@ absl::Status Validate(const RankOptions& options) {
   check("--control-fd", options.control_fd, 3, 1 << 20);
   check("--block-size", options.block_size, 1, 256);
   check("--max-num-batched-tokens", options.max_num_batched_tokens, 1, int64_t{1} << 20);
+  check("--max-num-seqs", options.max_num_seqs, 1, 4096);
   check("--max-model-len", options.max_model_len, 1, int64_t{1} << 24);
   if (violations.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(fmt::format("{}", fmt::join(violations, "\n")));
@@ -48,7 +49,8 @@ absl::Status Serve(const RankOptions& options) {
   server.load.tensor_parallel = {.rank = options.rank, .size = options.tensor_parallel_size};
   server.block_size = options.block_size;
   server.limits = {.max_tokens = options.max_num_batched_tokens,
-                   .max_positions = options.max_model_len};
+                   .max_positions = options.max_model_len,
+                   .max_samples = options.max_num_seqs};
   const std::unique_ptr<comm::FrameChannel> channel = comm::MakeSocketChannel(options.control_fd);
   return engine::RunRankServer(channel.get(), server, &pool);
 }

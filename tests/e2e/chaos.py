@@ -3,21 +3,23 @@
 
 """Chaos: streaming clients while ranks and nodes are killed, stopped and cut off. Nobody may notice but the log.
 
-    python tests/e2e/chaos.py --nibble build/release/bin/nibble --rounds 20
+    ./dev chaos [ROUNDS] [--seed N] [--network loopback] ...
 
 Two nodes with two ranks each. As root, where `ip netns` works, the nodes are network namespaces and the link between
-them is cut too; elsewhere they are two loopback addresses. After every round: every stream said, token by token, what
+them is cut too; elsewhere they share an address. After every round: every stream said, token by token, what
 it says undisturbed (greedy and seeded), no KV block is held, all ranks are there once, nothing is left in /dev/shm.
 """
 import argparse
+import ctypes
 import os
 import pathlib
 import random
+import shutil
 import signal
-import sys
+import subprocess
 import time
 
-from nibble_server import Server
+from nibble_server import ROOT, Server
 from ranks import (SECRET, Node, free_port, group_is_whole, rank_processes, requests, run_streams, shm_names, wait_until)
 
 RANKS, RANK_TIMEOUT = 4, 1
@@ -25,14 +27,46 @@ RECOVERY_SECONDS = 60
 
 
 class Loopback:
-    """Both nodes in this network namespace."""
+    """Both nodes at one address."""
 
-    addresses = ("127.0.0.1", "127.0.0.2")
-    wraps = ((), ())
-    can_cut = False
+    master, wrap, can_cut = "127.0.0.1", (), False
 
     def close(self):
         pass
+
+
+class Namespaces:
+    """Two hosts made of network namespaces; this process, with the clients and node 0, moves into the first."""
+
+    master, can_cut = "10.77.0.1", True
+    script = ROOT / "bench" / "network_namespaces.sh"
+
+    def __init__(self):
+        self.prefix = f"nc{os.getpid()}"
+        self.environment = {**os.environ, "NAMESPACE_PREFIX": self.prefix}
+        self.wrap = ("env", f"NAMESPACE_PREFIX={self.prefix}", self.script, "run", 1)
+        self.origin = open("/proc/self/ns/net")
+        self._do("up", 2, "1gbit")
+        with open(f"/run/netns/{self.prefix}-0") as namespace:
+            self._enter(namespace)
+
+    def _enter(self, namespace):
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+
+    def _do(self, *arguments):
+        subprocess.run([str(self.script), *map(str, arguments)], env=self.environment, check=True, capture_output=True,
+                       text=True)
+
+    def cut(self):
+        self._do("cut", 1)
+
+    def mend(self):
+        self._do("restore", 1)
+
+    def close(self):
+        self._enter(self.origin)  # `down` ends what is inside
+        self._do("down")
 
 
 class Chaos:
@@ -40,18 +74,16 @@ class Chaos:
         self.nibble, self.network, self.random = nibble, network, random.Random(seed)
         self.bodies = list(requests(clients, max_tokens))
         self.names_before = shm_names()
-        self.options = ("--tensor-parallel-size", RANKS, "--nnodes", 2, "--master-addr", network.addresses[0],
-                        "--master-port", free_port(), "--host", network.addresses[0], "--dtype", "float32",
-                        "--all-reduce", "none", "--rank-timeout", RANK_TIMEOUT)
+        self.options = ("--tensor-parallel-size", RANKS, "--nnodes", 2, "--master-addr", network.master,
+                        "--master-port", free_port(network.master), "--dtype", "float32", "--all-reduce", "none",
+                        "--rank-timeout", RANK_TIMEOUT, "--rank-threads", 1)
         self.node = self.join()
-        self.server = Server(nibble, *self.options, environment={"NIBBLE_CLUSTER_SECRET": SECRET},
-                             wrap=network.wraps[0])
+        self.server = Server(nibble, *self.options, environment={"NIBBLE_CLUSTER_SECRET": SECRET})
         self.undisturbed = run_streams(self.server, self.bodies)
         assert all(tokens == max_tokens for _, tokens, _ in self.undisturbed), self.undisturbed
 
     def join(self):
-        return Node(self.nibble, *self.options, "--node-rank", 1, "--node-addr", self.network.addresses[1],
-                    wrap=self.network.wraps[1])
+        return Node(self.nibble, *self.options, "--node-rank", 1, wrap=map(str, self.network.wrap))
 
     def ranks(self):
         return {**rank_processes(self.server.process.pid), **rank_processes(self.node.process.pid)}
@@ -107,7 +139,6 @@ class Chaos:
         wait_until(lambda: self.node.process.poll() is not None, 20, self.node.log)
         self.node.end()
         wait_until(lambda: shm_names() <= self.names_before, 5, shm_names)
-        self.network.close()
 
 
 def difference(result, expected):
@@ -117,28 +148,41 @@ def difference(result, expected):
     return f"from character {at} {result[0][at:at + 60]!r}, undisturbed {expected[0][at:at + 60]!r}"
 
 
+def make_network(kind):
+    if kind == "loopback" or (kind == "auto" and (os.getuid() != 0 or shutil.which("ip") is None)):
+        return Loopback()
+    try:
+        return Namespaces()
+    except (OSError, subprocess.CalledProcessError) as error:
+        if kind == "namespaces":
+            raise
+        print(f"no network namespaces here, so no network is cut: {getattr(error, 'stderr', None) or error}", flush=True)
+        return Loopback()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--nibble", default="build/release/bin/nibble", type=pathlib.Path)
-    parser.add_argument("--rounds", default=20, type=int)
+    parser.add_argument("rounds", nargs="?", default=20, type=int)
+    parser.add_argument("--nibble", default=ROOT / "build" / "release" / "bin" / "nibble", type=pathlib.Path)
     parser.add_argument("--clients", default=16, type=int)
+    parser.add_argument("--network", default="auto", choices=("auto", "namespaces", "loopback"))
     parser.add_argument("--seed", default=None, type=int, help="of what happens (default: drawn, and printed)")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}", flush=True)
-    chaos = Chaos(arguments.nibble.resolve(), make_network(), clients=arguments.clients, seed=seed)
-    for index in range(arguments.rounds):
-        started = time.monotonic()
-        name = chaos.round()
-        print(f"round {index + 1} of {arguments.rounds}: {name}: {arguments.clients} streams whole, "
-              f"{time.monotonic() - started:.1f} s", flush=True)
-    chaos.close()
+    network = make_network(arguments.network)
+    print(f"{arguments.clients} clients, network {type(network).__name__.lower()}, seed {seed}", flush=True)
+    try:
+        chaos = Chaos(arguments.nibble.resolve(), network, clients=arguments.clients, seed=seed)
+        for index in range(arguments.rounds):
+            started = time.monotonic()
+            name = chaos.round()
+            print(f"round {index + 1} of {arguments.rounds}: {name}: all streams whole, "
+                  f"{time.monotonic() - started:.1f} s", flush=True)
+        chaos.close()
+    finally:
+        network.close()
     print("nothing lost, nothing left")
 
 
-def make_network():
-    return Loopback()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -155,6 +155,21 @@ def test_a_node_that_stays_away_times_out(cluster):
     assert server.wait_until_idle() == (0, 0, 0)
 
 
+def test_a_new_head_gets_the_node(nibble):
+    """kill -9 of node 0: its ranks end, node 1 waits, and works for the next one."""
+    before = shm_names()
+    cluster = Cluster(nibble)
+    ranks = rank_processes(cluster.server.process.pid)
+    cluster.server.process.kill()
+    cluster.server.process.wait()
+    wait_until(lambda: not any(alive(pid) for pid in ranks.values()), 10, "ranks outlive their server")
+    cluster.server = Server(nibble, *cluster.options, environment={"NIBBLE_CLUSTER_SECRET": SECRET})
+    with cluster:
+        assert cluster.server.post("/v1/completions", {"model": MODEL, "prompt": "Once", "max_tokens": 4})[0] == 200
+        assert len(rank_processes(cluster.node.process.pid)) == 1
+    wait_until(lambda: shm_names() <= before, 5, shm_names)
+
+
 def test_a_node_without_a_head_waits_and_ends_on_a_signal(nibble):
     with Node(nibble, *SIZE, "--master-port", free_port(HEAD), "--node-rank", 1) as node:
         wait_until(lambda: "joins" in node.log(), 30, node.log)

@@ -101,6 +101,21 @@ TEST(ServeConfigTest, SeveralRanksHaveRankThreads) {
   EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("--rank-threads"));
 }
 
+TEST(ServeConfigTest, OptionsThatNothingWouldUseAreRefused) {
+  ServeConfig config = Good();
+  config.parallel.rank_threads = 2;
+  config.parallel.all_reduce.all_reduce = "int4";
+  EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("--rank-threads is 2"));
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("need --tensor-parallel-size 2 or more"));
+  config.parallel.tensor_parallel_size = 2;
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  config.parallel.all_reduce = {.all_reduce = "none", .spikes = true};
+  EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("--all-reduce none has no groups"));
+  config.parallel.all_reduce.all_reduce = "auto";
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+}
+
 TEST(ServeConfigTest, LimitsThemselvesAreAllowed) {
   ServeConfig config = Good();
   config.grpc_port = -1;
