@@ -6,6 +6,7 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -14,6 +15,13 @@
 
 namespace nibble::comm {
 namespace {
+
+using namespace std::chrono_literals;
+
+// What a rank that gives up connecting leaves the others; see LetOthersFinish.
+constexpr std::chrono::milliseconds kGrace = 300ms;
+constexpr std::chrono::milliseconds kGraceOfAbort = 30ms;
+constexpr std::chrono::nanoseconds kNap = 1ms;
 
 std::string NameOf(const RankAddress& address) {
   const bool is_ipv6 = address.host.find(':') != std::string::npos;
@@ -81,6 +89,7 @@ absl::Status UcxTransport::ReadAddresses(std::span<const std::string> addresses)
   if (addresses.size() != peers_.size()) {
     return InvalidArgument("{} addresses for {} ranks", addresses.size(), peers_.size());
   }
+  std::vector<std::string> workers(peers_.size());
   for (int r = 0; r < size(); ++r) {
     const std::string& bytes = addresses[static_cast<size_t>(r)];
     auto parsed = RankAddress::Parse(bytes);
@@ -106,7 +115,12 @@ absl::Status UcxTransport::ReadAddresses(std::span<const std::string> addresses)
     peer.rank = r;
     peer.name = NameOf(address);
     peer.nonce = address.nonce;
-    NIBBLE_ASSIGN_OR_RETURN(peer.endpoint, worker_->ConnectTo(address.worker, OnError, &peer));
+    workers[static_cast<size_t>(r)] = address.worker;
+  }
+  for (Peer& peer : peers_) {  // nobody is dialled before all addresses are right
+    if (peer.transport == nullptr) continue;
+    NIBBLE_ASSIGN_OR_RETURN(
+        peer.endpoint, worker_->ConnectTo(workers[static_cast<size_t>(peer.rank)], OnError, &peer));
   }
   return absl::OkStatus();
 }
@@ -114,31 +128,58 @@ absl::Status UcxTransport::ReadAddresses(std::span<const std::string> addresses)
 absl::Status UcxTransport::Connect(std::span<const std::string> addresses, Deadline deadline) {
   if (!broken_.ok()) return broken_;
   if (absl::Status status = ReadAddresses(addresses); !status.ok()) return Break(status);
-  if (absl::Status status = Greet(deadline); !status.ok()) return Break(status);
+  if (absl::Status status = Greet(deadline); !status.ok()) {
+    LetOthersFinish(absl::IsAborted(status) ? kGraceOfAbort : kGrace);
+    return Break(status);
+  }
   worker_->StopListening();
   return absl::OkStatus();
+}
+
+// UCX 1.13 fails an assertion, and with it the process, when its peer leaves right after it has
+// accepted a connection and before the endpoints have agreed. A group that cannot form would so
+// take ranks with it that have nothing to do with the fault: whoever gives up first sees the
+// others' greetings through.
+void UcxTransport::LetOthersFinish(std::chrono::milliseconds grace) {
+  const Deadline deadline = Deadline::After(grace);
+  const auto finished = [](const Peer& peer) {
+    return peer.transport == nullptr || !peer.failure.ok() ||
+           (peer.said_hello && peer.said_welcome);
+  };
+  while (!deadline.Passed() && !std::ranges::all_of(peers_, finished)) {
+    AnswerHellos();
+    if (!worker_->Progress()) {
+      worker_->Sleep(wake_fd_, std::min<std::chrono::nanoseconds>(deadline.Remaining(), kNap));
+    }
+  }
+}
+
+void UcxTransport::Say(Peer* peer, Kind kind) {
+  greetings_.push_back(std::make_unique<Operation>());
+  greetings_.back()->peer = peer->rank;
+  StartSend(peer, kind, 0, nullptr, 0, greetings_.back().get());
+}
+
+void UcxTransport::AnswerHellos() {
+  for (Peer& peer : peers_) {
+    if (peer.transport == nullptr || !peer.said_hello || peer.welcomed) continue;
+    peer.welcomed = true;
+    Say(&peer, kWelcome);
+  }
 }
 
 // A peer that answers our hello has our nonce from our address, as we have its own: both ends know
 // that they are of the same generation.
 absl::Status UcxTransport::Greet(Deadline deadline) {
   const auto start = Deadline::Clock::now();
-  const auto greet = [this](Peer* peer, Kind kind) {
-    greetings_.push_back(std::make_unique<Operation>());
-    greetings_.back()->peer = peer->rank;
-    StartSend(peer, kind, 0, nullptr, 0, greetings_.back().get());
-  };
   for (Peer& peer : peers_) {
-    if (peer.transport != nullptr) greet(&peer, kHello);
+    if (peer.transport != nullptr) Say(&peer, kHello);
   }
-  const auto done = [this, &greet] {
+  const auto done = [this] {
+    AnswerHellos();
     bool all = true;
-    for (Peer& peer : peers_) {
+    for (const Peer& peer : peers_) {
       if (peer.transport == nullptr) continue;
-      if (peer.said_hello && !peer.welcomed) {
-        peer.welcomed = true;
-        greet(&peer, kWelcome);
-      }
       all = all && peer.welcomed && peer.said_welcome;
       // Whoever failed ends the wait.
       if (!peer.failure.ok() && !(peer.said_hello && peer.said_welcome)) return true;

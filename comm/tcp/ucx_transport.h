@@ -118,6 +118,9 @@ class UcxTransport final : public TcpTransport {
 
   absl::Status ReadAddresses(std::span<const std::string> addresses);
   absl::Status Greet(Deadline deadline);
+  void Say(Peer* peer, Kind kind);
+  void AnswerHellos();
+  void LetOthersFinish(std::chrono::milliseconds grace);
 
   void StartSend(Peer* peer, Kind kind, uint64_t tag, const void* data, size_t bytes,
                  Operation* operation);
