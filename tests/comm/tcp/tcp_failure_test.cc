@@ -182,6 +182,7 @@ TEST(TcpFailure, AnotherGenerationIsRefusedByItsAddress) {
 
 // Another process that says it is rank 1 gets no answer, and the group goes on.
 TEST(TcpFailure, ASecondRankOfTheSameNumberIsRefused) {
+  ::testing::internal::CaptureStderr();
   auto group = OpenedGroup(2);
   auto intruder = Opened(Place(1, 2));
   const auto addresses = AddressesOf(group);
@@ -201,6 +202,7 @@ TEST(TcpFailure, ASecondRankOfTheSameNumberIsRefused) {
     }
   });
   thread.join();
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(), HasSubstr("calls itself rank 1"));
 }
 
 // -1 when nobody answers within 100 ms.
