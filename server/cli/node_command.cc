@@ -9,10 +9,7 @@
 #include "base/log.h"
 #include "comm/cluster/node.h"
 #include "engine/exec/rank_protocol.h"
-#include "engine/model/model_config.h"
-#include "engine/model/shard.h"
 #include "server/cli/commands.h"
-#include "server/cli/model_setup.h"
 #include "server/cli/parallel_setup.h"
 #include "server/cli/version.h"
 
@@ -21,24 +18,13 @@ namespace {
 
 struct Node {
   comm::NodeOptions options;
-  HostPlacement placement;
+  HostSetup host;
 };
 
 absl::StatusOr<Node> Prepare(const server::ServeConfig& config) {
   const server::ParallelOptions& parallel = config.parallel;
-  NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(config.model.model));
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceChoice device, ChooseDevice(config.model));
-  NIBBLE_ASSIGN_OR_RETURN(const engine::ModelConfig model,
-                          engine::LoadModelConfig(config.model.model));
-  NIBBLE_RETURN_IF_ERROR(
-      engine::CheckSplit(model, {.rank = 0, .size = parallel.tensor_parallel_size}));
-  NIBBLE_ASSIGN_OR_RETURN(const int64_t max_model_len,
-                          ChooseMaxModelLen(config, model.max_position_embeddings));
   Node node;
-  NIBBLE_ASSIGN_OR_RETURN(node.placement,
-                          PlaceRanks(config.model, parallel.rank_threads, parallel.ranks_per_node(),
-                                     HostCpus::OfThisProcess()));
-  if (!node.placement.warning.empty()) log::Warning("{}", node.placement.warning);
+  NIBBLE_ASSIGN_OR_RETURN(node.host, SetUpHost(config));
   node.options.head_address = parallel.master_addr;
   node.options.head_port = parallel.master_port;
   node.options.node = parallel.node_rank;
@@ -47,7 +33,7 @@ absl::StatusOr<Node> Prepare(const server::ServeConfig& config) {
   NIBBLE_ASSIGN_OR_RETURN(node.options.security, ReadSecurity(parallel));
   node.options.heartbeat = HeartbeatOf(parallel);
   node.options.bind_address = parallel.node_addr;
-  node.options.local = LocalRanksFor(config, node.placement, max_model_len);
+  node.options.local = LocalRanksFor(config, node.host);
   // It makes a rank leave the group it is in; what it answers finds no one.
   node.options.link_lost_frame = engine::MakeFrame(engine::RankMessage::kHello);
   return node;
@@ -60,7 +46,7 @@ int RunServeNode(const server::ServeConfig& config, SignalWatch* watch) {
   absl::StatusOr<Node> node = Prepare(config);
   if (!node.ok()) return Fail(node.status());
   const int first = parallel.node_rank * parallel.ranks_per_node();
-  const RankPlacement& rank = node->placement.ranks.front();
+  const RankPlacement& rank = node->host.placement.ranks.front();
   PrintMessage(fmt::format(
       "nibble {}: node {} of {}, ranks {}..{} of {}, {} threads each{}\n"
       "  model      {} ({:.12}...)\n"

@@ -74,7 +74,8 @@ void AddServe(CLI::App* app, server::ServeConfig* config) {
       ->capture_default_str();
   app->add_option(
          "--kv-cache-memory-bytes", config->kv_cache_memory_bytes,
-         "KV cache size (0: for max-num-seqs full sequences, at most a quarter of free memory)")
+         "KV cache size on each host (0: for max-num-seqs full sequences, at most a quarter of "
+         "free memory)")
       ->capture_default_str();
   app->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching",
                 config->enable_prefix_caching,

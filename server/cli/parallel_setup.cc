@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "base/mapped_file.h"
+#include "engine/model/shard.h"
 #include "server/cli/fingerprint.h"
 #include "server/cli/version.h"
 
@@ -91,13 +92,30 @@ absl::StatusOr<int64_t> ChooseMaxModelLen(const server::ServeConfig& config,
   return config.max_model_len;
 }
 
-comm::LocalRanksOptions LocalRanksFor(const server::ServeConfig& config,
-                                      const HostPlacement& placement, int64_t max_model_len) {
-  const int num_ranks = static_cast<int>(placement.ranks.size());
+absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {
+  const server::ParallelOptions& parallel = config.parallel;
+  NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(config.model.model));
+  HostSetup host;
+  NIBBLE_ASSIGN_OR_RETURN(host.device, ChooseDevice(config.model));
+  NIBBLE_ASSIGN_OR_RETURN(host.model, engine::LoadModelConfig(config.model.model));
+  NIBBLE_RETURN_IF_ERROR(
+      engine::CheckSplit(host.model, {.rank = 0, .size = parallel.tensor_parallel_size}));
+  NIBBLE_ASSIGN_OR_RETURN(host.max_model_len,
+                          ChooseMaxModelLen(config, host.model.max_position_embeddings));
+  NIBBLE_ASSIGN_OR_RETURN(host.placement,
+                          PlaceRanks(config.model, parallel.rank_threads, parallel.ranks_per_node(),
+                                     HostCpus::OfThisProcess()));
+  if (!host.placement.warning.empty()) log::Warning("{}", host.placement.warning);
+  return host;
+}
+
+comm::LocalRanksOptions LocalRanksFor(const server::ServeConfig& config, const HostSetup& host) {
+  const int num_ranks = static_cast<int>(host.placement.ranks.size());
   const int first = config.parallel.node_rank * num_ranks;
   return {.first_rank = first,
           .num_ranks = num_ranks,
-          .command = [config, placement, first, max_model_len](int rank) {
+          .command = [config, placement = host.placement, first,
+                      max_model_len = host.max_model_len](int rank) {
             return RankCommand(config, rank, placement.ranks.at(static_cast<size_t>(rank - first)),
                                max_model_len);
           }};

@@ -11,6 +11,8 @@
 #include "base/status.h"
 #include "comm/cluster/cluster_options.h"
 #include "comm/ranks/local_ranks.h"
+#include "engine/model/model_config.h"
+#include "server/cli/model_setup.h"
 #include "server/cli/rank_placement.h"
 #include "server/config.h"
 
@@ -23,9 +25,18 @@ std::string TakeSecretFromEnvironment();
 absl::StatusOr<int64_t> ChooseMaxModelLen(const server::ServeConfig& config,
                                           int64_t max_position_embeddings);
 
-// The processes of this host's ranks, each on its CPUs. `max_model_len` as chosen.
-comm::LocalRanksOptions LocalRanksFor(const server::ServeConfig& config,
-                                      const HostPlacement& placement, int64_t max_model_len);
+// What every host of a group finds out before it starts ranks.
+struct HostSetup {
+  DeviceChoice device;
+  engine::ModelConfig model;
+  int64_t max_model_len = 0;
+  HostPlacement placement;
+};
+// Refuses a model that does not split into so many ranks; warns of a placement that is slow.
+absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config);
+
+// The processes of this host's ranks, each on its CPUs.
+comm::LocalRanksOptions LocalRanksFor(const server::ServeConfig& config, const HostSetup& host);
 
 // node_of_rank [tensor_parallel_size]
 std::vector<int> NodeOfRank(const server::ParallelOptions& options);

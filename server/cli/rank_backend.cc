@@ -19,7 +19,6 @@
 #include "base/log.h"
 #include "comm/cluster/cluster_hub.h"
 #include "comm/ranks/local_ranks.h"
-#include "engine/model/shard.h"
 #include "server/cli/all_reduce_setup.h"
 #include "server/cli/loss_reason.h"
 #include "server/cli/model_backend.h"
@@ -55,16 +54,45 @@ std::string RandomId() {
   return fmt::format("{:08x}{:08x}", random(), random());
 }
 
+absl::StatusOr<engine::RankGroupOptions> GroupOptions(const server::ServeConfig& config,
+                                                      const engine::ModelConfig& model) {
+  engine::RankGroupOptions options;
+  options.node_of_rank = NodeOfRank(config.parallel);
+  options.group_id = RandomId();
+  options.vocab_size = model.vocab_size;
+  options.row_size = model.hidden_size;
+  NIBBLE_ASSIGN_OR_RETURN(options.all_reduce, ToAllReduceOptions(config.parallel.all_reduce));
+  options.rank_timeout = std::chrono::seconds(config.parallel.rank_timeout_seconds);
+  options.start_timeout = kStartTimeout;
+  return options;
+}
+
 // Everything that the measured choice depends on.
 std::string PolicyKey(const server::ServeConfig& config, const engine::RankGroupOptions& group,
-                      const HostPlacement& placement, Isa isa) {
+                      const HostSetup& host) {
   const server::AllReduceFlags& sums = config.parallel.all_reduce;
   return fmt::format(
       "nibble {} row {} nodes of ranks {} at {} threads {} {} {} groups {} scale {}{}{}", kVersion,
       group.row_size, fmt::join(group.node_of_rank, ","),
-      fmt::join(group.bind_address_of_node, ","), placement.ranks.front().threads,
-      HostCpuFeatures().name, ToString(isa), sums.group_size, sums.scale,
+      fmt::join(group.bind_address_of_node, ","), host.placement.ranks.front().threads,
+      HostCpuFeatures().name, ToString(host.device.isa), sums.group_size, sums.scale,
       sums.spikes ? " spikes" : "", sums.rotation ? " rotation" : "");
+}
+
+// Empty: to be measured.
+comm::AllReducePolicy KeptPolicy(const PolicyCache& cache, bool measure_anew) {
+  std::optional<comm::AllReducePolicy> kept;
+  if (!measure_anew) kept = cache.Load();
+  if (!kept.has_value()) return {};
+  log::Info("all-reduce as an earlier start measured it ({}); --all-reduce-measure measures anew",
+            cache.path());
+  return *std::move(kept);
+}
+
+void KeepPolicy(const PolicyCache& cache, const comm::AllReducePolicy& policy) {
+  const absl::Status stored = cache.Store(policy);
+  if (stored.ok()) return;
+  log::Warning("the measured all-reduce choice is not kept: {}", std::string(stored.message()));
 }
 
 std::vector<KvHost> HostsOf(const std::vector<engine::RankDescription>& ranks,
@@ -112,22 +140,31 @@ absl::StatusOr<std::unique_ptr<comm::RankHub>> OpenHub(const server::ServeConfig
   return hub;
 }
 
-std::string Describe(const server::ServeConfig& config, const HostPlacement& placement, Isa isa,
-                     const engine::RankGroup& group, const comm::AllReduceOptions& all_reduce) {
+void TakeDescriptions(const std::vector<engine::RankDescription>& ranks, ModelBackend* backend) {
+  for (const engine::RankDescription& rank : ranks) backend->weight_bytes += rank.weight_bytes;
+  // These are the same on all ranks.
+  for (const std::string& warning : ranks.front().warnings) log::Warning("{}", warning);
+  backend->quantization_name = ranks.front().quantization_name;
+  backend->kv_dtype = static_cast<DType>(ranks.front().kv_dtype);
+}
+
+// Lines of the banner.
+std::string Describe(const server::ServeConfig& config, const HostSetup& host,
+                     const engine::RankGroup& group) {
   const server::ParallelOptions& parallel = config.parallel;
-  const RankPlacement& rank = placement.ranks.front();
-  std::string text = fmt::format(
+  const RankPlacement& rank = host.placement.ranks.front();
+  std::string nodes;
+  if (parallel.nnodes > 1) {
+    nodes = fmt::format(" on {} nodes, joined at {}:{}", parallel.nnodes, parallel.master_addr,
+                        parallel.master_port);
+  }
+  return fmt::format(
       "  device     cpu: {}, {}\n"
       "  ranks      {}{}, {} threads each{}\n"
-      "  all-reduce {}{}: {}\n",
-      HostCpuFeatures().name, ToString(isa), parallel.tensor_parallel_size,
-      parallel.nnodes > 1 ? fmt::format(" on {} nodes, joined at {}:{}", parallel.nnodes,
-                                        parallel.master_addr, parallel.master_port)
-                          : "",
+      "  all-reduce {}: {}\n",
+      HostCpuFeatures().name, ToString(host.device.isa), parallel.tensor_parallel_size, nodes,
       rank.threads, rank.cpus.empty() ? "" : ", one to a CPU", parallel.all_reduce.all_reduce,
-      all_reduce.mode == comm::AllReduceOptions::Mode::kAuto ? " (measured)" : "",
       ToString(group.policy()));
-  return text;
 }
 
 std::vector<server::AllReduceLabels> LabelsOf(const comm::AllReducePolicy& policy) {
@@ -147,44 +184,24 @@ std::vector<server::AllReduceLabels> LabelsOf(const comm::AllReducePolicy& polic
 
 absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
                                         server::RankMetrics* metrics) {
-  const server::ParallelOptions& parallel = config.parallel;
   const int64_t start_ns = Clock::Monotonic().NowNs();
+  NIBBLE_ASSIGN_OR_RETURN(const HostSetup host, SetUpHost(config));
   ModelBackend backend;
-  NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(config.model.model));
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceChoice device, ChooseDevice(config.model));
+  backend.model = host.model;
+  backend.max_model_len = host.max_model_len;
   NIBBLE_ASSIGN_OR_RETURN(backend.tokenizer, engine::Tokenizer::Load(config.model.model));
-  NIBBLE_ASSIGN_OR_RETURN(backend.model, engine::LoadModelConfig(config.model.model));
   NIBBLE_RETURN_IF_ERROR(CheckTokenizer(config.model.model, *backend.tokenizer, backend.model));
-  NIBBLE_RETURN_IF_ERROR(
-      engine::CheckSplit(backend.model, {.rank = 0, .size = parallel.tensor_parallel_size}));
-  NIBBLE_ASSIGN_OR_RETURN(backend.max_model_len,
-                          ChooseMaxModelLen(config, backend.model.max_position_embeddings));
-  NIBBLE_ASSIGN_OR_RETURN(const HostPlacement placement,
-                          PlaceRanks(config.model, parallel.rank_threads, parallel.ranks_per_node(),
-                                     HostCpus::OfThisProcess()));
-  if (!placement.warning.empty()) log::Warning("{}", placement.warning);
 
-  engine::RankGroupOptions options;
-  options.node_of_rank = NodeOfRank(parallel);
-  options.group_id = RandomId();
-  options.vocab_size = backend.model.vocab_size;
-  options.row_size = backend.model.hidden_size;
-  NIBBLE_ASSIGN_OR_RETURN(options.all_reduce, ToAllReduceOptions(parallel.all_reduce));
-  options.rank_timeout = std::chrono::seconds(parallel.rank_timeout_seconds);
-  options.start_timeout = kStartTimeout;
-  NIBBLE_ASSIGN_OR_RETURN(
-      std::unique_ptr<comm::RankHub> hub,
-      OpenHub(config, LocalRanksFor(config, placement, backend.max_model_len), &options));
+  NIBBLE_ASSIGN_OR_RETURN(engine::RankGroupOptions options, GroupOptions(config, host.model));
+  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<comm::RankHub> hub,
+                          OpenHub(config, LocalRanksFor(config, host), &options));
   const bool measures = options.all_reduce.mode == comm::AllReduceOptions::Mode::kAuto;
-  const PolicyCache cache(measures ? CacheFolder() : "",
-                          PolicyKey(config, options, placement, device.isa));
-  std::optional<comm::AllReducePolicy> kept;
-  if (!parallel.all_reduce_measure) kept = cache.Load();
-  if (kept.has_value()) options.policy = *kept;
+  const PolicyCache cache(measures ? CacheFolder() : "", PolicyKey(config, options, host));
+  options.policy = KeptPolicy(cache, config.parallel.all_reduce_measure);
 
   const auto choose = [&](const std::vector<engine::RankDescription>& ranks)
       -> absl::StatusOr<engine::LocalExecutorOptions> {
-    const std::vector<KvHost> hosts = HostsOf(ranks, options.node_of_rank, parallel.nnodes);
+    const std::vector<KvHost> hosts = HostsOf(ranks, options.node_of_rank, config.parallel.nnodes);
     NIBBLE_ASSIGN_OR_RETURN(backend.kv, SizeKvCache(config, backend.max_model_len, hosts));
     return engine::LocalExecutorOptions{.block_size = config.block_size,
                                         .num_blocks = backend.kv.num_blocks,
@@ -201,19 +218,10 @@ absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
                    std::move(hub), options, choose, backend.observer.get(),
                    [&](int64_t done, int64_t total) { progress.Update(done, total); }));
   }
-  for (const engine::RankDescription& rank : group->ranks()) {
-    backend.weight_bytes += rank.weight_bytes;
-  }
-  for (const std::string& warning : group->ranks().front().warnings) log::Warning("{}", warning);
-  backend.quantization_name = group->ranks().front().quantization_name;
-  backend.kv_dtype = static_cast<DType>(group->ranks().front().kv_dtype);
-  if (!kept.has_value()) {
-    if (const absl::Status stored = cache.Store(group->policy()); !stored.ok()) {
-      log::Warning("the measured all-reduce choice is not kept: {}", std::string(stored.message()));
-    }
-  }
+  TakeDescriptions(group->ranks(), &backend);
+  if (options.policy.choices.empty()) KeepPolicy(cache, group->policy());
   metrics->SetAllReduce(LabelsOf(group->policy()));
-  backend.device = Describe(config, placement, device.isa, *group, options.all_reduce);
+  backend.device = Describe(config, host, *group);
   backend.executor = std::move(group);
   backend.load_seconds = static_cast<double>(Clock::Monotonic().NowNs() - start_ns) * 1e-9;
   return backend;

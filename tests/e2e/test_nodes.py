@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 
 import grpc
 import pytest
@@ -22,19 +23,19 @@ EXACT = ("--dtype", "float32", "--all-reduce", "none", "--rank-timeout", 1, "--r
 class Cluster:
     """Node 0 and node 1."""
 
-    def __init__(self, nibble, *options):
-        self.nibble = nibble
+    def __init__(self, nibble, *options, secret=SECRET):
+        self.nibble, self.secret = nibble, secret
         self.options = (*SIZE, "--master-port", free_port(HEAD), *EXACT, *options)
         self.node = self.join()
         try:
-            self.server = Server(nibble, *self.options, environment={"NIBBLE_CLUSTER_SECRET": SECRET})
+            self.server = Server(nibble, *self.options, environment={"NIBBLE_CLUSTER_SECRET": secret})
         except BaseException:
             print(self.node.log())
             self.node.process.kill()
             raise
 
     def join(self, *options, **changes):
-        return Node(self.nibble, *self.options, "--node-rank", 1, *options, **changes)
+        return Node(self.nibble, *self.options, "--node-rank", 1, *options, **{"secret": self.secret, **changes})
 
     def __enter__(self):
         return self
@@ -92,8 +93,8 @@ def test_strangers_are_refused_and_the_group_goes_on(cluster, tmp_path):
         with socket.create_connection((HEAD, port), timeout=5) as connection:
             connection.sendall(garbage)
     assert [stream.result()[1:] for stream in streams] == [(1200, "length")] * 2
-    assert cluster.server.metric("nibble:group_formations_total") == 1
-    assert group_is_whole(cluster.server, 2)
+    assert cluster.server.metric("nibble:group_formations_total") == 1, cluster.server.log()
+    assert group_is_whole(cluster.server, 2), cluster.server.log()
 
 
 def test_a_killed_node_comes_back_and_streams_go_on(cluster):
@@ -155,7 +156,7 @@ def test_a_node_that_stays_away_times_out(cluster):
     assert server.wait_until_idle() == (0, 0, 0)
 
 
-def test_a_new_head_gets_the_node(nibble):
+def test_a_new_head_gets_the_node(nibble, tmp_path):
     """kill -9 of node 0: its ranks end, node 1 waits, and works for the next one."""
     before = shm_names()
     cluster = Cluster(nibble)
@@ -163,11 +164,38 @@ def test_a_new_head_gets_the_node(nibble):
     cluster.server.process.kill()
     cluster.server.process.wait()
     wait_until(lambda: not any(alive(pid) for pid in ranks.values()), 10, "ranks outlive their server")
-    cluster.server = Server(nibble, *cluster.options, environment={"NIBBLE_CLUSTER_SECRET": SECRET})
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    cluster.server = Server(nibble, *cluster.options, "--cluster-secret-file", tmp_path / "secret")
     with cluster:
         assert cluster.server.post("/v1/completions", {"model": MODEL, "prompt": "Once", "max_tokens": 4})[0] == 200
         assert len(rank_processes(cluster.node.process.pid)) == 1
     wait_until(lambda: shm_names() <= before, 5, shm_names)
+
+
+def certificates(folder):
+    """Options of nodes that know each other by certificates of one authority."""
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=tests")
+    openssl("req", *key, "-keyout", "node.key", "-out", "node.csr", "-subj", "/CN=node")
+    (folder / "names").write_text(f"subjectAltName=IP:{HEAD}")
+    openssl("x509", "-req", "-in", "node.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+            "-extfile", "names", "-out", "node.pem")
+    return ("--cluster-tls-ca", folder / "ca.pem", "--cluster-tls-cert", folder / "node.pem", "--cluster-tls-key",
+            folder / "node.key")
+
+
+def test_nodes_with_certificates_need_no_secret(nibble, tmp_path):
+    (tmp_path / "other").mkdir()
+    strangers = certificates(tmp_path / "other")
+    with Cluster(nibble, *certificates(tmp_path), secret="") as cluster:
+        assert cluster.server.post("/v1/completions", {"model": MODEL, "prompt": "Once", "max_tokens": 4})[0] == 200
+        with Node(nibble, *cluster.options[:-6], *strangers, "--node-rank", 1, secret="") as stranger:
+            wait_until(lambda: "cannot join" in stranger.log(), 30, stranger.log)
+            assert "joined" not in stranger.log()
+        assert group_is_whole(cluster.server, 2)
 
 
 def test_a_node_without_a_head_waits_and_ends_on_a_signal(nibble):
