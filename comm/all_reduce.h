@@ -20,8 +20,9 @@ namespace nibble::comm {
 struct AllReduceOptions {
   enum class Mode {
     kAuto,   // per message size what was measured to be fastest among none, int8, int6, int5 and
-             // int4
-    kFixed,  // always `codec`
+             // int4. As it goes by size, a row may be coded otherwise when it is computed
+             // again in another batch (a recomputed prefill, say): its bits then differ
+    kFixed,  // always `codec`: a row's bits do not depend on the batch
     kNone,   // uncompressed: float32 through shared memory, bf16 over a network
   };
   Mode mode = Mode::kAuto;

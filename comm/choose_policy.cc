@@ -33,6 +33,9 @@ constexpr double kNearlyAsFast = 1.03;
 constexpr double kLatencyBytes = 32 << 10;
 constexpr double kOneShotBytesOfTwo = 256 << 10;
 
+// Codes between ranks of one host: asked for by name, not for speed.
+constexpr int64_t kOneShotBytesOfHost = 32 << 10;
+
 // Sizes at which both algorithms are measured: beyond, one-shot cannot win.
 constexpr int64_t kMaxOneShotBytes = int64_t{64} << 10;
 constexpr int64_t kMaxOneShotBytesOfTwo = int64_t{1} << 20;
@@ -226,6 +229,7 @@ class Measurement {
 }  // namespace
 
 AllReducePolicy HostPolicy(const CodecDesc& codec, int num_ranks) {
+  if (codec.bits != 32) return OneShotUpTo(kOneShotBytesOfHost, codec);
   int64_t bytes = 1;
   while (bytes < int64_t{1} << 30 &&
          ShmCollectives::Faster(bytes, num_ranks) == Algorithm::kOneShot) {

@@ -64,7 +64,7 @@ absl::StatusOr<GroupCommunicator::Operation> GroupCommunicator::Begin() {
 absl::Status GroupCommunicator::End(absl::Status status) {
   if (!status.ok() && broken_.ok()) {
     broken_ = status;
-    Abort(std::string(status.message()));
+    Abort(fmt::format("rank {}: {}", rank_, std::string(status.message())));
   }
   return status;
 }

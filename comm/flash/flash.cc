@@ -13,7 +13,7 @@ namespace {
 
 // A stripe travels in chunks of this share of it, within these bounds: small enough that what is
 // coded before the first byte leaves and after the last has come is little, large enough that the
-// transport's work for a message is little. README.md has the measurements.
+// transport's work for a message is little (comm/README.md).
 constexpr int64_t kChunksOfStripe = 4;
 constexpr int64_t kMinChunkBytes = 16 << 10;
 constexpr int64_t kMaxChunkBytes = 256 << 10;

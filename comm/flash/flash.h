@@ -3,7 +3,7 @@
 
 // The all-reduce over any transport, of values in any codec: with integer codes the two steps of
 // Flash Communication (arXiv:2412.04964, Algorithm 1), with bf16 and float32 the plain direct
-// exchange. README.md draws it.
+// exchange. comm/README.md draws it.
 //
 // Everything that a value's result depends on lies in its group of `group_size` neighbours in a
 // row: every rank's contribution is coded, the owner's own too, pieces are summed in rank order,

@@ -4,7 +4,7 @@
 // The all-reduce of several ranks on several hosts: the ranks of a host sum stripes in float32
 // among themselves, ranks of equal index exchange their stripe's sums between the hosts in a codec,
 // and hand the result to the other ranks of their host. Between hosts a value travels once for a
-// host, not once for a rank. README.md draws it.
+// host, not once for a rank. comm/README.md draws it.
 //
 // Sums are taken in the order of ranks inside a host and then of hosts, and all that a value's
 // result depends on lies in its group, as in flash.h.
