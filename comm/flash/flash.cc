@@ -16,7 +16,7 @@ namespace {
 // transport's work for a message is little (comm/README.md).
 constexpr int64_t kChunksOfStripe = 4;
 constexpr int64_t kMinChunkBytes = 16 << 10;
-constexpr int64_t kMaxChunkBytes = 256 << 10;
+constexpr int64_t kMaxChunkBytes = 128 << 10;
 
 // A chunk is summed this many steps after its pieces were sent off, and the sums are collected as
 // many steps later: meanwhile the link always has the next chunks to carry.
