@@ -159,11 +159,11 @@ def requests(count, max_tokens):
 
 
 def run_streams(server, bodies, disturb=None, delivered_bytes=200):
-    """Results of all streams; disturb() is called once each of them has delivered something."""
+    """Results of all streams; disturb() is called once each of them has delivered so much."""
     streams = [Stream(server, body, delivered_bytes) for body in bodies]
     if disturb is not None:
         for stream in streams:
             assert stream.delivered.wait(60)
-        assert all(stream.is_alive() for stream in streams), "the answers are too short to be disturbed"
+        assert any(stream.is_alive() for stream in streams), "the answers are too short to be disturbed"
         disturb()
     return [stream.result() for stream in streams]

