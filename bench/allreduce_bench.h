@@ -29,7 +29,7 @@ struct AllReduceBenchOptions {
   int64_t group_size = 128;
   bool log2_scales = false;
   bool spikes = false;
-  bool rotation = false;
+  bool rotation = true;
   double seconds = 0.3;    // of each figure, and at least 5 runs
   int64_t threads = 0;     // of each rank; 0: the host's divided among its ranks
   int64_t rank = -1;       // not -1: this process is that rank, and the others meet it in ...

@@ -67,7 +67,7 @@ void AllReduceFlags::Validate(std::vector<std::string>* violations) const {
       *this != AllReduceFlags{.all_reduce = all_reduce}) {
     violations->push_back(
         fmt::format("--all-reduce {} has no groups: --all-reduce-group-size, -scale, -spikes and "
-                    "-rotation go with auto and int8 to int2",
+                    "rotation go with auto and int8 to int2",
                     all_reduce));
   }
 }

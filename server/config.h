@@ -39,7 +39,8 @@ struct AllReduceFlags {
   int group_size = 128;        // values that share a scale: 32, 64, 128
   std::string scale = "bf16";  // bf16, log2
   bool spikes = false;
-  bool rotation = false;
+  bool rotation =
+      true;  // costs no bytes and halves what int4 to int6 lose (engine/model/README.md)
 
   friend bool operator==(const AllReduceFlags&, const AllReduceFlags&) = default;
   void Validate(std::vector<std::string>* violations) const;

@@ -11,7 +11,9 @@ absl::StatusOr<comm::AllReduceOptions> ToAllReduceOptions(const server::AllReduc
   options.codec.scale =
       flags.scale == "log2" ? comm::ScaleFormat::kLog2Int8 : comm::ScaleFormat::kBf16;
   options.codec.spikes = flags.spikes;
-  options.codec.rotation = flags.rotation;
+  const bool coded =
+      options.codec.is_integer() || options.mode == comm::AllReduceOptions::Mode::kAuto;
+  options.codec.rotation = flags.rotation && coded;
   NIBBLE_RETURN_IF_ERROR(comm::Validate(options.codec));
   return options;
 }

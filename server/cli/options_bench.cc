@@ -97,7 +97,8 @@ void AddBenchAllReduce(CLI::App* app, BenchOptions* options) {
       ->capture_default_str();
   app->add_flag("--log2-scales", allreduce->log2_scales, "scales of one byte instead of bf16");
   app->add_flag("--spikes", allreduce->spikes, "each group's extremes travel as bf16");
-  app->add_flag("--rotation", allreduce->rotation, "codes are of the group's Hadamard transform");
+  app->add_flag("--rotation,!--no-rotation", allreduce->rotation,
+                "codes are of the group's Hadamard transform (default: on, as in serve)");
   app->add_option("--seconds", allreduce->seconds, "time for each figure")->capture_default_str();
   app->add_option("--threads", allreduce->threads,
                   "of each rank (0: this host's divided among its ranks)")

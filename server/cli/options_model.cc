@@ -50,8 +50,9 @@ void AddAllReduceOptions(CLI::App* app, server::AllReduceFlags* options) {
       ->capture_default_str();
   app->add_flag("--all-reduce-spikes", options->spikes,
                 "each group's least and greatest value travel in 16 bits");
-  app->add_flag("--all-reduce-rotation", options->rotation,
-                "codes are of each group's Hadamard transform");
+  app->add_flag("--all-reduce-rotation,!--no-all-reduce-rotation", options->rotation,
+                "codes are of each group's Hadamard transform: finer sums in the same bytes "
+                "(default: on)");
 }
 
 void AddPerplexity(CLI::App* app, PerplexityOptions* options) {
