@@ -111,7 +111,8 @@ TEST(ServeConfigTest, OptionsThatNothingWouldUseAreRefused) {
   config.parallel.tensor_parallel_size = 2;
   EXPECT_TRUE(config.Validate().ok()) << config.Validate();
   config.parallel.all_reduce = {.all_reduce = "none", .spikes = true};
-  EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("--all-reduce none has no groups"));
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("--all-reduce none has no groups"));
   config.parallel.all_reduce.all_reduce = "auto";
   EXPECT_TRUE(config.Validate().ok()) << config.Validate();
 }
