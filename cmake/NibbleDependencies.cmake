@@ -6,9 +6,12 @@ find_package(fmt REQUIRED CONFIG)            # g++ 12 has no <format>
 find_package(spdlog REQUIRED CONFIG)         # log sink behind base/log.h
 find_package(nlohmann_json REQUIRED CONFIG)  # config.json, tokenizer.json, request bodies
 find_package(GTest REQUIRED CONFIG)
-find_package(ucx REQUIRED CONFIG)            # messages between ranks of different hosts
+
+# Messages between ranks of different hosts. Only the headers: the libraries are opened at run time (comm/tcp).
+find_path(UCX_INCLUDE_DIR ucp/api/ucp.h REQUIRED)
 add_library(nibble_ucx INTERFACE)
-target_link_libraries(nibble_ucx INTERFACE ucx::ucp ucx::ucs)
+target_include_directories(nibble_ucx SYSTEM INTERFACE ${UCX_INCLUDE_DIR})
+target_link_libraries(nibble_ucx INTERFACE ${CMAKE_DL_LIBS})
 add_library(nibble::ucx ALIAS nibble_ucx)
 
 # Tokenizer: regular expressions with Unicode classes, and NFC.

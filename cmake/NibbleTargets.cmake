@@ -30,12 +30,6 @@ function(nibble_library)
   add_library(nibble::${ARG_NAME} ALIAS ${target})
 endfunction()
 
-# UCX's constructor rewrites the beginning of libc's mmap and others, which ThreadSanitizer does not survive.
-set(NIBBLE_TEST_ENV)
-if(NIBBLE_SANITIZE STREQUAL "thread")
-  set(NIBBLE_TEST_ENV UCX_MEM_MMAP_HOOK_MODE=none)
-endif()
-
 # nibble_test(NAME gemm_test SRCS gemm_test.cc DEPS nibble::kernels_gemm [ENV A=b ...] [LABELS ...])
 # One ctest per test binary (a binary starts faster than ctest can run each case in its own process).
 function(nibble_test)
@@ -47,13 +41,9 @@ function(nibble_test)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
-  if(NIBBLE_SANITIZE STREQUAL "thread")
-    # UCX hooks madvise, which a thread calls at its end, when ThreadSanitizer has left it already.
-    list(APPEND ARG_ENV "UCX_MEM_EVENTS=n")
-  endif()
   add_test(NAME ${ARG_NAME} COMMAND ${ARG_NAME})
   set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "unit;${ARG_LABELS}"
-                       ENVIRONMENT "${ARG_ENV};${NIBBLE_TEST_ENV}")
+                       ENVIRONMENT "${ARG_ENV}")
 endfunction()
 
 # nibble_fuzz(NAME fuzz_json SRCS ... DEPS ...): a libFuzzer binary in the `fuzz` preset. In every other
@@ -70,6 +60,6 @@ function(nibble_fuzz)
     target_sources(${ARG_NAME} PRIVATE ${PROJECT_SOURCE_DIR}/tests/fuzz/replay_main.cc)
     add_test(NAME ${ARG_NAME}
              COMMAND ${ARG_NAME} ${PROJECT_SOURCE_DIR}/tests/fuzz/corpus/${ARG_NAME})
-    set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT 120 LABELS "unit;fuzz" ENVIRONMENT "${NIBBLE_TEST_ENV}")
+    set_tests_properties(${ARG_NAME} PROPERTIES TIMEOUT 120 LABELS "unit;fuzz")
   endif()
 endfunction()

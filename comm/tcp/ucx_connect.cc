@@ -68,6 +68,7 @@ UcxTransport::UcxTransport(std::unique_ptr<UcxWorker> worker, int wake_fd, RankA
     : own_(std::move(own)),
       address_(own_.Serialize()),
       wake_fd_(wake_fd),
+      ucx_(worker->ucx()),
       worker_(std::move(worker)),
       peers_(static_cast<size_t>(own_.size)) {
   ucp_am_handler_param_t handler = {};
@@ -76,7 +77,7 @@ UcxTransport::UcxTransport(std::unique_ptr<UcxWorker> worker, int wake_fd, RankA
   handler.id = kMessageId;
   handler.cb = OnMessage;
   handler.arg = this;
-  ucp_worker_set_am_recv_handler(worker_->get(), &handler);
+  ucx_.worker_set_am_recv_handler(worker_->get(), &handler);
 }
 
 UcxTransport::~UcxTransport() {

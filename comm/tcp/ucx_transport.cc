@@ -67,12 +67,12 @@ void UcxTransport::StartSend(Peer* peer, Kind kind, uint64_t tag, const void* da
                     .kind = kind,
                     .rank = static_cast<uint32_t>(rank())};
     const auto* const from = static_cast<const std::byte*>(data);
-    void* const request = ucp_am_send_nbx(peer->endpoint, kMessageId, &piece.header, sizeof(Header),
-                                          bytes == 0 ? nullptr : from + offset,
-                                          std::min(kPieceBytes, bytes - offset), &params);
+    void* const request = ucx_.am_send_nbx(peer->endpoint, kMessageId, &piece.header,
+                                           sizeof(Header), bytes == 0 ? nullptr : from + offset,
+                                           std::min(kPieceBytes, bytes - offset), &params);
     if (UCS_PTR_IS_ERR(request)) {
       operation->status =
-          Unavailable("{} is gone: {}", peer->name, ucs_status_string(UCS_PTR_STATUS(request)));
+          Unavailable("{} is gone: {}", peer->name, ucx_.status_string(UCS_PTR_STATUS(request)));
       return;
     }
     piece.request = request;
@@ -128,14 +128,14 @@ bool UcxTransport::Done(Operation* operation) {
   for (; operation->pieces_sent < operation->pieces.size(); ++operation->pieces_sent) {
     void*& request = operation->pieces[operation->pieces_sent].request;
     if (request == nullptr) continue;
-    const ucs_status_t status = ucp_request_check_status(request);
+    const ucs_status_t status = ucx_.request_check_status(request);
     if (status == UCS_INPROGRESS) return false;
-    ucp_request_free(request);
+    ucx_.request_free(request);
     request = nullptr;
     if (status != UCS_OK) {
       operation->status =
           Unavailable("{} is gone: {}", peers_[static_cast<size_t>(operation->peer)].name,
-                      ucs_status_string(status));
+                      ucx_.status_string(status));
       return true;
     }
   }
@@ -243,7 +243,8 @@ absl::Status UcxTransport::Deliver(Peer* peer, const Header& header, const std::
 void UcxTransport::OnError(void* argument, ucp_ep_h /*endpoint*/, ucs_status_t status) {
   auto* const peer = static_cast<Peer*>(argument);
   if (peer->failure.ok()) {
-    peer->failure = Unavailable("{} is gone: {}", peer->name, ucs_status_string(status));
+    peer->failure =
+        Unavailable("{} is gone: {}", peer->name, peer->transport->ucx_.status_string(status));
   }
 }
 
@@ -315,9 +316,9 @@ absl::Status UcxTransport::Break(absl::Status status) {
   return broken_;
 }
 
-void UcxTransport::FreeRequests(Operation* operation) {
+void UcxTransport::FreeRequests(Operation* operation) const {
   for (Piece& piece : operation->pieces) {
-    if (piece.request != nullptr) ucp_request_free(piece.request);
+    if (piece.request != nullptr) ucx_.request_free(piece.request);
     piece.request = nullptr;
   }
 }

@@ -124,7 +124,7 @@ class UcxTransport final : public TcpTransport {
 
   void StartSend(Peer* peer, Kind kind, uint64_t tag, const void* data, size_t bytes,
                  Operation* operation);
-  static void FreeRequests(Operation* operation);
+  void FreeRequests(Operation* operation) const;
   bool Done(Operation* operation);
   absl::Status CheckPeer(int peer) const;
   absl::Status SizesDiffer(const Peer& peer, uint64_t tag, size_t sent, size_t expected) const;
@@ -145,6 +145,7 @@ class UcxTransport final : public TcpTransport {
   const RankAddress own_;
   const std::string address_;
   const int wake_fd_;
+  const UcxLibrary& ucx_;
   std::unique_ptr<UcxWorker> worker_;
   bool closing_ = false;
   absl::Status broken_;

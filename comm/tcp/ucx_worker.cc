@@ -19,7 +19,6 @@
 
 #include "base/log.h"
 #include "comm/deadline.h"
-#include "comm/tcp/ucx_library.h"
 
 namespace nibble::comm {
 namespace {
@@ -127,55 +126,55 @@ std::vector<std::pair<int, Socket>> Listeners() {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<UcxWorker>> UcxWorker::Open(const std::string& bind_address) {
-  PrepareUcxLibrary();
   bool is_ipv6 = false;
   NIBBLE_ASSIGN_OR_RETURN(const std::string host, Canonical(bind_address, &is_ipv6));
   NIBBLE_ASSIGN_OR_RETURN(const std::string interface, InterfaceOf(host));
+  NIBBLE_ASSIGN_OR_RETURN(const UcxLibrary* const ucx, UcxLibrary::Get());
   std::vector<int> before;
   for (const auto& [fd, socket] : Listeners()) before.push_back(fd);
-  std::unique_ptr<UcxWorker> worker(new UcxWorker());
+  std::unique_ptr<UcxWorker> worker(new UcxWorker(*ucx));
   NIBBLE_RETURN_IF_ERROR(worker->Create(interface, is_ipv6));
   NIBBLE_RETURN_IF_ERROR(worker->FindListener(host, before));
   return worker;
 }
 
 absl::Status UcxWorker::Create(const std::string& interface, bool is_ipv6) {
-  const auto failed = [&interface](const char* what, ucs_status_t status) {
+  const auto failed = [this, &interface](const char* what, ucs_status_t status) {
     return Unavailable("UCX cannot {} on interface {}: {}", what, interface,
-                       ucs_status_string(status));
+                       ucx_.status_string(status));
   };
   ucp_config_t* read = nullptr;
-  ucs_status_t status = ucp_config_read(nullptr, nullptr, &read);
+  ucs_status_t status = ucx_.config_read(nullptr, nullptr, &read);
   if (status != UCS_OK) return failed("read its settings", status);
-  const std::unique_ptr<ucp_config_t, decltype(&ucp_config_release)> config(read,
-                                                                            ucp_config_release);
+  const std::unique_ptr<ucp_config_t, decltype(ucx_.config_release)> config(read,
+                                                                            ucx_.config_release);
   for (const auto& [name, value] : kSettings) {
-    status = ucp_config_modify(config.get(), name, value);
+    status = ucx_.config_modify(config.get(), name, value);
     if (status != UCS_OK) return failed(name, status);
   }
-  status = ucp_config_modify(config.get(), "NET_DEVICES", interface.c_str());
+  status = ucx_.config_modify(config.get(), "NET_DEVICES", interface.c_str());
   if (status != UCS_OK) return failed("take the name", status);
-  status = ucp_config_modify(config.get(), "AF_PRIO", is_ipv6 ? "inet6" : "inet");
+  status = ucx_.config_modify(config.get(), "AF_PRIO", is_ipv6 ? "inet6" : "inet");
   if (status != UCS_OK) return failed("choose an address family", status);
 
   ucp_params_t params = {};
   params.field_mask = UCP_PARAM_FIELD_FEATURES;
   params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
-  status = ucp_init(&params, config.get(), &context_);
+  status = ucx_.init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, config.get(), &context_);
   if (status != UCS_OK) return failed("start", status);
   ucp_worker_params_t worker_params = {};
   worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
   worker_params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
-  status = ucp_worker_create(context_, &worker_params, &worker_);
+  status = ucx_.worker_create(context_, &worker_params, &worker_);
   if (status != UCS_OK) return failed("listen", status);
-  status = ucp_worker_get_efd(worker_, &event_fd_);
+  status = ucx_.worker_get_efd(worker_, &event_fd_);
   if (status != UCS_OK) return failed("make an event fd", status);
   ucp_address_t* bytes = nullptr;
   size_t length = 0;
-  status = ucp_worker_get_address(worker_, &bytes, &length);
+  status = ucx_.worker_get_address(worker_, &bytes, &length);
   if (status != UCS_OK) return failed("tell its address", status);
   address_.assign(reinterpret_cast<const char*>(bytes), length);
-  ucp_worker_release_address(worker_, bytes);
+  ucx_.worker_release_address(worker_, bytes);
   return absl::OkStatus();
 }
 
@@ -201,9 +200,9 @@ absl::Status UcxWorker::FindListener(const std::string& bind_address,
 UcxWorker::~UcxWorker() {
   if (worker_ != nullptr) {
     CloseEndpoints(std::chrono::milliseconds(0));
-    ucp_worker_destroy(worker_);
+    ucx_.worker_destroy(worker_);
   }
-  if (context_ != nullptr) ucp_cleanup(context_);
+  if (context_ != nullptr) ucx_.cleanup(context_);
 }
 
 absl::StatusOr<ucp_ep_h> UcxWorker::ConnectTo(const std::string& address,
@@ -216,8 +215,8 @@ absl::StatusOr<ucp_ep_h> UcxWorker::ConnectTo(const std::string& address,
   params.err_handler.cb = on_error;
   params.err_handler.arg = argument;
   ucp_ep_h endpoint = nullptr;
-  const ucs_status_t status = ucp_ep_create(worker_, &params, &endpoint);
-  if (status != UCS_OK) return Unavailable("cannot connect: {}", ucs_status_string(status));
+  const ucs_status_t status = ucx_.ep_create(worker_, &params, &endpoint);
+  if (status != UCS_OK) return Unavailable("cannot connect: {}", ucx_.status_string(status));
   endpoints_.push_back(endpoint);
   return endpoint;
 }
@@ -233,7 +232,7 @@ void UcxWorker::StopListening() {
 }
 
 void UcxWorker::Sleep(int wake_fd, std::chrono::nanoseconds limit) {
-  if (ucp_worker_arm(worker_) != UCS_OK) return;  // something came meanwhile
+  if (ucx_.worker_arm(worker_) != UCS_OK) return;  // something came meanwhile
   pollfd fds[2] = {{.fd = event_fd_, .events = POLLIN, .revents = 0},
                    {.fd = wake_fd, .events = POLLIN, .revents = 0}};
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(limit);
@@ -248,18 +247,18 @@ void UcxWorker::CloseEndpoints(std::chrono::milliseconds flush) {
     params.flags = flags;
     std::vector<void*> closing;
     for (const ucp_ep_h endpoint : endpoints_) {
-      void* const request = ucp_ep_close_nbx(endpoint, &params);
+      void* const request = ucx_.ep_close_nbx(endpoint, &params);
       if (request != nullptr && !UCS_PTR_IS_ERR(request)) closing.push_back(request);
     }
     endpoints_.clear();
-    const auto left = [&closing] {
+    const auto left = [this, &closing] {
       return std::ranges::any_of(
-          closing, [](void* one) { return ucp_request_check_status(one) == UCS_INPROGRESS; });
+          closing, [this](void* one) { return ucx_.request_check_status(one) == UCS_INPROGRESS; });
     };
     // What it still has to do for requests that failed is done by progress too.
-    while ((ucp_worker_progress(worker_) != 0 || left()) && !deadline.Passed()) {
+    while ((ucx_.worker_progress(worker_) != 0 || left()) && !deadline.Passed()) {
     }
-    for (void* const request : closing) ucp_request_free(request);
+    for (void* const request : closing) ucx_.request_free(request);
   };
   // How long a forced end may take that needs no peer.
   constexpr std::chrono::milliseconds kForced(100);

@@ -5,8 +5,6 @@
 // an end that leaves nothing behind. Used by one thread at a time.
 #pragma once
 
-#include <ucp/api/ucp.h>
-
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -14,6 +12,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "comm/tcp/ucx_library.h"
 
 namespace nibble::comm {
 
@@ -26,6 +25,7 @@ class UcxWorker {
   UcxWorker(const UcxWorker&) = delete;
   UcxWorker& operator=(const UcxWorker&) = delete;
 
+  const UcxLibrary& ucx() const { return ucx_; }
   ucp_worker_h get() const { return worker_; }
   const std::string& address() const { return address_; }  // for ConnectTo
   uint16_t port() const { return port_; }
@@ -37,17 +37,18 @@ class UcxWorker {
   // From now on connections from outside are not answered; those that exist go on.
   void StopListening();
   // True when something moved.
-  bool Progress() { return ucp_worker_progress(worker_) != 0; }
+  bool Progress() { return ucx_.worker_progress(worker_) != 0; }
   // Until something can move, `wake_fd` is readable, or `limit` has passed.
   void Sleep(int wake_fd, std::chrono::nanoseconds limit);
   // Ends all connections: what was sent goes out first, for at most `flush`.
   void CloseEndpoints(std::chrono::milliseconds flush);
 
  private:
-  UcxWorker() = default;
+  explicit UcxWorker(const UcxLibrary& ucx) : ucx_(ucx) {}
   absl::Status Create(const std::string& interface, bool is_ipv6);
   absl::Status FindListener(const std::string& bind_address, const std::vector<int>& not_these);
 
+  const UcxLibrary& ucx_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   int event_fd_ = -1;   // the worker's

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <csignal>
 #include <string>
 #include <thread>
 #include <vector>
@@ -274,13 +273,6 @@ TEST(TcpTransport, NothingIsLeftOpen) {
     });
   }
   EXPECT_LE(num_open(), before);
-}
-
-// UCX would survive a terminal that hangs up.
-TEST(TcpTransport, SignalsAreOurs) {
-  struct sigaction action = {};
-  ASSERT_EQ(sigaction(SIGHUP, nullptr, &action), 0);
-  EXPECT_EQ(action.sa_handler, SIG_DFL);
 }
 
 }  // namespace
