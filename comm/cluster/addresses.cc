@@ -30,6 +30,11 @@ absl::StatusOr<AddressList> Resolve(const std::string& host) {
   return AddressList(found, &::freeaddrinfo);
 }
 
+// With or without a scope ("%eth0").
+bool ParseIpv6(const std::string& address, in6_addr* parsed) {
+  return ::inet_pton(AF_INET6, address.substr(0, address.find('%')).c_str(), parsed) == 1;
+}
+
 std::string ToText(const sockaddr* address, socklen_t length) {
   char text[NI_MAXHOST] = {};
   const int error = ::getnameinfo(address, length, text, sizeof text, nullptr, 0, NI_NUMERICHOST);
@@ -45,18 +50,20 @@ absl::StatusOr<std::string> ToNumeric(const std::string& host) {
 }
 
 bool IsNumeric(const std::string& address) {
-  in6_addr parsed;
-  return ::inet_pton(AF_INET, address.c_str(), &parsed) == 1 ||
-         ::inet_pton(AF_INET6, address.substr(0, address.find('%')).c_str(), &parsed) == 1;
+  in_addr ipv4;
+  in6_addr ipv6;
+  return ::inet_pton(AF_INET, address.c_str(), &ipv4) == 1 || ParseIpv6(address, &ipv6);
 }
 
 bool IsEveryInterface(const std::string& address) {
-  return address == "0.0.0.0" || address == "::";
-}
-
-std::string HostAndPort(const std::string& host, int port) {
-  const bool is_ipv6 = host.find(':') != std::string::npos;
-  return fmt::format("{}{}{}:{}", is_ipv6 ? "[" : "", host, is_ipv6 ? "]" : "", port);
+  in_addr ipv4;
+  if (::inet_pton(AF_INET, address.c_str(), &ipv4) == 1) return ipv4.s_addr == INADDR_ANY;
+  in6_addr ipv6;
+  if (!ParseIpv6(address, &ipv6)) return false;
+  // "::0", "0:0::", "::%eth0", and IPv4's in IPv6: "::ffff:0.0.0.0".
+  constexpr in6_addr kMappedAny = {{{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0}}};
+  return std::memcmp(&ipv6, &in6addr_any, sizeof ipv6) == 0 ||
+         std::memcmp(&ipv6, &kMappedAny, sizeof ipv6) == 0;
 }
 
 absl::StatusOr<std::string> LocalAddressTowards(const std::string& host) {

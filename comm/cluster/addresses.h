@@ -13,9 +13,7 @@ namespace nibble::comm {
 // The first address of a name; a numeric one is itself. UNAVAILABLE when it is not known.
 absl::StatusOr<std::string> ToNumeric(const std::string& host);
 bool IsNumeric(const std::string& address);
-// "0.0.0.0" and "::", in which no peer can be reached.
+// "0.0.0.0", "::" and whatever else a system takes for them: no peer can be reached there.
 bool IsEveryInterface(const std::string& address);
-// "10.0.0.1:29500", "[::1]:29500"
-std::string HostAndPort(const std::string& host, int port);
 
 }  // namespace nibble::comm

@@ -12,6 +12,7 @@
 #include "grpcpp/grpcpp.h"
 
 #include "base/check.h"
+#include "base/host_port.h"
 #include "base/log.h"
 #include "comm/cluster/addresses.h"
 #include "comm/cluster/credentials.h"
@@ -39,19 +40,19 @@ class RefusedCall final : public grpc::ServerBidiReactor<v1::NodeMessage, v1::He
 
 class ClusterService final : public v1::Cluster::CallbackService {
  public:
-  ClusterService(Members* members, SessionChecks checks)
+  ClusterService(Members* members, JoinChecks checks)
       : members_(members), checks_(std::move(checks)) {}
 
   grpc::ServerBidiReactor<v1::NodeMessage, v1::HeadMessage>* Join(
       grpc::CallbackServerContext* context) override {
-    HeadSession* session = members_->BeginSession(context, &checks_);
-    if (session == nullptr) return new RefusedCall();
-    return session;
+    HeadLink* link = members_->BeginLink(context, &checks_);
+    if (link == nullptr) return new RefusedCall();
+    return link;
   }
 
  private:
   Members* const members_;
-  const SessionChecks checks_;
+  const JoinChecks checks_;
 };
 
 class ClusterHubImpl final : public ClusterHub {
@@ -72,16 +73,16 @@ class ClusterHubImpl final : public ClusterHub {
   absl::Status WaitForNodes(Deadline deadline, const std::stop_token& stop) override {
     return members_.WaitForAll(deadline, stop);
   }
-  std::string NodeAddress(int node) const override {
-    NIBBLE_CHECK(node >= 0 && node < shape_.num_nodes);
-    return node == 0 ? address_ : members_.AddressOf(node);
-  }
 
   int size() const override { return shape_.num_nodes * shape_.ranks_per_node; }
   absl::Status Start(Observer* observer) override;
   void Send(int rank, Frame frame) override;
   void Restart(int rank, const std::string& why) override;
   std::string Describe(int rank) const override;
+  std::string BindAddress(int rank) const override {
+    const int node = NodeOf(rank);
+    return node == 0 ? address_ : members_.AddressOf(node);
+  }
   void Stop() override;
 
  private:
@@ -138,17 +139,17 @@ void ClusterHubImpl::Send(int rank, Frame frame) {
   const int node = NodeOf(rank);
   if (node == 0) return local_->Send(rank, std::move(frame));
   NIBBLE_CHECK(frame.payload.size() <= Frame::kMaxPayloadBytes);
-  if (const auto session = members_.SessionOf(node)) session->PushFrame(rank, std::move(frame));
+  if (const auto link = members_.LinkOf(node)) link->PushFrame(rank, std::move(frame));
 }
 
 void ClusterHubImpl::Restart(int rank, const std::string& why) {
   const int node = NodeOf(rank);
   if (node == 0) return local_->Restart(rank, why);
-  if (const auto session = members_.SessionOf(node)) {
+  if (const auto link = members_.LinkOf(node)) {
     v1::HeadMessage message;
     message.mutable_restart_rank()->set_rank(static_cast<uint32_t>(rank));
     message.mutable_restart_rank()->set_why(why);
-    session->Push(std::move(message));
+    link->Push(std::move(message));
   }
 }
 

@@ -6,7 +6,6 @@
 //
 //   NIBBLE_ASSIGN_OR_RETURN(auto hub, ClusterHub::Listen(std::move(options)));
 //   NIBBLE_RETURN_IF_ERROR(hub->WaitForNodes(Deadline::After(start_timeout), stop_token));
-//   ... hub->NodeAddress(n) for every node ...
 //   RankGroup::Start(std::move(hub), ...)
 //
 // Nodes may join from Listen() on and whenever they come back later; their ranks are started once
@@ -50,11 +49,8 @@ class ClusterHub : public RankHub {
   // `stop`.
   virtual absl::Status WaitForNodes(Deadline deadline, const std::stop_token& stop) = 0;
 
-  // What the ranks of `node` bind, as it told when it joined last (it may come back with another
-  // one); node 0: options.address as a number. Empty while it has never joined. Thread-safe.
-  virtual std::string NodeAddress(int node) const = 0;
-
-  // RankHub. Stop() says goodbye to the nodes, which then end.
+  // RankHub. BindAddress(): as the node told when it joined last; of node 0: options.address.
+  // Stop() says goodbye to the nodes, which then end.
 };
 
 }  // namespace nibble::comm

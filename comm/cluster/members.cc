@@ -14,8 +14,10 @@
 namespace nibble::comm {
 namespace {
 
-// Calls that have not joined, of all the world.
-constexpr size_t kMaxStrangers = 64;
+// Calls that have not joined. Each may last for the heartbeat timeout and come again at once, so a
+// host that has no business here gets only so many; nodes need one for some milliseconds.
+constexpr size_t kMaxStrangersOfHost = 8;
+constexpr size_t kMaxStrangers = 256;
 constexpr size_t kMaxWhyBytes = 4096;
 
 size_t IndexOf(int node) { return static_cast<size_t>(node - 1); }
@@ -34,33 +36,33 @@ void Members::Start(RankHub::Observer* observer) {
   const std::lock_guard lock(mutex_);
   observer_ = observer;
   for (const auto& node : nodes_) {
-    if (node->session != nullptr) node->session->Push(StartRanksMessage());
+    if (node->link != nullptr) node->link->Push(StartRanksMessage());
   }
 }
 
 void Members::Stop() {
-  std::vector<std::shared_ptr<HeadSession>> sessions;
+  std::vector<std::shared_ptr<HeadLink>> links;
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
-    sessions = sessions_;
+    links = links_;
   }
   // A call to the observer that had begun ends.
   for (const auto& node : nodes_) const std::lock_guard deliver(node->deliver);
-  for (const auto& session : sessions) {
-    if (!session->is_member()) {
-      session->Close(Unavailable("the head ends"), /*cut=*/false);
+  for (const auto& link : links) {
+    if (!link->is_member()) {
+      link->Close(Unavailable("the head ends"), /*cut=*/false);
       continue;
     }
     v1::HeadMessage message;
     message.mutable_goodbye()->set_reason("the server ends");
-    session->Push(std::move(message));
+    link->Push(std::move(message));
   }
 }
 
 void Members::WaitUntilGone() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return num_sessions_ == 0; });
+  changed_.wait(lock, [this] { return num_links_ == 0; });
 }
 
 absl::Status Members::WaitForAll(Deadline deadline, const std::stop_token& stop) {
@@ -68,7 +70,7 @@ absl::Status Members::WaitForAll(Deadline deadline, const std::stop_token& stop)
   const auto all_there = [&] {
     missing.clear();
     for (int node = 1; node < shape_.num_nodes; ++node) {
-      if (nodes_[IndexOf(node)]->session == nullptr) missing.push_back(node);
+      if (nodes_[IndexOf(node)]->link == nullptr) missing.push_back(node);
     }
     return missing.empty();
   };
@@ -90,25 +92,25 @@ std::string Members::Describe(int node) const {
   return fmt::format("node {} ({})", node, address.empty() ? "has not joined yet" : address);
 }
 
-std::shared_ptr<HeadSession> Members::SessionOf(int node) const {
+std::shared_ptr<HeadLink> Members::LinkOf(int node) const {
   const std::lock_guard lock(mutex_);
-  return nodes_[IndexOf(node)]->session;
+  return nodes_[IndexOf(node)]->link;
 }
 
 void Members::Look(std::chrono::milliseconds timeout, std::chrono::steady_clock::duration stall) {
-  std::vector<std::shared_ptr<HeadSession>> sessions;
+  std::vector<std::shared_ptr<HeadLink>> links;
   {
     const std::lock_guard lock(mutex_);
-    sessions = sessions_;
+    links = links_;
   }
-  for (const auto& session : sessions) {
-    session->Forgive(stall);
-    if (HeadSession::Clock::now() - session->last_heard() >= timeout) {
-      session->Close(absl::DeadlineExceededError(
-                         fmt::format("nothing was heard from it for {} ms", timeout.count())),
-                     /*cut=*/true);
-    } else if (session->is_member()) {
-      session->Beat();
+  for (const auto& link : links) {
+    link->Forgive(stall);
+    if (HeadLink::Clock::now() - link->last_heard() >= timeout) {
+      link->Close(absl::DeadlineExceededError(
+                      fmt::format("nothing was heard from it for {} ms", timeout.count())),
+                  /*cut=*/true);
+    } else if (link->is_member()) {
+      link->Beat();
     }
   }
 }
@@ -117,54 +119,69 @@ std::chrono::steady_clock::time_point Members::NextSilence(
     std::chrono::milliseconds timeout) const {
   auto next = std::chrono::steady_clock::time_point::max();
   const std::lock_guard lock(mutex_);
-  for (const auto& session : sessions_) next = std::min(next, session->last_heard() + timeout);
+  for (const auto& link : links_) next = std::min(next, link->last_heard() + timeout);
   return next;
 }
 
-HeadSession* Members::BeginSession(grpc::CallbackServerContext* context,
-                                   const SessionChecks* checks) {
+HeadLink* Members::BeginLink(grpc::CallbackServerContext* context, const JoinChecks* checks) {
   const std::lock_guard lock(mutex_);
-  const auto strangers = std::count_if(sessions_.begin(), sessions_.end(),
-                                       [](const auto& session) { return !session->is_member(); });
-  if (stopping_ || static_cast<size_t>(strangers) >= kMaxStrangers) return nullptr;
-  ++num_sessions_;
-  std::shared_ptr<HeadSession> session = HeadSession::Begin(context, checks, this);
-  sessions_.push_back(session);
-  return session.get();
+  if (stopping_) return nullptr;
+  auto link = std::make_shared<HeadLink>(context, checks, this);
+  size_t strangers = 0;
+  size_t of_host = 0;
+  for (const auto& open : links_) {
+    if (open->is_member()) continue;
+    ++strangers;
+    if (open->peer_host() == link->peer_host()) ++of_host;
+  }
+  if (strangers >= kMaxStrangers || of_host >= kMaxStrangersOfHost) {
+    refusals_.Write(fmt::format(
+        "cluster: a node at {} was refused: {} calls that have not joined, {} of them of its host",
+        link->peer(), strangers, of_host));
+    return nullptr;
+  }
+  ++num_links_;
+  links_.push_back(link);
+  link->Begin();
+  return link.get();
 }
 
-absl::Status Members::OnJoin(const std::shared_ptr<HeadSession>& session,
-                             const v1::JoinRequest& join) {
-  const int node = session->node();
+absl::Status Members::OnJoin(const std::shared_ptr<HeadLink>& link, const v1::JoinRequest& join) {
+  const int node = link->node();
   const std::lock_guard lock(mutex_);
   if (stopping_) return Unavailable("the head ends");
-  Node& member = *nodes_[IndexOf(node)];
-  if (member.session != nullptr) {
-    return absl::AlreadyExistsError(
-        fmt::format("node {} is a member already, at {}", node, member.session->peer()));
+  // Closed meanwhile: OnClosed has been here, or waits for mutex_, and would leave a member that
+  // nobody takes away.
+  if (std::find(links_.begin(), links_.end(), link) == links_.end()) {
+    return Unavailable("its call has ended");
   }
-  log::Info("cluster: node {} joined from {}, its ranks bind {}", node, session->peer(),
+  Node& member = *nodes_[IndexOf(node)];
+  if (member.link != nullptr) {
+    return absl::AlreadyExistsError(
+        fmt::format("node {} is a member already, at {}", node, member.link->peer()));
+  }
+  log::Info("cluster: node {} joined from {}, its ranks bind {}", node, link->peer(),
             join.bind_address());
-  member.session = session;
+  member.link = link;
   member.address = join.bind_address();
-  session->Welcome(run_id_);
-  if (observer_ != nullptr) session->Push(StartRanksMessage());
+  link->Welcome(run_id_);
+  if (observer_ != nullptr) link->Push(StartRanksMessage());
   changed_.notify_all();
   return absl::OkStatus();
 }
 
-absl::Status Members::OnMessage(HeadSession* session, v1::NodeMessage* message) {
+absl::Status Members::OnMessage(HeadLink* link, v1::NodeMessage* message) {
   if (message->has_heartbeat()) return absl::OkStatus();
-  const int node = session->node();
+  const int node = link->node();
   const std::lock_guard deliver(nodes_[IndexOf(node)]->deliver);
-  if (!Delivers(node, session)) return absl::OkStatus();  // it is about to end
+  if (!Delivers(node, link)) return absl::OkStatus();  // it is about to end
   return Deliver(node, message);
 }
 
 // REQUIRES that the node's deliver is held.
-bool Members::Delivers(int node, const HeadSession* session) const {
+bool Members::Delivers(int node, const HeadLink* link) const {
   const std::lock_guard lock(mutex_);
-  return !stopping_ && observer_ != nullptr && nodes_[IndexOf(node)]->session.get() == session;
+  return !stopping_ && observer_ != nullptr && nodes_[IndexOf(node)]->link.get() == link;
 }
 
 absl::Status Members::Deliver(int node, v1::NodeMessage* message) {
@@ -181,10 +198,16 @@ absl::Status Members::Deliver(int node, v1::NodeMessage* message) {
     case v1::NodeMessage::kRankDown: {
       NIBBLE_ASSIGN_OR_RETURN(Rank * rank, RankOf(node, message->rank_down().rank()));
       const auto number = static_cast<int>(message->rank_down().rank());
+      const uint32_t reason = message->rank_down().reason();
       if (!rank->up) return InvalidArgument("rank {} is down twice", number);
+      if (reason > kLastLossReason) {
+        return InvalidArgument("rank {} is down for reason {}, the last one is {}", number, reason,
+                               kLastLossReason);
+      }
       rank->up = false;
-      observer_->OnDown(number, fmt::format("{}: {}", Describe(node),
-                                            message->rank_down().why().substr(0, kMaxWhyBytes)));
+      observer_->OnDown(number, static_cast<LossReason>(reason),
+                        fmt::format("{}: {}", Describe(node),
+                                    message->rank_down().why().substr(0, kMaxWhyBytes)));
       return absl::OkStatus();
     }
     case v1::NodeMessage::kFrame:
@@ -215,15 +238,19 @@ absl::StatusOr<Members::Rank*> Members::RankOf(int node, uint32_t rank) {
   return &nodes_[IndexOf(node)]->ranks[rank - first];
 }
 
-void Members::OnClosed(HeadSession* session, const absl::Status& why) {
+void Members::OnClosed(HeadLink* link, const absl::Status& why) {
   const std::string text(why.message());
-  const int node = session->node();
+  bool is_member = false;
   {
     const std::lock_guard lock(mutex_);
-    std::erase_if(sessions_, [&](const auto& held) { return held.get() == session; });
+    // From here on OnJoin refuses it, so that what is found here stays true.
+    std::erase_if(links_, [&](const auto& held) { return held.get() == link; });
+    is_member = link->is_member();
   }
-  if (node == 0 || node >= shape_.num_nodes) {
-    refusals_.Write(fmt::format("cluster: a node at {} was refused: {}", session->peer(), text));
+  const int node = link->node();
+  if (!is_member) {
+    const std::string who = node == 0 ? "a node" : fmt::format("node {}", node);
+    refusals_.Write(fmt::format("cluster: {} at {} was refused: {}", who, link->peer(), text));
     return;
   }
   Node& member = *nodes_[IndexOf(node)];
@@ -231,14 +258,9 @@ void Members::OnClosed(HeadSession* session, const absl::Status& why) {
   bool tells = false;
   {
     const std::lock_guard lock(mutex_);
-    if (member.session.get() != session) {
-      refusals_.Write(
-          fmt::format("cluster: node {} at {} was refused: {}", node, session->peer(), text));
-      return;
-    }
-    member.session = nullptr;
+    member.link = nullptr;
     tells = observer_ != nullptr && !stopping_;
-    if (!stopping_) log::Warning("cluster: node {} at {}: {}", node, session->peer(), text);
+    if (!stopping_) log::Warning("cluster: node {} at {}: {}", node, link->peer(), text);
   }
   if (tells) TakeDown(node, text);
 }
@@ -248,7 +270,8 @@ void Members::TakeDown(int node, const std::string& why) {
   int number = node * shape_.ranks_per_node;
   for (Rank& rank : nodes_[IndexOf(node)]->ranks) {
     if (std::exchange(rank.up, false)) {
-      observer_->OnDown(number, fmt::format("rank {} on {}: {}", number, Describe(node), why));
+      observer_->OnDown(number, LossReason::kUnreachable,
+                        fmt::format("rank {} on {}: {}", number, Describe(node), why));
     }
     ++number;
   }
@@ -256,7 +279,7 @@ void Members::TakeDown(int node, const std::string& why) {
 
 void Members::OnGone() {
   const std::lock_guard lock(mutex_);
-  --num_sessions_;
+  --num_links_;
   changed_.notify_all();
 }
 

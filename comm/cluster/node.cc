@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/host_port.h"
 #include "base/log.h"
 #include "comm/cluster/addresses.h"
 #include "comm/cluster/credentials.h"
@@ -33,7 +34,7 @@ constexpr std::chrono::seconds kTellAgain{60};
 constexpr milliseconds kNumberPatience{10'000};
 
 // Between the ranks of this host and the link to the head.
-class Relay final : public RankHub::Observer, public LinkOwner {
+class Relay final : public RankHub::Observer, public NodeLinkOwner {
  public:
   Relay(std::unique_ptr<LocalRanks> ranks, int first_rank, std::optional<Frame> link_lost_frame)
       : ranks_(std::move(ranks)),
@@ -44,7 +45,7 @@ class Relay final : public RankHub::Observer, public LinkOwner {
   // Of the ranks. Called by their thread.
   void OnUp(int rank) override;
   void OnFrame(int rank, Frame frame) override;
-  void OnDown(int rank, const std::string& why) override;
+  void OnDown(int rank, LossReason reason, const std::string& why) override;
 
   // Of the link.
   void OnStartRanks(NodeLink* link, const std::string& run_id) override;
@@ -89,13 +90,14 @@ void Relay::OnFrame(int rank, Frame frame) {
   if (At(rank).announced) link_->PushFrame(rank, std::move(frame));
 }
 
-void Relay::OnDown(int rank, const std::string& why) {
+void Relay::OnDown(int rank, LossReason reason, const std::string& why) {
   const std::lock_guard lock(mutex_);
   At(rank).up = false;
   if (!std::exchange(At(rank).announced, false)) return;
   v1::NodeMessage message;
   message.mutable_rank_down()->set_rank(static_cast<uint32_t>(rank));
   message.mutable_rank_down()->set_why(why);
+  message.mutable_rank_down()->set_reason(static_cast<uint32_t>(reason));
   link_->Push(std::move(message));
 }
 

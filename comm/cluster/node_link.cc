@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/host_port.h"
 #include "base/log.h"
-#include "comm/cluster/addresses.h"
 #include "comm/cluster/credentials.h"
 #include "comm/cluster/frame_parts.h"
 #include "comm/cluster/grpc_status.h"
@@ -34,7 +34,7 @@ std::shared_ptr<grpc::Channel> ChannelTo(const NodeOptions& options) {
 
 }  // namespace
 
-NodeLink::NodeLink(const NodeOptions* options, std::string bind_address, LinkOwner* owner)
+NodeLink::NodeLink(const NodeOptions* options, std::string bind_address, NodeLinkOwner* owner)
     : options_(options),
       bind_address_(std::move(bind_address)),
       owner_(owner),

@@ -27,9 +27,9 @@ namespace nibble::comm {
 class NodeLink;
 
 // Calls come from gRPC's threads, one after another, none with a lock of the link held.
-class LinkOwner {
+class NodeLinkOwner {
  public:
-  virtual ~LinkOwner() = default;
+  virtual ~NodeLinkOwner() = default;
   // The head wants ranks; `run_id` tells one process of it from the next.
   virtual void OnStartRanks(NodeLink* link, const std::string& run_id) = 0;
   // Of this node, that is checked.
@@ -52,7 +52,7 @@ class NodeLink final : public grpc::ClientBidiReactor<v1::NodeMessage, v1::HeadM
   };
 
   // `options` and `owner` must outlive it.
-  NodeLink(const NodeOptions* options, std::string bind_address, LinkOwner* owner);
+  NodeLink(const NodeOptions* options, std::string bind_address, NodeLinkOwner* owner);
 
   // Calls the head, and returns when the call has ended: of itself, by silence or by `stop`.
   End Run(const std::stop_token& stop);
@@ -81,7 +81,7 @@ class NodeLink final : public grpc::ClientBidiReactor<v1::NodeMessage, v1::HeadM
 
   const NodeOptions* const options_;
   const std::string bind_address_;
-  LinkOwner* const owner_;
+  NodeLinkOwner* const owner_;
   grpc::ClientContext context_;
   std::unique_ptr<v1::Cluster::Stub> stub_;
   std::atomic<Clock::time_point> last_heard_;

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "base/status.h"
 
@@ -20,6 +21,36 @@ struct Frame {
   uint32_t type = 0;
   std::string payload;
 };
+
+// Why a rank was lost. The numbers travel between hosts.
+enum class LossReason : uint32_t {
+  kFailed = 0,       // none of the others: it said what is no message, it could not load, ...
+  kKilled = 1,       // by a signal
+  kExited = 2,       // by itself
+  kSilent = 3,       // it did not answer, or did not read
+  kUnreachable = 4,  // its host cannot be reached
+  kHung = 5,         // it answers, but does not get on
+};
+inline constexpr uint32_t kLastLossReason = 5;
+
+// "killed": the label of a metric.
+constexpr std::string_view ToString(LossReason reason) {
+  switch (reason) {
+    case LossReason::kFailed:
+      break;
+    case LossReason::kKilled:
+      return "killed";
+    case LossReason::kExited:
+      return "exited";
+    case LossReason::kSilent:
+      return "silent";
+    case LossReason::kUnreachable:
+      return "unreachable";
+    case LossReason::kHung:
+      return "hung";
+  }
+  return "failed";
+}
 
 class RankHub {
  public:
@@ -35,7 +66,7 @@ class RankHub {
     virtual void OnFrame(int rank, Frame frame) = 0;
     // It is gone, or cannot be reached. `why` names what happened: "rank 1 (pid 4711): killed by
     // signal 9".
-    virtual void OnDown(int rank, const std::string& why) = 0;
+    virtual void OnDown(int rank, LossReason reason, const std::string& why) = 0;
   };
 
   virtual ~RankHub() = default;
@@ -57,6 +88,10 @@ class RankHub {
 
   // "rank 2 (pid 4711)", "rank 3 on node 1 (10.77.0.2)": for logs and errors. Thread-safe.
   virtual std::string Describe(int rank) const = 0;
+
+  // What the rank is to bind for the network of the group, as a number; a host that came back may
+  // have another one. Empty while its host was never there. Thread-safe.
+  virtual std::string BindAddress(int rank) const = 0;
 
   // Ends the processes of this host and closes the channels. No call to the observer comes after
   // it.

@@ -100,6 +100,12 @@ class ClusterFixture : public ::testing::Test {
     Tell(rank, message, std::move(payload));
     return recorder_.Next(Kind::kFrame, rank).text;
   }
+  void ExpectGroupGoesOn() {
+    for (int rank = 0; rank < hub_->size(); ++rank) {
+      EXPECT_EQ(Ask(rank, TestMessage::kEcho, "fine"), "fine");
+    }
+    EXPECT_TRUE(recorder_.events().empty());
+  }
 
   ClusterHubOptions options_ = HubOptions();
   Recorder recorder_;

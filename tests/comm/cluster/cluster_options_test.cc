@@ -35,11 +35,19 @@ TEST(AddressesTest, NumericAddresses) {
   EXPECT_TRUE(IsNumeric("fe80::1%eth0"));
   EXPECT_FALSE(IsNumeric("localhost"));
   EXPECT_FALSE(IsNumeric(""));
-  EXPECT_EQ(HostAndPort("10.0.0.1", 80), "10.0.0.1:80");
-  EXPECT_EQ(HostAndPort("::1", 80), "[::1]:80");
   EXPECT_EQ(ToNumeric("127.0.0.1").value(), "127.0.0.1");
   EXPECT_EQ(LocalAddressTowards("127.0.0.1").value(), "127.0.0.1");
   EXPECT_FALSE(LocalAddressTowards("no.such.host.invalid").ok());
+}
+
+TEST(AddressesTest, EveryInterfaceHasManyNames) {
+  for (const char* address :
+       {"0.0.0.0", "::", "::0", "0::0", "0:0:0:0:0:0:0:0", "::%eth0", "::0.0.0.0", "::ffff:0:0"}) {
+    EXPECT_TRUE(IsEveryInterface(address)) << address;
+  }
+  for (const char* address : {"10.0.0.0", "0.0.0.1", "::1", "::ffff:0:1", "", "host"}) {
+    EXPECT_FALSE(IsEveryInterface(address)) << address;
+  }
 }
 
 }  // namespace

@@ -42,15 +42,15 @@ TEST_F(ClusterTest, DescribesRanks) {
   Listen();
   EXPECT_EQ(hub_->size(), 4);
   EXPECT_EQ(hub_->Describe(2), "rank 2 on node 1 (has not joined yet)");
-  EXPECT_EQ(hub_->NodeAddress(1), "");
+  EXPECT_EQ(hub_->BindAddress(2), "");
   ASSERT_TRUE(hub_->Start(&recorder_).ok());
   NodeOptions options = NodeOptionsFor(options_, hub_->port());
   options.bind_address = "127.0.0.7";
   const NodeThread node(std::move(options));
   EXPECT_EQ(recorder_.Next(Kind::kUp, 3).text, "");
   EXPECT_EQ(hub_->Describe(2), "rank 2 on node 1 (127.0.0.7)");
-  EXPECT_EQ(hub_->NodeAddress(1), "127.0.0.7");
-  EXPECT_EQ(hub_->NodeAddress(0), "127.0.0.1");
+  EXPECT_EQ(hub_->BindAddress(2), "127.0.0.7");
+  EXPECT_EQ(hub_->BindAddress(0), "127.0.0.1");
 }
 
 TEST_F(ClusterTest, NodesThatJoinBeforeStartWaitForIt) {
@@ -64,7 +64,7 @@ TEST_F(ClusterTest, NodesThatJoinBeforeStartWaitForIt) {
             absl::CancelledError("node 1 of 2 did not join"));
   const NodeThread node(NodeOptionsFor(options_, hub_->port()));
   ASSERT_TRUE(hub_->WaitForNodes(Deadline::After(std::chrono::minutes(1)), none.get_token()).ok());
-  EXPECT_EQ(hub_->NodeAddress(1), "127.0.0.1");
+  EXPECT_EQ(hub_->BindAddress(2), "127.0.0.1");
   EXPECT_TRUE(recorder_.events().empty());
   ASSERT_TRUE(hub_->Start(&recorder_).ok());
   for (int rank = 0; rank < 4; ++rank) EXPECT_EQ(recorder_.Next(Kind::kUp, rank).text, "");
@@ -75,8 +75,9 @@ TEST_F(ClusterTest, TellsHowARankEndedAndRestartsIt) {
   StartAll();
   const std::string pid = Ask(3, TestMessage::kPid);
   Tell(3, TestMessage::kExit, "7");
-  EXPECT_EQ(recorder_.Next(Kind::kDown, 3).text,
-            "node 1 (127.0.0.1): rank 3 (pid " + pid + "): exited with status 7");
+  const Recorder::Event down = recorder_.Next(Kind::kDown, 3);
+  EXPECT_EQ(down.text, "node 1 (127.0.0.1): rank 3 (pid " + pid + "): exited with status 7");
+  EXPECT_EQ(down.reason, LossReason::kExited);
   Tell(3, TestMessage::kEcho, "nobody hears this");
   hub_->Restart(3, "it died");
   EXPECT_EQ(recorder_.Next(Kind::kUp, 3).text, "");
@@ -174,9 +175,10 @@ TEST_F(CutTest, RanksOutliveACutAndDeadOnesAreStartedAnew) {
   const std::string killed = Ask(3, TestMessage::kPid);
   proxy_->Cut();
   for (const int rank : {2, 3}) {
-    EXPECT_EQ(recorder_.Next(Kind::kDown, rank).text,
-              "rank " + std::to_string(rank) +
-                  " on node 1 (127.0.0.1): nothing was heard from it for 500 ms");
+    const Recorder::Event down = recorder_.Next(Kind::kDown, rank);
+    EXPECT_EQ(down.text, "rank " + std::to_string(rank) +
+                             " on node 1 (127.0.0.1): nothing was heard from it for 500 ms");
+    EXPECT_EQ(down.reason, LossReason::kUnreachable);
   }
   EXPECT_EQ(Ask(1, TestMessage::kEcho, "fine"), "fine");
   Tell(2, TestMessage::kEcho, "lost");

@@ -29,7 +29,9 @@ class Pinger final : public RankHub::Observer {
   void OnUp(int) override {
     if (++num_up_ == 2) both_up_.set_value();
   }
-  void OnDown(int, const std::string& why) override { std::fprintf(stderr, "%s\n", why.c_str()); }
+  void OnDown(int, LossReason, const std::string& why) override {
+    std::fprintf(stderr, "%s\n", why.c_str());
+  }
   void OnFrame(int rank, Frame frame) override {
     microseconds_.push_back(
         std::chrono::duration<double, std::micro>(Clock::now() - sent_).count());

@@ -13,6 +13,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstdint>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -21,7 +22,9 @@ namespace nibble::comm {
 
 class TcpProxy {
  public:
-  explicit TcpProxy(int target_port) : target_port_(target_port) {
+  // `source_host`: the last byte of the address 127.0.0.x that the target sees.
+  explicit TcpProxy(int target_port, uint8_t source_host = 1)
+      : source_host_(source_host), target_port_(target_port) {
     listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     sockaddr_in address = Loopback(0);
     socklen_t length = sizeof address;
@@ -49,11 +52,11 @@ class TcpProxy {
   }
 
  private:
-  static sockaddr_in Loopback(int port) {
+  static sockaddr_in Loopback(int port, uint8_t host = 1) {
     sockaddr_in address = {};
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<uint16_t>(port));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_addr.s_addr = htonl((127U << 24) | host);
     return address;
   }
 
@@ -90,8 +93,10 @@ class TcpProxy {
     const int from = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
     if (from < 0) return;
     const int to = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const sockaddr_in source = Loopback(0, source_host_);
     const sockaddr_in address = Loopback(target_port_);
-    if (::connect(to, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
+    if (::bind(to, reinterpret_cast<const sockaddr*>(&source), sizeof source) != 0 ||
+        ::connect(to, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
       return Close({from, to});
     }
     pairs_.emplace_back(from, to);
@@ -119,6 +124,7 @@ class TcpProxy {
     pairs_.clear();
   }
 
+  const uint8_t source_host_;
   std::atomic<int> target_port_;
   std::atomic<bool> cut_{false};
   std::atomic<bool> drop_{false};

@@ -118,12 +118,15 @@ TEST_F(LocalRanksTest, TellsHowAProcessEnded) {
   Start(Options(2));
   const pid_t first = PidOf(4);
   Tell(4, TestMessage::kExit, "7");
-  EXPECT_EQ(recorder_.Next(Kind::kDown, 4).text,
-            "rank 4 (pid " + std::to_string(first) + "): exited with status 7");
+  const Recorder::Event exited = recorder_.Next(Kind::kDown, 4);
+  EXPECT_EQ(exited.text, "rank 4 (pid " + std::to_string(first) + "): exited with status 7");
+  EXPECT_EQ(exited.reason, LossReason::kExited);
   EXPECT_EQ(ranks_->Describe(4), "rank 4");
   ASSERT_EQ(::kill(PidOf(5), SIGKILL), 0);
-  EXPECT_THAT(recorder_.Next(Kind::kDown, 5).text,
+  const Recorder::Event killed = recorder_.Next(Kind::kDown, 5);
+  EXPECT_THAT(killed.text,
               MatchesRegex("rank 5 \\(pid [0-9]+\\): killed by signal 9 \\(SIGKILL\\)"));
+  EXPECT_EQ(killed.reason, LossReason::kKilled);
   ExpectRestartWorks(4);
   ExpectRestartWorks(5);
 }
@@ -146,7 +149,9 @@ TEST_F(LocalRanksTest, ARankThatDoesNotReadIsTakenDown) {
   Start(std::move(options));
   Tell(4, TestMessage::kStopReading);
   Tell(4, TestMessage::kEcho, std::string(8 << 20, 'x'));  // more than a socket takes
-  EXPECT_THAT(recorder_.Next(Kind::kDown, 4).text, HasSubstr("does not read its channel: "));
+  const Recorder::Event down = recorder_.Next(Kind::kDown, 4);
+  EXPECT_THAT(down.text, HasSubstr("does not read its channel: "));
+  EXPECT_EQ(down.reason, LossReason::kSilent);
   EXPECT_EQ(Ask(5, TestMessage::kEcho, "fine"), "fine");
   ExpectRestartWorks(4);
 }
@@ -164,7 +169,9 @@ TEST_F(LocalRanksTest, ARankThatLeavesTooMuchUnreadIsTakenDown) {
 TEST_F(LocalRanksTest, GarbageTakesTheRankDown) {
   Start(Options(2));
   Tell(4, TestMessage::kWriteGarbage);
-  EXPECT_THAT(recorder_.Next(Kind::kDown, 4).text, HasSubstr("what came is no frame"));
+  const Recorder::Event down = recorder_.Next(Kind::kDown, 4);
+  EXPECT_THAT(down.text, HasSubstr("what came is no frame"));
+  EXPECT_EQ(down.reason, LossReason::kFailed);
   Tell(5, TestMessage::kWriteHugeHeader);
   EXPECT_THAT(recorder_.Next(Kind::kDown, 5).text, HasSubstr("the limit is 268435456"));
   ExpectRestartWorks(4);

@@ -25,6 +25,7 @@ class Recorder : public RankHub::Observer {
     int rank;
     std::string text;  // payload, or why it is down
     uint32_t type = 0;
+    LossReason reason = LossReason::kFailed;  // it is down
   };
   using Kind = Event::Kind;
 
@@ -32,8 +33,8 @@ class Recorder : public RankHub::Observer {
   void OnFrame(int rank, Frame frame) override {
     Add({.kind = Kind::kFrame, .rank = rank, .text = std::move(frame.payload), .type = frame.type});
   }
-  void OnDown(int rank, const std::string& why) override {
-    Add({.kind = Kind::kDown, .rank = rank, .text = why});
+  void OnDown(int rank, LossReason reason, const std::string& why) override {
+    Add({.kind = Kind::kDown, .rank = rank, .text = why, .reason = reason});
   }
 
   // The first event of this kind and rank that no earlier call returned. Long enough for a slow

@@ -104,7 +104,7 @@ class Host final : public RankHub::Observer {
   }
   void OnUp(int) override { up_.set_value(); }
   void OnFrame(int, Frame) override { answered_.set_value(); }
-  void OnDown(int, const std::string&) override {}
+  void OnDown(int, LossReason, const std::string&) override {}
 
  private:
   std::promise<void> up_;

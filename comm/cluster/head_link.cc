@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-#include "comm/cluster/head_session.h"
+#include "comm/cluster/head_link.h"
 
 #include <utility>
 
@@ -26,36 +26,35 @@ std::string Readable(std::string peer) {
 
 }  // namespace
 
-std::shared_ptr<HeadSession> HeadSession::Begin(grpc::CallbackServerContext* context,
-                                                const SessionChecks* checks, SessionOwner* owner) {
-  auto session = std::make_shared<HeadSession>(context, checks, owner);
-  session->self_ = session;
-  session->StartRead(&session->incoming_);
-  return session;
-}
-
-HeadSession::HeadSession(grpc::CallbackServerContext* context, const SessionChecks* checks,
-                         SessionOwner* owner)
+HeadLink::HeadLink(grpc::CallbackServerContext* context, const JoinChecks* checks,
+                   HeadLinkOwner* owner)
     : context_(context),
       checks_(checks),
       owner_(owner),
       peer_(Readable(context->peer())),
       last_heard_(Clock::now()) {}
 
-void HeadSession::Welcome(const std::string& run_id) {
+void HeadLink::Begin() {
+  self_ = shared_from_this();
+  StartRead(&incoming_);
+}
+
+void HeadLink::Welcome(const std::string& run_id) {
   v1::HeadMessage message;
   message.mutable_welcome()->set_run_id(run_id);
   message.mutable_welcome()->set_proof(
       ProofOf(Side::kHead, checks_->secret, nonces_, static_cast<uint32_t>(node_)));
   Push(std::move(message));
+  // Now heartbeats may follow.
+  state_ = State::kMember;
 }
 
-void HeadSession::Push(v1::HeadMessage message) {
+void HeadLink::Push(v1::HeadMessage message) {
   const std::lock_guard lock(mutex_);
   PushLocked(std::move(message));
 }
 
-void HeadSession::PushFrame(int rank, Frame frame) {
+void HeadLink::PushFrame(int rank, Frame frame) {
   // Under one lock, so that the parts follow each other.
   const std::lock_guard lock(mutex_);
   SplitFrame(rank, std::move(frame), [this](v1::FramePart part) {
@@ -65,7 +64,7 @@ void HeadSession::PushFrame(int rank, Frame frame) {
   });
 }
 
-void HeadSession::Beat() {
+void HeadLink::Beat() {
   const std::lock_guard lock(mutex_);
   if (!outbox_.empty()) return;
   v1::HeadMessage message;
@@ -73,7 +72,7 @@ void HeadSession::Beat() {
   PushLocked(std::move(message));
 }
 
-void HeadSession::PushLocked(v1::HeadMessage message) {
+void HeadLink::PushLocked(v1::HeadMessage message) {
   if (finished_) return;
   if (outbox_.waiting_bytes() > kMaxOutboxBytes) {
     // The reading side then finds the call cancelled, and closes.
@@ -84,7 +83,7 @@ void HeadSession::PushLocked(v1::HeadMessage message) {
   if (outbox_.Add(std::move(message))) StartWrite(outbox_.in_flight());
 }
 
-void HeadSession::Close(const absl::Status& why, bool cut) {
+void HeadLink::Close(const absl::Status& why, bool cut) {
   {
     const std::lock_guard lock(mutex_);
     if (finished_) return;
@@ -97,31 +96,33 @@ void HeadSession::Close(const absl::Status& why, bool cut) {
   Finish(ToGrpc(why));
 }
 
-void HeadSession::OnReadDone(bool ok) {
+void HeadLink::OnReadDone(bool ok) {
   if (!ok) return Close(Unavailable("the node closed the connection"), /*cut=*/false);
+  {
+    const std::lock_guard lock(mutex_);
+    if (finished_) return;  // what comes later is not looked at
+  }
   last_heard_ = Clock::now();
   if (const absl::Status status = Handle(); !status.ok()) return Close(status, /*cut=*/false);
   const std::lock_guard lock(mutex_);
   if (!finished_) StartRead(&incoming_);
 }
 
-void HeadSession::OnWriteDone(bool ok) {
+void HeadLink::OnWriteDone(bool ok) {
   if (!ok) return Close(Unavailable("the connection to the node broke"), /*cut=*/false);
   const std::lock_guard lock(mutex_);
   if (outbox_.Written() && !finished_) StartWrite(outbox_.in_flight());
 }
 
-void HeadSession::OnCancel() {
-  Close(Unavailable("the connection to the node broke"), /*cut=*/false);
-}
+void HeadLink::OnCancel() { Close(Unavailable("the connection to the node broke"), /*cut=*/false); }
 
-void HeadSession::OnDone() {
+void HeadLink::OnDone() {
   // The owner's last word may be that nobody needs the checks and itself any more.
-  const std::shared_ptr<HeadSession> self = std::move(self_);
+  const std::shared_ptr<HeadLink> self = std::move(self_);
   owner_->OnGone();
 }
 
-absl::Status HeadSession::Handle() {
+absl::Status HeadLink::Handle() {
   switch (state_.load()) {
     case State::kHello:
       return HandleHello();
@@ -130,10 +131,10 @@ absl::Status HeadSession::Handle() {
     case State::kMember:
       return owner_->OnMessage(this, &incoming_);
   }
-  return Internal("a session without a state");
+  return Internal("a link without a state");
 }
 
-absl::Status HeadSession::HandleHello() {
+absl::Status HeadLink::HandleHello() {
   if (!incoming_.has_hello()) return InvalidArgument("it did not begin with Hello");
   NIBBLE_RETURN_IF_ERROR(CheckHello(incoming_.hello()));
   NIBBLE_ASSIGN_OR_RETURN(nonces_.head, MakeNonce());
@@ -146,15 +147,13 @@ absl::Status HeadSession::HandleHello() {
   return absl::OkStatus();
 }
 
-absl::Status HeadSession::HandleJoin() {
+absl::Status HeadLink::HandleJoin() {
   if (!incoming_.has_join()) return InvalidArgument("it did not answer Challenge with JoinRequest");
   const v1::JoinRequest& join = incoming_.join();
   NIBBLE_RETURN_IF_ERROR(
       CheckJoin(join, nonces_, checks_->shape, checks_->identity, checks_->secret));
   node_ = static_cast<int>(join.node());
-  NIBBLE_RETURN_IF_ERROR(owner_->OnJoin(self_, join));
-  state_ = State::kMember;
-  return absl::OkStatus();
+  return owner_->OnJoin(self_, join);
 }
 
 }  // namespace nibble::comm

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/server_callback.h"
@@ -22,25 +23,26 @@
 
 namespace nibble::comm {
 
-class HeadSession;
+class HeadLink;
 
-// Who has the sessions. Calls come from gRPC's threads, those of one session one after another, but
-// for OnClosed; none with a lock of the session held.
-class SessionOwner {
+// Who has the links. Calls come from gRPC's threads, those of one link one after another, but
+// for OnClosed; none with a lock of the link held.
+class HeadLinkOwner {
  public:
-  virtual ~SessionOwner() = default;
+  virtual ~HeadLinkOwner() = default;
   // The node passed all checks of itself. OK: it is a member now, and was welcomed (Welcome()).
-  virtual absl::Status OnJoin(const std::shared_ptr<HeadSession>& session,
+  // OnClosed may have come before this, or come meanwhile: such a link is no member's any more.
+  virtual absl::Status OnJoin(const std::shared_ptr<HeadLink>& link,
                               const v1::JoinRequest& join) = 0;
   // Of a member, after the handshake. An error ends the call with it.
-  virtual absl::Status OnMessage(HeadSession* session, v1::NodeMessage* message) = 0;
-  // Once for each session that was begun: the call ends, was refused or is lost.
-  virtual void OnClosed(HeadSession* session, const absl::Status& why) = 0;
-  // The last call for a session.
+  virtual absl::Status OnMessage(HeadLink* link, v1::NodeMessage* message) = 0;
+  // Once for each link that was begun: the call ends, was refused or is lost.
+  virtual void OnClosed(HeadLink* link, const absl::Status& why) = 0;
+  // The last call for a link.
   virtual void OnGone() = 0;
 };
 
-struct SessionChecks {
+struct JoinChecks {
   ClusterShape shape;
   ClusterIdentity identity;
   std::string secret;
@@ -51,23 +53,26 @@ struct SessionChecks {
 //  2. gRPC's functions are called under mutex_ and not once finished_, which one thread sets and
 //     then finishes the call: OnDone comes only after that. gRPC reacts on threads of its own,
 //     never within such a call.
-class HeadSession final : public grpc::ServerBidiReactor<v1::NodeMessage, v1::HeadMessage> {
+class HeadLink final : public grpc::ServerBidiReactor<v1::NodeMessage, v1::HeadMessage>,
+                       public std::enable_shared_from_this<HeadLink> {
  public:
   using Clock = std::chrono::steady_clock;
 
   // `checks` and `owner` must outlive OnGone().
-  static std::shared_ptr<HeadSession> Begin(grpc::CallbackServerContext* context,
-                                            const SessionChecks* checks, SessionOwner* owner);
-  HeadSession(grpc::CallbackServerContext* context, const SessionChecks* checks,
-              SessionOwner* owner);
+  HeadLink(grpc::CallbackServerContext* context, const JoinChecks* checks, HeadLinkOwner* owner);
+
+  // Once, and the calls of the owner begin.
+  void Begin();
 
   // "10.77.0.2:41234". What TCP says.
   const std::string& peer() const { return peer_; }
+  // "10.77.0.2"
+  std::string_view peer_host() const { return std::string_view(peer_).substr(0, peer_.rfind(':')); }
   // Of a member, its number.
   int node() const { return node_; }
   bool is_member() const { return state_ == State::kMember; }
 
-  // From OnJoin: proves the head to the node.
+  // From OnJoin: it is a member's, and the head proves itself to the node.
   void Welcome(const std::string& run_id);
   // Thread-safe; nothing once it is closed.
   void Push(v1::HeadMessage message);
@@ -97,10 +102,10 @@ class HeadSession final : public grpc::ServerBidiReactor<v1::NodeMessage, v1::He
   absl::Status HandleJoin();
   void PushLocked(v1::HeadMessage message);
 
-  std::shared_ptr<HeadSession> self_;
+  std::shared_ptr<HeadLink> self_;
   grpc::CallbackServerContext* const context_;
-  const SessionChecks* const checks_;
-  SessionOwner* const owner_;
+  const JoinChecks* const checks_;
+  HeadLinkOwner* const owner_;
   const std::string peer_;
   std::atomic<Clock::time_point> last_heard_;
   std::atomic<State> state_{State::kHello};
