@@ -99,6 +99,9 @@ void ParallelOptions::Validate(std::vector<std::string>* violations) const {
     violations->push_back(
         "--cluster-tls-ca, --cluster-tls-cert and --cluster-tls-key: want all three or none");
   }
+  if (!cluster_tls_server_name.empty() && !any_tls) {
+    violations->push_back("--cluster-tls-server-name needs --cluster-tls-ca, -cert and -key");
+  }
   all_reduce.Validate(violations);
   if (tensor_parallel_size == 1) {
     if (rank_threads > 0) {

@@ -60,6 +60,7 @@ struct ParallelOptions {
   std::string cluster_tls_ca;  // PEM files: all three, or none
   std::string cluster_tls_cert;
   std::string cluster_tls_key;
+  std::string cluster_tls_server_name;  // of node 0's certificate; empty: master_addr
   AllReduceFlags all_reduce;
   bool all_reduce_measure = false;  // anew, not what an earlier start kept
   int rank_timeout_seconds = 5;     // silence after which a rank counts as lost

@@ -34,6 +34,9 @@ void AddParallelOptions(CLI::App* app, server::ParallelOptions* options) {
   app->add_option("--cluster-tls-cert", options->cluster_tls_cert,
                   "PEM file: this node's certificate");
   app->add_option("--cluster-tls-key", options->cluster_tls_key, "PEM file: its key");
+  app->add_option("--cluster-tls-server-name", options->cluster_tls_server_name,
+                  "name in node 0's certificate that the other nodes look for (default: "
+                  "--master-addr)");
   AddAllReduceOptions(app, &options->all_reduce);
   app->add_flag("--all-reduce-measure", options->all_reduce_measure,
                 "measure for --all-reduce auto anew, whatever an earlier start has kept");

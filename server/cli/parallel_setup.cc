@@ -130,7 +130,8 @@ std::vector<int> NodeOfRank(const server::ParallelOptions& options) {
 }
 
 absl::StatusOr<comm::ClusterSecurity> ReadSecurity(const server::ParallelOptions& options) {
-  comm::ClusterSecurity security{.secret = options.cluster_secret};
+  comm::ClusterSecurity security{.secret = options.cluster_secret,
+                                 .tls_server_name = options.cluster_tls_server_name};
   if (!options.cluster_secret_file.empty()) {
     absl::StatusOr<std::string> secret = ReadFile(options.cluster_secret_file, kMaxSecretFileBytes);
     if (!secret.ok()) return Annotate(secret.status(), "--cluster-secret-file");

@@ -14,6 +14,7 @@
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 
+#include "base/host_port.h"
 #include "server/grpc/nibble_service.h"
 
 namespace nibble::server {
@@ -35,10 +36,7 @@ class GrpcServerImpl final : public GrpcServer {
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
-    const bool is_ipv6 = config.host.find(':') != std::string::npos;
-    const std::string address =
-        fmt::format("{}{}{}:{}", is_ipv6 ? "[" : "", config.host, is_ipv6 ? "]" : "", config.port);
-    builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port_);
+    builder.AddListeningPort(HostAndPort(config.host, config.port), grpc::InsecureServerCredentials(), &port_);
     builder.SetMaxReceiveMessageSize(config.max_receive_message_bytes);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
     // Clients may ping every 10 s also while nothing is streamed, without being cut off for it.

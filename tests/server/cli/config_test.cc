@@ -105,7 +105,11 @@ TEST(ServeConfigTest, OptionsThatNothingWouldUseAreRefused) {
   ServeConfig config = Good();
   config.parallel.rank_threads = 2;
   config.parallel.all_reduce.all_reduce = "int4";
+  config.parallel.cluster_tls_server_name = "node0";
   EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("--rank-threads is 2"));
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("--cluster-tls-server-name needs --cluster-tls-ca"));
+  config.parallel.cluster_tls_server_name = "";
   EXPECT_THAT(std::string(config.Validate().message()),
               HasSubstr("need --tensor-parallel-size 2 or more"));
   config.parallel.tensor_parallel_size = 2;
