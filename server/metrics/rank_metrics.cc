@@ -89,6 +89,10 @@ void RankMetrics::OnLost(int rank, std::string_view reason) {
   Labels with_reason = labels;
   with_reason["reason"] = reason;
   families_->losses.Add(with_reason).Increment();
+  OnBroken();
+}
+
+void RankMetrics::OnBroken() {
   const std::lock_guard lock(families_->mutex);
   if (families_->formed && families_->outage_since_ns < 0)
     families_->outage_since_ns = clock_->NowNs();

@@ -29,8 +29,10 @@ class RankMetrics {
               const Clock* clock = &Clock::Monotonic());
   ~RankMetrics();
 
-  // `reason` is one of few words; see LossReason.
+  // `reason` is one of few words.
   void OnLost(int rank, std::string_view reason);
+  // An outage begins, with or without a rank that was lost.
+  void OnBroken();
   void OnFormed(uint64_t generation);
   void SetAllReduce(const std::vector<AllReduceLabels>& choices);
 

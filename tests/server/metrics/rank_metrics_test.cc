@@ -54,6 +54,18 @@ TEST(RankMetricsTest, AnOutageIsCountedOnceHoweverManyRanksAreLost) {
   EXPECT_THAT(text, HasSubstr(R"(nibble:group_generation{model_name="stories"} 2)"));
 }
 
+TEST(RankMetricsTest, AGroupThatBreaksIsAnOutageWithoutALoss) {
+  FakeClock clock;
+  RankMetrics metrics("stories", {0, 0}, &clock);
+  metrics.OnBroken();  // at the start: none
+  clock.now_ns = 1'000'000'000;
+  metrics.OnFormed(1);
+  metrics.OnBroken();
+  clock.now_ns = 2'000'000'000;
+  metrics.OnFormed(2);
+  EXPECT_THAT(metrics.Serialize(), HasSubstr(R"(outage_seconds_total{model_name="stories"} 1)"));
+}
+
 TEST(RankMetricsTest, ALostRankIsDown) {
   RankMetrics metrics("stories", {0, 0});
   metrics.OnFormed(1);
