@@ -20,7 +20,6 @@
 #include "comm/cluster/cluster_hub.h"
 #include "comm/ranks/local_ranks.h"
 #include "server/cli/all_reduce_setup.h"
-#include "server/cli/loss_reason.h"
 #include "server/cli/model_backend.h"
 #include "server/cli/model_setup.h"
 #include "server/cli/parallel_setup.h"
@@ -38,9 +37,10 @@ class GroupWatch final : public engine::RankGroupObserver {
  public:
   explicit GroupWatch(server::RankMetrics* metrics) : metrics_(metrics) {}
 
-  void OnRankLost(int rank, const std::string& why) override {
-    metrics_->OnLost(rank, LossReason(why));
+  void OnRankLost(int rank, comm::LossReason reason, const std::string& /*why*/) override {
+    metrics_->OnLost(rank, comm::ToString(reason));
   }
+  void OnBroken(const std::string& /*why*/) override { metrics_->OnBroken(); }
   void OnFormed(uint64_t generation, double /*seconds*/) override {
     metrics_->OnFormed(generation);
   }
@@ -69,14 +69,15 @@ absl::StatusOr<engine::RankGroupOptions> GroupOptions(const server::ServeConfig&
 
 // Everything that the measured choice depends on.
 std::string PolicyKey(const server::ServeConfig& config, const engine::RankGroupOptions& group,
-                      const HostSetup& host) {
+                      const HostSetup& host, const comm::RankHub& hub) {
   const server::AllReduceFlags& sums = config.parallel.all_reduce;
+  std::vector<std::string> addresses;
+  for (int rank = 0; rank < hub.size(); ++rank) addresses.push_back(hub.BindAddress(rank));
   return fmt::format(
       "nibble {} row {} nodes of ranks {} at {} threads {} {} {} groups {} scale {}{}{}", kVersion,
-      group.row_size, fmt::join(group.node_of_rank, ","),
-      fmt::join(group.bind_address_of_node, ","), host.placement.ranks.front().threads,
-      HostCpuFeatures().name, ToString(host.device.isa), sums.group_size, sums.scale,
-      sums.spikes ? " spikes" : "", sums.rotation ? " rotation" : "");
+      group.row_size, fmt::join(group.node_of_rank, ","), fmt::join(addresses, ","),
+      host.placement.ranks.front().threads, HostCpuFeatures().name, ToString(host.device.isa),
+      sums.group_size, sums.scale, sums.spikes ? " spikes" : "", sums.rotation ? " rotation" : "");
 }
 
 // Empty: to be measured.
@@ -109,16 +110,11 @@ std::vector<KvHost> HostsOf(const std::vector<engine::RankDescription>& ranks,
   return hosts;
 }
 
-// The processes of this host, or the head of a cluster whose nodes have all joined. Fills the
-// addresses of `group`.
+// The processes of this host, or the head of a cluster whose nodes have all joined.
 absl::StatusOr<std::unique_ptr<comm::RankHub>> OpenHub(const server::ServeConfig& config,
-                                                       comm::LocalRanksOptions local,
-                                                       engine::RankGroupOptions* group) {
+                                                       comm::LocalRanksOptions local) {
   const server::ParallelOptions& parallel = config.parallel;
-  if (parallel.nnodes == 1) {
-    group->bind_address_of_node = {"127.0.0.1"};
-    return comm::LocalRanks::Create(std::move(local));
-  }
+  if (parallel.nnodes == 1) return comm::LocalRanks::Create(std::move(local));
   comm::ClusterHubOptions options;
   options.address = parallel.node_addr.empty() ? parallel.master_addr : parallel.node_addr;
   options.port = parallel.master_port;
@@ -134,9 +130,6 @@ absl::StatusOr<std::unique_ptr<comm::RankHub>> OpenHub(const server::ServeConfig
   // A signal ends the process while it waits: nothing is to be drained.
   NIBBLE_RETURN_IF_ERROR(
       hub->WaitForNodes(comm::Deadline::After(kStartTimeout), std::stop_token()));
-  for (int node = 0; node < parallel.nnodes; ++node) {
-    group->bind_address_of_node.push_back(hub->NodeAddress(node));
-  }
   return hub;
 }
 
@@ -170,12 +163,11 @@ std::string Describe(const server::ServeConfig& config, const HostSetup& host,
 std::vector<server::AllReduceLabels> LabelsOf(const comm::AllReducePolicy& policy) {
   std::vector<server::AllReduceLabels> labels;
   for (const comm::AllReduceChoice& choice : policy.choices) {
-    labels.push_back(
-        {.up_to_bytes = choice.max_bytes == std::numeric_limits<int64_t>::max()
-                            ? "+Inf"
-                            : std::to_string(choice.max_bytes),
-         .algorithm = choice.algorithm == comm::Algorithm::kOneShot ? "one-shot" : "two-shot",
-         .codec = ToString(choice.codec)});
+    labels.push_back({.up_to_bytes = choice.max_bytes == std::numeric_limits<int64_t>::max()
+                                         ? "+Inf"
+                                         : std::to_string(choice.max_bytes),
+                      .algorithm = std::string(ToString(choice.algorithm)),
+                      .codec = ToString(choice.codec)});
   }
   return labels;
 }
@@ -194,9 +186,9 @@ absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
 
   NIBBLE_ASSIGN_OR_RETURN(engine::RankGroupOptions options, GroupOptions(config, host.model));
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<comm::RankHub> hub,
-                          OpenHub(config, LocalRanksFor(config, host), &options));
+                          OpenHub(config, LocalRanksFor(config, host)));
   const bool measures = options.all_reduce.mode == comm::AllReduceOptions::Mode::kAuto;
-  const PolicyCache cache(measures ? CacheFolder() : "", PolicyKey(config, options, host));
+  const PolicyCache cache(measures ? CacheFolder() : "", PolicyKey(config, options, host, *hub));
   options.policy = KeptPolicy(cache, config.parallel.all_reduce_measure);
 
   const auto choose = [&](const std::vector<engine::RankDescription>& ranks)
