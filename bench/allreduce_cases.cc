@@ -22,6 +22,7 @@
 #include "bench/ring_all_reduce.h"
 #include "bench/timing.h"
 #include "comm/choose_policy.h"
+#include "comm/measure_policy.h"
 #include "comm/shm/all_reduce_timing.h"
 
 namespace nibble::bench {
@@ -48,10 +49,6 @@ struct Subject {
   std::vector<double> seconds;
   double sqnr_db = 0.0;
 };
-
-std::string_view NameOf(Algorithm algorithm) {
-  return algorithm == Algorithm::kOneShot ? "one-shot" : "two-shot";
-}
 
 class Cases {
  public:
@@ -81,7 +78,7 @@ class Cases {
                                       {"row_size", options_.row_size}};
     if (!auto_policy_.choices.empty()) {
       members["auto"] = ToString(auto_policy_);
-      members["auto_measured_s"] = Rounded(auto_seconds_);
+      if (communicator_->num_hosts() > 1) members["auto_measured_s"] = Rounded(auto_seconds_);
     }
     if (communicator_->rank() != 0) return nlohmann::ordered_json();
     return report_.Finish(pool_->num_threads(), std::move(copying_), members);
@@ -103,15 +100,13 @@ class Cases {
       comm::AllReducePolicy policy =
           comm::UnmeasuredPolicy(all_reduce, communicator_->num_hosts(), size());
       if (all_reduce.mode == AllReduceOptions::Mode::kAuto) {
-        const Clock::time_point start = Clock::now();
         if (communicator_->num_hosts() > 1) {
-          NIBBLE_ASSIGN_OR_RETURN(policy,
-                                  comm::MeasurePolicy({.codec = all_reduce.codec,
-                                                       .row_size = options_.row_size,
-                                                       .num_hosts = communicator_->num_hosts()},
-                                                      communicator_, pool_));
+          const Clock::time_point start = Clock::now();
+          NIBBLE_ASSIGN_OR_RETURN(policy, comm::MeasurePolicy({.codec = all_reduce.codec,
+                                                               .row_size = options_.row_size},
+                                                              communicator_, pool_));
+          auto_seconds_ = std::chrono::duration<double>(Clock::now() - start).count();
         }
-        auto_seconds_ = std::chrono::duration<double>(Clock::now() - start).count();
         auto_policy_ = policy;
       }
       policies_.emplace_back(name, std::move(policy));
@@ -262,7 +257,7 @@ class Cases {
           {{"codec", subject.name},
            {"bytes", bytes},
            {"choice", subject.is_ring ? "ring bf16"
-                                      : fmt::format("{} {}", NameOf(subject.choice.algorithm),
+                                      : fmt::format("{} {}", ToString(subject.choice.algorithm),
                                                     ToString(subject.choice.codec))},
            {"runs", timing.runs},
            {"median_us", Rounded(timing.median_s * 1e6)},

@@ -25,6 +25,7 @@
 
 #include "nlohmann/json.hpp"
 
+#include "base/fnv1a.h"
 #include "comm/group.h"
 
 namespace nibble::bench {
@@ -124,6 +125,14 @@ class Children {
     }
   }
 
+  absl::Status StartAll(const AllReduceBenchOptions& options, const std::string& group_id,
+                        const RankBody& body) {
+    for (int rank = 0; rank < static_cast<int>(options.ranks); ++rank) {
+      NIBBLE_RETURN_IF_ERROR(Start(options, rank, group_id, body));
+    }
+    return absl::OkStatus();
+  }
+
   // The child sends its result, or "E" and what went wrong, after "J".
   absl::Status Start(const AllReduceBenchOptions& options, int rank, const std::string& group_id,
                      const RankBody& body) {
@@ -132,7 +141,12 @@ class Children {
       return Unavailable("no socket pair for rank {}: {}", rank, std::strerror(errno));
     }
     const pid_t pid = fork();
-    if (pid < 0) return Unavailable("rank {} cannot be forked: {}", rank, std::strerror(errno));
+    if (pid < 0) {
+      const int error = errno;
+      close(fds[0]);
+      close(fds[1]);
+      return Unavailable("rank {} cannot be forked: {}", rank, std::strerror(error));
+    }
     if (pid == 0) {
       close(fds[0]);
       for (const Child& child : children_) close(child.fd);
@@ -188,11 +202,7 @@ class Children {
 
 // Letters and digits from whatever the path is made of.
 std::string GroupIdOf(const std::filesystem::path& folder) {
-  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-  for (const char c : folder.string()) {
-    hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
-  }
-  return fmt::format("bench-{:016x}", hash);
+  return fmt::format("bench-{:016x}", Fnv1a(folder.string()));
 }
 
 absl::Status WriteAddress(const std::filesystem::path& path, const std::string& address) {
@@ -230,10 +240,8 @@ absl::StatusOr<nlohmann::ordered_json> RunForked(const AllReduceBenchOptions& op
   absl::StatusOr<nlohmann::ordered_json> result;
   {
     Children children;
-    for (int rank = 0; rank < static_cast<int>(options.ranks); ++rank) {
-      NIBBLE_RETURN_IF_ERROR(children.Start(options, rank, group_id, body));
-    }
-    const absl::Status met = children.ExchangeAddresses();
+    absl::Status met = children.StartAll(options, group_id, body);
+    if (met.ok()) met = children.ExchangeAddresses();
     if (met.ok()) {
       result = children.Results();
     } else {

@@ -21,10 +21,6 @@ constexpr size_t kMaxChoices = 64;
 
 constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
 
-std::string_view ToString(Algorithm algorithm) {
-  return algorithm == Algorithm::kOneShot ? "one-shot" : "two-shot";
-}
-
 std::string BytesToString(int64_t bytes) {
   if (bytes >= 1 << 20 && bytes % (1 << 20) == 0) return fmt::format("{} MiB", bytes >> 20);
   if (bytes >= 1 << 10 && bytes % (1 << 10) == 0) return fmt::format("{} KiB", bytes >> 10);
@@ -89,6 +85,10 @@ absl::StatusOr<AllReduceOptions> ParseAllReduce(std::string_view name) {
   return InvalidArgument(
       "all-reduce '{}' is none of auto, none, float32, bf16, int8, int6, int5, int4, int3, int2",
       name);
+}
+
+std::string_view ToString(Algorithm algorithm) {
+  return algorithm == Algorithm::kOneShot ? "one-shot" : "two-shot";
 }
 
 const AllReduceChoice& AllReducePolicy::For(int64_t message_bytes) const {

@@ -41,6 +41,9 @@ enum class Algorithm {
              // all-reduce
 };
 
+// "one-shot", "two-shot".
+std::string_view ToString(Algorithm algorithm);
+
 // What a message of up to so many bytes takes.
 struct AllReduceChoice {
   int64_t max_bytes =

@@ -1,17 +1,14 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Which algorithm and codec a message takes: by rule, or measured by the group together.
+// Which algorithm and codec a message takes: by rule, or by what candidates took. All of it is pure
+// and knows no clock; measure_policy.h lets a group run the candidates.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <vector>
 
-#include "base/status.h"
-#include "base/thread_pool.h"
 #include "comm/all_reduce.h"
-#include "comm/group_communicator.h"
 
 namespace nibble::comm {
 
@@ -23,16 +20,6 @@ AllReducePolicy NetworkPolicy(const CodecDesc& codec, int num_ranks);
 // What `options` say when nothing was measured; kAuto is taken as kNone.
 AllReducePolicy UnmeasuredPolicy(const AllReduceOptions& options, int num_hosts, int num_ranks);
 
-struct MeasureOptions {
-  CodecDesc codec;       // group size and options of the candidates
-  int64_t row_size = 0;  // of the messages; 0: not known
-  int num_hosts = 2;
-  // Rank 0 begins no size that it expects to end later.
-  std::chrono::nanoseconds budget{std::chrono::seconds(2)};
-  int64_t min_bytes = int64_t{8} << 10;  // of messages as bf16, doubled each time
-  int64_t max_bytes = int64_t{64} << 20;
-};
-
 // What was measured for one size: seconds of each candidate, in ChoosePolicy's `candidates` order;
 // infinite when it was not tried.
 struct SizeTimes {
@@ -42,16 +29,56 @@ struct SizeTimes {
 
 // bf16, int8, int6, int5 and int4, each one-shot and two-shot; wider codecs first.
 std::vector<AllReduceChoice> MeasuredCandidates(const CodecDesc& codec);
-// The widest codec that is nearly as fast as the fastest candidate at a size and its neighbours,
-// and the one of the size before where it is: noise flips no choice, and bits are given up for
-// speed alone. Between two sizes the nearer one's choice holds. Pure. REQUIRES a size at which
-// something was tried.
+// The widest codec that is nearly as fast as the fastest candidate, and the one of the size before
+// where it is: noise flips no choice, and bits are given up for speed alone. Between two sizes the
+// nearer one's choice holds, above the last one that codec's two-shot: however large a message is,
+// nobody sends it whole to everybody. REQUIRES rising sizes, and one at which something was tried.
 AllReducePolicy ChoosePolicy(const std::vector<AllReduceChoice>& candidates,
                              const std::vector<SizeTimes>& sizes);
 
-// By all ranks together: all run the same all-reduces, rank 0 times them, decides and tells the
-// others, and logs the outcome.
-absl::StatusOr<AllReducePolicy> MeasurePolicy(const MeasureOptions& options,
-                                              GroupCommunicator* communicator, ThreadPool* pool);
+// Which candidates are tried at which sizes until enough is known for a choice.
+//
+//   while (search.Next(seconds_left).message_bytes > 0) { ... search.Add(times); }
+//   search.Choose();
+//
+// Sizes double. A candidate that cannot win at larger sizes any more is not tried again, because
+// the time is better spent on telling the others apart; of two-shot one always is left.
+class PolicySearch {
+ public:
+  struct Trial {
+    int64_t message_bytes = 0;  // 0: enough is known
+    uint64_t candidates = 0;    // bit i: candidate i is tried
+  };
+
+  static constexpr int64_t kMaxRuns = 15;  // of a candidate at a size
+
+  // `codec`: as MeasuredCandidates' own. REQUIRES min_bytes of
+  // 1 KiB or more.
+  PolicySearch(const CodecDesc& codec, int64_t min_bytes, int64_t max_bytes);
+
+  const std::vector<AllReduceChoice>& candidates() const { return candidates_; }
+  const std::vector<SizeTimes>& sizes() const { return sizes_; }
+
+  // The first size whatever time is left; no later one that is expected to take longer.
+  Trial Next(double seconds_left) const;
+  // How many more runs of each candidate a size deserves after one of each; 0 when there is no time
+  // for enough of them to be worth it.
+  static int64_t MoreRuns(const SizeTimes& once, double seconds_left);
+  // What Next's trial took.
+  void Add(SizeTimes times);
+
+  // REQUIRES a size.
+  AllReducePolicy Choose() const { return ChoosePolicy(candidates_, sizes_); }
+
+ private:
+  void DropLosers();
+  bool Settled() const;
+
+  const std::vector<AllReduceChoice> candidates_;
+  const int64_t min_bytes_;
+  const int64_t max_bytes_;
+  uint64_t tried_;  // bits: these were tried at every size up to now
+  std::vector<SizeTimes> sizes_;
+};
 
 }  // namespace nibble::comm

@@ -27,7 +27,9 @@ struct AllReduceArgs {
   float* data = nullptr;  // [num_rows, row_size], contiguous; in place
   int64_t num_rows = 0;
   int64_t row_size = 0;
-  bool exact = false;  // float32 whatever the policy says: sums that must not be rounded
+  bool exact = false;  // whatever the policy says: sums that must not be rounded
+  // With `exact`: all values and sums are bf16 values, which take half the bytes between hosts.
+  bool is_bf16 = false;
 };
 
 class Communicator {

@@ -12,6 +12,7 @@
 #include "comm/choose_policy.h"
 #include "comm/group_address.h"
 #include "comm/group_communicator.h"
+#include "comm/measure_policy.h"
 #include "comm/shm/segment.h"
 #include "comm/tcp/tcp_transport.h"
 
@@ -19,8 +20,6 @@ namespace nibble::comm {
 namespace {
 
 using Mode = AllReduceOptions::Mode;
-
-constexpr size_t kMaxGroupIdBytes = 64;
 
 int NumHosts(const GroupPlace& place) {
   int count = 1;
@@ -42,15 +41,7 @@ absl::Status ValidatePlace(const GroupPlace& place) {
         "rank {} is on node {}, ranks must be in the order of nodes (at least {})", r,
         place.node_of_rank[r], least);
   }
-  const auto is_allowed = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-';
-  };
-  const std::string& id = place.group_id;
-  if (id.empty() || id.size() > kMaxGroupIdBytes ||
-      !std::all_of(id.begin(), id.end(), is_allowed)) {
-    return InvalidArgument("group id '{}': 1 to {} letters, digits and '-'", id, kMaxGroupIdBytes);
-  }
-  return absl::OkStatus();
+  return CheckGroupId(place.group_id);
 }
 
 // How the ranks that `place` names will meet; Connect hands it on to the communicator.
@@ -162,15 +153,17 @@ class Member final : public GroupMember {
       AllReducePolicy policy = options.policy;
       if (policy.choices.empty()) {
         const MeasureOptions measure = {.codec = options.all_reduce.codec,
-                                        .row_size = options.row_size,
-                                        .num_hosts = NumHosts(place_)};
+                                        .row_size = options.row_size};
         NIBBLE_ASSIGN_OR_RETURN(policy, MeasurePolicy(measure, communicator, pool));
       }
       NIBBLE_RETURN_IF_ERROR(policy.Validate());
       communicator->SetPolicy(std::move(policy));
     }
-    if (place_.rank == 0) {
-      log::Info("all-reduce of {} ranks on {} hosts: {}", place_.size(), NumHosts(place_),
+    // Once: a driver hands what was chosen to later generations.
+    if (place_.rank == 0 && place_.size() > 1 && options.policy.choices.empty()) {
+      const std::string hosts =
+          NumHosts(place_) > 1 ? fmt::format(" on {} hosts", NumHosts(place_)) : "";
+      log::Info("all-reduce of {} ranks{}: {}", place_.size(), hosts,
                 ToString(communicator->policy()));
     }
     return absl::OkStatus();

@@ -38,7 +38,8 @@ struct GroupPlace {
 
 struct ConnectOptions {
   AllReduceOptions all_reduce;
-  // Not empty: what an earlier generation measured. Empty with kAuto: measured now, together.
+  // Not empty: what an earlier generation chose (only kAuto looks at it, and it is not logged
+  // again). Empty with kAuto: measured now, together.
   AllReducePolicy policy;
   int64_t row_size =
       0;  // of the messages that will come (the model's hidden size): what is measured

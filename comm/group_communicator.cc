@@ -65,6 +65,9 @@ absl::Status GroupCommunicator::End(absl::Status status) {
   if (!status.ok() && broken_.ok()) {
     broken_ = status;
     Abort(fmt::format("rank {}: {}", rank_, std::string(status.message())));
+    // This is the thread that uses the network: it closes the connections now, or ranks of other
+    // hosts would wait for this one until their timeout.
+    if (links_.network != nullptr) links_.network->Progress();
   }
   return status;
 }
@@ -75,9 +78,9 @@ void GroupCommunicator::Abort(const std::string& reason) {
 }
 
 absl::Status GroupCommunicator::AllReduce(const AllReduceArgs& args, ThreadPool* pool) {
-  // Sums in float32 have the same bits by both algorithms, so `exact` takes the size's.
+  // Exact sums have the same bits by both algorithms, so they take the size's.
   AllReduceChoice choice = policy_.For(args.num_rows * args.row_size * 2);
-  if (args.exact) choice.codec = CodecDesc{};
+  if (args.exact) choice.codec = {.bits = args.is_bf16 && !all_on_one_host() ? 16 : 32};
   return AllReduceBy(choice, args, pool);
 }
 

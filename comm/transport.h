@@ -50,7 +50,8 @@ class Transport {
   // Moves along what is under way, for callers that compute between two waits. Never blocks.
   virtual void Progress() = 0;
 
-  // Ends all waits of this rank, now and later, with ABORTED and this reason.
+  // Ends all waits of this rank, now and later, with ABORTED and this reason. The next call of the
+  // thread that uses the transport breaks it, as any error does: peers see that this rank is gone.
   virtual void Abort(const std::string& reason) = 0;
 };
 

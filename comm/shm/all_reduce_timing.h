@@ -15,10 +15,11 @@ namespace nibble::comm {
 
 struct AllReduceTiming {
   double median_us = 0.0;  // of the time that the slowest rank took
-  // The least that a two-shot all-reduce copies, at the speed of memcpy: with N ranks and messages
-  // of M bytes, each rank moves M (N - 1) / N in, M / N through its sum and M (N - 1) / N out.
+  // The least that a two-shot all-reduce copies, at the speed of memcpy into slots and back: with N
+  // ranks and messages of M bytes, each rank moves M (N - 1) / N in, M / N through its sum and
+  // M (N - 1) / N out.
   double memcpy_bound_us = 0.0;
-  double memcpy_gb_per_s = 0.0;  // of the slowest rank, all copying at once between buffers of M
+  double memcpy_gb_per_s = 0.0;  // of the slowest rank, all copying at once
 };
 
 // `repeats` >= 1 after one that is not counted.

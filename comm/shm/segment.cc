@@ -20,19 +20,10 @@ namespace nibble::comm {
 namespace {
 
 constexpr std::chrono::milliseconds kAttachRetry(1);
-constexpr size_t kMaxGroupIdBytes = 64;
 constexpr const char* kShmFolder = "/dev/shm";  // where shm_open keeps its names on Linux
 
 std::string NamePrefix(const std::string& group_id, uint64_t generation) {
   return fmt::format("nibble.{}.{}.", group_id, generation);
-}
-
-bool IsGroupId(std::string_view id) {
-  return !id.empty() && id.size() <= kMaxGroupIdBytes &&
-         std::all_of(id.begin(), id.end(), [](char c) {
-           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-                  c == '-';
-         });
 }
 
 class Fd {
@@ -74,6 +65,18 @@ absl::Status Allocate(int fd, size_t bytes, const std::string& name) {
 
 }  // namespace
 
+absl::Status CheckGroupId(std::string_view id) {
+  constexpr size_t kMaxBytes = 64;
+  const auto is_allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-';
+  };
+  if (!id.empty() && id.size() <= kMaxBytes && std::all_of(id.begin(), id.end(), is_allowed)) {
+    return absl::OkStatus();
+  }
+  return InvalidArgument("group id '{}': 1 to {} letters, digits and '-' are allowed", id,
+                         kMaxBytes);
+}
+
 absl::StatusOr<std::unique_ptr<ShmSegment>> ShmSegment::Prepare(const SegmentPlace& place) {
   if (place.num_ranks < 1 || place.num_ranks > shm::kMaxRanks) {
     return InvalidArgument("{} ranks on one host, the limit is 1..{}", place.num_ranks,
@@ -86,10 +89,7 @@ absl::StatusOr<std::unique_ptr<ShmSegment>> ShmSegment::Prepare(const SegmentPla
     return InvalidArgument("first rank {} of node {}: neither may be negative", place.first_rank,
                            place.node);
   }
-  if (!IsGroupId(place.group_id)) {
-    return InvalidArgument("group id '{}': 1 to {} letters, digits and '-' are allowed",
-                           place.group_id, kMaxGroupIdBytes);
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckGroupId(place.group_id));
   return std::unique_ptr<ShmSegment>(new ShmSegment(
       place, fmt::format("/{}{}", NamePrefix(place.group_id, place.generation), place.node)));
 }
@@ -254,7 +254,7 @@ void ShmSegment::SetMap(std::shared_ptr<shm::Map> map) {
 }
 
 void RemoveSegmentNames(const std::string& group_id, uint64_t generation) {
-  if (!IsGroupId(group_id)) return;
+  if (!CheckGroupId(group_id).ok()) return;
   DIR* const folder = opendir(kShmFolder);
   if (folder == nullptr) return;
   const std::string prefix = NamePrefix(group_id, generation);

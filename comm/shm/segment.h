@@ -27,6 +27,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
@@ -44,6 +45,9 @@ struct SegmentPlace {
   std::string group_id;  // 1..64 letters, digits, '-'
   uint64_t generation = 0;
 };
+
+// INVALID_ARGUMENT unless it can be a part of a segment's name.
+absl::Status CheckGroupId(std::string_view id);
 
 class ShmSegment {
  public:

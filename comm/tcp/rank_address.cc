@@ -6,6 +6,8 @@
 #include <bit>
 #include <cstring>
 
+#include "base/fnv1a.h"
+
 namespace nibble::comm {
 namespace {
 
@@ -30,13 +32,7 @@ constexpr size_t kChecksummedFrom = offsetof(Fixed, generation);
 
 }  // namespace
 
-uint64_t AddressChecksum(std::string_view bytes) {
-  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-  for (const char byte : bytes) {
-    hash = (hash ^ static_cast<uint8_t>(byte)) * 0x100000001b3;
-  }
-  return hash;
-}
+uint64_t AddressChecksum(std::string_view bytes) { return Fnv1a(bytes); }
 
 std::string RankAddress::Serialize() const {
   Fixed fixed = {.magic = kMagic,

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <utility>
 
 #include "base/log.h"
@@ -34,8 +35,18 @@ constexpr uint64_t kMaxRefusals = 10;
 
 }  // namespace
 
-absl::Status UcxTransport::CheckPeer(int peer) const {
-  if (!broken_.ok()) return broken_;
+absl::Status UcxTransport::CheckUsable() {
+  if (!broken_.ok() || !aborted_.load(std::memory_order_acquire)) return broken_;
+  std::string reason;
+  {
+    const std::lock_guard lock(mutex_);
+    reason = abort_reason_;
+  }
+  return Break(absl::AbortedError(reason));
+}
+
+absl::Status UcxTransport::CheckPeer(int peer) {
+  NIBBLE_RETURN_IF_ERROR(CheckUsable());
   if (peer < 0 || peer >= size() || peer == rank()) {
     return InvalidArgument("rank {} has no peer {}, it is one of {} ranks", rank(), peer, size());
   }
@@ -104,11 +115,9 @@ absl::StatusOr<Ticket> UcxTransport::Receive(int peer_rank, uint64_t tag, void* 
   if (early == peer.early.end()) {
     peer.posted.push_back(operation.get());
   } else {
-    if (early->data.size() != bytes) {
-      return Break(SizesDiffer(peer, tag, early->data.size(), bytes));
-    }
-    if (early->received > 0) std::memcpy(buffer, early->data.data(), early->received);
-    operation->received = early->received;
+    if (early->bytes != bytes) return Break(SizesDiffer(peer, tag, early->bytes, bytes));
+    operation->received = early->data.size();
+    if (operation->received > 0) std::memcpy(buffer, early->data.data(), operation->received);
     if (peer.arriving_early && &*early == &peer.early.back()) {
       peer.arriving_early = false;
       peer.arriving = operation.get();
@@ -201,9 +210,20 @@ absl::Status UcxTransport::BeginArrival(Peer* peer, const Header& header) {
         peer->name, header.bytes, early_bytes_, kMaxEarlyBytes));
   }
   early_bytes_ += header.bytes;
-  peer->early.push_back({.tag = header.tag, .data = {}, .received = 0});
-  peer->early.back().data.resize(header.bytes);
+  peer->early.push_back({.tag = header.tag, .bytes = header.bytes, .data = {}});
   peer->arriving_early = true;
+  return absl::OkStatus();
+}
+
+// Grows with what has come, whatever size the header names. UCX calls us: nothing may be thrown.
+absl::Status UcxTransport::Append(const Peer& peer, Early* early, const std::byte* data,
+                                  size_t bytes) {
+  try {
+    early->data.insert(early->data.end(), data, data + bytes);
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("no memory for {} bytes from {} that nobody has asked for yet",
+                             early->data.size() + bytes, peer.name);
+  }
   return absl::OkStatus();
 }
 
@@ -220,19 +240,20 @@ absl::Status UcxTransport::Deliver(Peer* peer, const Header& header, const std::
   }
   Operation* const operation = peer->arriving;
   Early* const early = operation == nullptr ? &peer->early.back() : nullptr;
-  const size_t whole = early != nullptr ? early->data.size() : operation->bytes;
-  size_t& received = early != nullptr ? early->received : operation->received;
+  const size_t whole = early != nullptr ? early->bytes : operation->bytes;
+  const size_t received = early != nullptr ? early->data.size() : operation->received;
   if (header.sequence != peer->received || header.offset != received || header.bytes != whole ||
       bytes > whole - received || (bytes == 0 && whole > 0)) {
     return due(received);
   }
   ++peer->received;
-  if (bytes > 0) {
-    std::memcpy((early != nullptr ? early->data.data() : operation->buffer) + received, data,
-                bytes);
+  if (early != nullptr) {
+    NIBBLE_RETURN_IF_ERROR(Append(*peer, early, data, bytes));
+  } else {
+    if (bytes > 0) std::memcpy(operation->buffer + received, data, bytes);
+    operation->received += bytes;
   }
-  received += bytes;
-  if (received == whole) {
+  if (received + bytes == whole) {
     if (operation != nullptr) operation->done = true;
     peer->arriving = nullptr;
     peer->arriving_early = false;
@@ -273,7 +294,7 @@ absl::Status UcxTransport::Until(const std::function<bool()>& done, const Peer* 
 }
 
 absl::Status UcxTransport::Wait(Ticket ticket, Deadline deadline) {
-  if (!broken_.ok()) return broken_;
+  NIBBLE_RETURN_IF_ERROR(CheckUsable());
   const auto found = operations_.find(ticket);
   if (found == operations_.end()) {
     return InvalidArgument("ticket {} was waited for already", ticket);
@@ -295,7 +316,7 @@ absl::Status UcxTransport::Wait(Ticket ticket, Deadline deadline) {
 }
 
 void UcxTransport::Progress() {
-  if (broken_.ok() && !aborted_.load(std::memory_order_acquire)) worker_->Progress();
+  if (CheckUsable().ok()) worker_->Progress();
 }
 
 void UcxTransport::Abort(const std::string& reason) {

@@ -96,8 +96,8 @@ class UcxTransport final : public TcpTransport {
   // A message that came before its Receive.
   struct Early {
     uint64_t tag = 0;
-    std::vector<std::byte> data;  // [bytes]
-    size_t received = 0;
+    uint64_t bytes = 0;
+    std::vector<std::byte> data;  // what has come of them
   };
   struct Peer {
     UcxTransport* transport = nullptr;
@@ -126,7 +126,9 @@ class UcxTransport final : public TcpTransport {
                  Operation* operation);
   void FreeRequests(Operation* operation) const;
   bool Done(Operation* operation);
-  absl::Status CheckPeer(int peer) const;
+  // Not OK once broken, or aborted: then broken now.
+  absl::Status CheckUsable();
+  absl::Status CheckPeer(int peer);
   absl::Status SizesDiffer(const Peer& peer, uint64_t tag, size_t sent, size_t expected) const;
 
   static ucs_status_t OnMessage(void* self, const void* header, size_t header_bytes, void* data,
@@ -136,6 +138,7 @@ class UcxTransport final : public TcpTransport {
   Peer* SenderOf(const Header& header);
   absl::Status Deliver(Peer* peer, const Header& header, const std::byte* data, size_t bytes);
   absl::Status BeginArrival(Peer* peer, const Header& header);
+  static absl::Status Append(const Peer& peer, Early* early, const std::byte* data, size_t bytes);
 
   // Progresses until `done`, spinning for a while, then asleep. DEADLINE_EXCEEDED has no message.
   absl::Status Until(const std::function<bool()>& done, const Peer* peer, Deadline deadline);

@@ -5,6 +5,7 @@
 
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -114,85 +115,6 @@ TEST(AllReducePolicy, WhatIsNoneIsRefused) {
            std::string(100'000, ';'),
        }) {
     EXPECT_EQ(ParsePolicy(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
-  }
-}
-
-// Seconds of each candidate from its bytes, a step's latency and what coding costs.
-SizeTimes Model(const std::vector<AllReduceChoice>& candidates, int64_t bytes, double bytes_per_s,
-                double coding_s_per_byte) {
-  SizeTimes times = {bytes, {}};
-  for (const AllReduceChoice& candidate : candidates) {
-    const bool one_shot = candidate.algorithm == Algorithm::kOneShot;
-    const double coded = static_cast<double>(bytes) * EffectiveBits(candidate.codec) / 16.0;
-    const double code = candidate.codec.is_integer() ? coding_s_per_byte : 0.0;
-    times.seconds.push_back((one_shot ? 20e-6 : 40e-6) +
-                            coded * (one_shot ? 3.0 : 1.5) / bytes_per_s +
-                            code * static_cast<double>(bytes));
-  }
-  return times;
-}
-
-AllReducePolicy ChooseFor(double bytes_per_s, double coding_s_per_byte) {
-  const std::vector<AllReduceChoice> candidates = MeasuredCandidates({});
-  std::vector<SizeTimes> sizes;
-  for (int64_t bytes = 8 << 10; bytes <= 64 << 20; bytes *= 2) {
-    sizes.push_back(Model(candidates, bytes, bytes_per_s, coding_s_per_byte));
-  }
-  return ChoosePolicy(candidates, sizes);
-}
-
-TEST(ChoosePolicy, SlowLinksTakeFewBitsFastOnesNone) {
-  const AllReducePolicy slow = ChooseFor(125e6, 1e-10);
-  ExpectTotal(slow);
-  EXPECT_EQ(slow.For(64 << 20).codec.bits, 4);
-  EXPECT_EQ(slow.For(64 << 20).algorithm, Algorithm::kTwoShot);
-  const AllReducePolicy fast = ChooseFor(100e9, 1e-9);
-  ExpectTotal(fast);
-  for (const AllReduceChoice& choice : fast.choices) EXPECT_EQ(choice.codec.bits, 16);
-  EXPECT_EQ(fast.For(1).algorithm, Algorithm::kOneShot);
-  EXPECT_EQ(fast.For(kNoLimit).algorithm, Algorithm::kTwoShot);
-}
-
-TEST(ChoosePolicy, AWiderCodecIsTakenWhenItIsNearlyAsFast) {
-  const std::vector<AllReduceChoice> candidates = MeasuredCandidates({});
-  SizeTimes size = {1 << 20, std::vector<double>(candidates.size(), 10.0)};
-  const auto set = [&](int bits, double seconds) {
-    for (size_t c = 0; c < candidates.size(); ++c) {
-      if (candidates[c].codec.bits == bits) size.seconds[c] = seconds;
-    }
-  };
-  set(4, 1.0);
-  set(6, 1.02);
-  set(8, 1.1);
-  EXPECT_EQ(ChoosePolicy(candidates, {size}).For(1).codec.bits, 6);
-  // Of candidates that are nearly the same, the one of the size before stays.
-  SizeTimes first = size;
-  first.message_bytes = 1 << 18;
-  first.seconds.assign(candidates.size(), 10.0);
-  for (size_t c = 0; c < candidates.size(); ++c) {
-    if (candidates[c].codec.bits == 4) first.seconds[c] = 1.0;
-  }
-  SizeTimes second = first;
-  second.message_bytes = 1 << 19;
-  SizeTimes last = size;
-  last.message_bytes = 1 << 21;
-  const AllReducePolicy policy = ChoosePolicy(candidates, {first, second, size, last});
-  EXPECT_EQ(policy.For(1 << 18).codec.bits, 4);
-  EXPECT_EQ(policy.For(1 << 21).codec.bits, 4);
-}
-
-// One size at which the machine was disturbed flips nothing.
-TEST(ChoosePolicy, NoiseOfOneSizeFlipsNoChoice) {
-  const std::vector<AllReduceChoice> candidates = MeasuredCandidates({});
-  std::vector<SizeTimes> sizes;
-  for (int64_t bytes = 1 << 20; bytes <= 16 << 20; bytes *= 2) {
-    sizes.push_back(Model(candidates, bytes, 125e6, 1e-10));
-  }
-  for (size_t c = 0; c < candidates.size(); ++c) {
-    if (candidates[c].codec.bits == 4) sizes[2].seconds[c] *= 1.3;
-  }
-  for (const AllReduceChoice& choice : ChoosePolicy(candidates, sizes).choices) {
-    EXPECT_EQ(choice.codec.bits, 4);
   }
 }
 

@@ -15,8 +15,10 @@
 
 #include "gtest/gtest.h"
 
+#include "base/float16.h"
 #include "comm/choose_policy.h"
 #include "comm/group.h"
+#include "comm/measure_policy.h"
 #include "tests/testing/memory_transport.h"
 #include "tests/testing/random.h"
 
@@ -73,13 +75,14 @@ class Topologies : public ::testing::TestWithParam<std::vector<int>> {
   int size() const { return std::accumulate(GetParam().begin(), GetParam().end(), 0); }
 
   std::vector<Rows> AllReduce(const Group& group, std::vector<Rows> data, int64_t num_rows,
-                              int64_t row_size, bool exact = false) {
+                              int64_t row_size, bool exact = false, bool is_bf16 = false) {
     OnRanks(group, [&](GroupCommunicator* rank) {
       const absl::Status status =
           rank->AllReduce({.data = data[static_cast<size_t>(rank->rank())].data(),
                            .num_rows = num_rows,
                            .row_size = row_size,
-                           .exact = exact},
+                           .exact = exact,
+                           .is_bf16 = is_bf16},
                           nullptr);
       EXPECT_TRUE(status.ok()) << status;
     });
@@ -156,6 +159,23 @@ TEST_P(Topologies, ExactSumsWhateverTheCodec) {
     }
   }
   for (const Rows& result : AllReduce(group, data, 9, 1000, /*exact=*/true)) {
+    EXPECT_EQ(result, sum);
+  }
+}
+
+// As the rows of an embedding: one rank has a row, the others zeros.
+TEST_P(Topologies, ExactSumsOfBf16) {
+  const Group group = MakeGroup(GetParam(), With({.bits = 2}));
+  std::vector<Rows> data(static_cast<size_t>(size()), Rows(9000, 0.0F));
+  Rows sum(9000);
+  testing::Random random(6);
+  for (size_t i = 0; i < sum.size(); ++i) {
+    const float value = random.Normals(1)[0];
+    sum[i] = ToFloat(ToBFloat16(value));
+    // All but the first row keep the promise; it shows that no more than 16 bits travel.
+    data[i / 1000 % data.size()][i] = i < 1000 && GetParam().size() > 1 ? value : sum[i];
+  }
+  for (const Rows& result : AllReduce(group, data, 9, 1000, /*exact=*/true, /*is_bf16=*/true)) {
     EXPECT_EQ(result, sum);
   }
 }

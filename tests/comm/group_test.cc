@@ -143,5 +143,32 @@ TEST(GroupMember, ConnectEnds) {
   }
 }
 
+// The error of one host reaches the ranks of the other, whose peer there still lives: they do not
+// wait for their timeout.
+TEST(GroupMember, AnErrorInSharedMemoryEndsTheOtherHostsWaits) {
+  const auto members = PrepareAll({0, 0, 1}, 11);
+  const std::vector<std::string> addresses = AddressesOf(members);
+  std::vector<std::unique_ptr<Communicator>> group(members.size());
+  OnRanks(members.size(), [&](size_t rank) {
+    auto communicator =
+        members[rank]->Connect(addresses,
+                               {.all_reduce = {.mode = AllReduceOptions::Mode::kNone},
+                                .operation_timeout = std::chrono::seconds(20)},
+                               nullptr);
+    ASSERT_TRUE(communicator.ok()) << communicator.status();
+    group[rank] = *std::move(communicator);
+  });
+  ASSERT_TRUE(group[0] != nullptr && group[1] != nullptr && group[2] != nullptr);
+  group[1].reset();
+  OnRanks(members.size(), [&](size_t rank) {
+    if (rank == 1) return;
+    std::vector<float> data(4000, 1.0F);
+    const AllReduceArgs args = {.data = data.data(), .num_rows = 4, .row_size = 1000};
+    const absl::Status status = group[rank]->AllReduce(args, nullptr);
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(rank == 0 ? "rank 1" : "rank 0"));
+  });
+}
+
 }  // namespace
 }  // namespace nibble::comm

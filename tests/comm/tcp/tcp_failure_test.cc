@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstring>
 #include <string>
@@ -137,6 +138,31 @@ TEST(TcpFailure, AStoppedPeerEndsAtTheDeadline) {
     EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr("rank 1 (127.0.0.1:"));
   }
+}
+
+// Aborted between two waits: the next call closes the connections, and peers that wait see it.
+TEST(TcpFailure, AnAbortedTransportIsGone) {
+  std::atomic<bool> seen{false};
+  RunConnected(2, [&seen](TcpTransport* transport) {
+    char byte = 0;
+    if (transport->rank() == 1) {
+      const absl::Status status =
+          transport->Wait(Begun(transport->Receive(0, 1, &byte, 1)), Patient());
+      EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+      seen = true;
+      return;
+    }
+    transport->Abort("formed anew");
+    transport->Progress();
+    for (const absl::Status& status :
+         {transport->Send(1, 1, &byte, 1).status(), transport->Receive(1, 2, &byte, 1).status()}) {
+      EXPECT_TRUE(absl::IsAborted(status)) << status;
+      EXPECT_THAT(std::string(status.message()), HasSubstr("formed anew"));
+    }
+    for (int i = 0; i < 2000 && !seen; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    EXPECT_TRUE(seen);  // while this transport still exists
+  });
 }
 
 TEST(TcpFailure, APeerThatNeverConnectsIsNamed) {
