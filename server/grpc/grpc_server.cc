@@ -36,7 +36,8 @@ class GrpcServerImpl final : public GrpcServer {
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
-    builder.AddListeningPort(HostAndPort(config.host, config.port), grpc::InsecureServerCredentials(), &port_);
+    const std::string address = HostAndPort(config.host, config.port);
+    builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port_);
     builder.SetMaxReceiveMessageSize(config.max_receive_message_bytes);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
     // Clients may ping every 10 s also while nothing is streamed, without being cut off for it.
