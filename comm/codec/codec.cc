@@ -55,6 +55,7 @@ GroupLayout LayoutOf(const CodecDesc& desc, int64_t num_groups) {
 
 // The bytes between the sections.
 void ClearGaps(const CodecDesc& desc, const GroupLayout& layout, int64_t num_groups, uint8_t* out) {
+  if (num_groups == 0) return;  // there may be no `out` either
   for (const Section& section : SectionsOf(desc)) {
     const int64_t bytes = num_groups * section.bits_per_group / 8;
     std::memset(out + layout.*section.offset + bytes, 0,

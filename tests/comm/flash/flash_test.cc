@@ -88,7 +88,8 @@ Rows Expected(const Message& message, const std::vector<Rows>& inputs) {
 }
 
 bool SameBits(const Rows& a, const Rows& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  return a.size() == b.size() &&
+         (a.size() == 0 || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 std::vector<Rows> RandomInputs(const Message& message, int size, uint32_t seed) {
