@@ -80,8 +80,9 @@ class FlatReader {
     if (byte > 1) Refuse(field, byte, 1);
     *value = byte == 1;
   }
-  void ReadString(const char* field, std::string* text) {
+  void ReadString(const char* field, std::string* text, uint32_t limit = UINT32_MAX) {
     const uint32_t count = ReadCount(field);
+    CheckAtMost(field, count, limit);
     if (const char* at = Take(field, count, 1)) text->assign(at, count);
   }
   template <FlatValue T>

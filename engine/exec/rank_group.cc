@@ -15,6 +15,8 @@ namespace {
 
 constexpr std::chrono::milliseconds kProgressInterval{100};
 constexpr int kPingsPerTimeout = 5;
+// Below what hubs let wait for a rank that reads.
+constexpr size_t kMaxStepBytes = size_t{448} << 20;
 
 absl::Status CheckOptions(const RankGroupOptions& options, int hub_size) {
   const auto size = static_cast<int>(options.node_of_rank.size());
@@ -24,13 +26,15 @@ absl::Status CheckOptions(const RankGroupOptions& options, int hub_size) {
   if (size != hub_size) {
     return InvalidArgument("node_of_rank has {} ranks, the hub has {}", size, hub_size);
   }
-  const auto num_nodes = static_cast<int64_t>(options.bind_address_of_node.size());
+  int last = 0;
   for (int rank = 0; rank < size; ++rank) {
     const int node = options.node_of_rank[static_cast<size_t>(rank)];
-    if (node < 0 || node >= num_nodes) {
-      return InvalidArgument("rank {} is on node {}, the limits are 0 and {}", rank, node,
-                             num_nodes - 1);
+    const int most = rank == 0 ? 0 : last + 1;
+    if (node < last || node > most) {
+      return InvalidArgument("rank {} is on node {}, the limits are {} and {}", rank, node, last,
+                             most);
     }
+    last = node;
   }
   if (options.rank_timeout < std::chrono::milliseconds(kPingsPerTimeout)) {
     return InvalidArgument("rank_timeout is {} ms, the least is {}", options.rank_timeout.count(),
@@ -70,7 +74,7 @@ RankGroup::Impl::Impl(std::unique_ptr<comm::RankHub> hub, const RankGroupOptions
       observer_(observer),
       ping_interval_(options.rank_timeout / kPingsPerTimeout),
       ranks_(options.node_of_rank.size()),
-      clean_from_(options.bind_address_of_node.size(), 1) {
+      clean_from_(static_cast<size_t>(options.node_of_rank.back()) + 1, 1) {
   if (!options.policy.choices.empty()) policy_ = comm::Serialize(options.policy);
   for (int rank = 0; rank < size(); ++rank) at(rank).name = fmt::format("rank {}", rank);
   broken_at_ = last_turn_ = next_ping_ = next_form_ = Clock::now();
@@ -160,14 +164,20 @@ absl::StatusOr<StepOutput> RankGroup::Impl::Execute(const StepPlan& plan) {
   step_over_.store(0, std::memory_order_relaxed);
   lock.unlock();
 
-  const comm::Frame frame =
-      MakeFrame(RankMessage::kStep, StepPayload::Encode(generation, number, plan));
-  for (int rank = 0; rank < size(); ++rank) hub_->Send(rank, frame);
+  std::string step = StepPayload::Encode(generation, number, plan);
+  if (step.size() > kMaxStepBytes) {
+    return ResourceExhausted("a step's plan has {} bytes, the limit is {}", step.size(),
+                             kMaxStepBytes);
+  }
+  const std::vector<comm::Frame> frames = StepFrames(std::move(step));
+  for (int rank = 0; rank < size(); ++rank) {
+    for (const comm::Frame& frame : frames) hub_->Send(rank, frame);
+  }
 
   SpinUntil([this] { return step_over_.load(std::memory_order_acquire) != 0; });
   lock.lock();
-  // No time limit: every rank answers pings, or the supervisor ends the generation; every wait of
-  // a rank for another has its own.
+  // No time limit: the supervisor ends the generation when a rank does not answer, does not get on
+  // or waits for another one in vain.
   changed_.wait(lock, [&] {
     return step_over_.load(std::memory_order_relaxed) != 0 || ended_generation_ >= generation ||
            !final_.ok();

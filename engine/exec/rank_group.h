@@ -5,7 +5,7 @@
 // keeps the group alive. When a rank dies, stops answering or cannot be reached, the generation
 // ends: Execute returns UNAVAILABLE naming the rank, the others leave the collective they wait in,
 // and once the rank is back (restarted, or joined again) a new generation is formed. Weights of
-// ranks that lived are kept, KV contents are not.
+// ranks that lived are kept, KV contents are not. ../README.md has the life of a failure.
 #pragma once
 
 #include <chrono>
@@ -24,23 +24,35 @@
 
 namespace nibble::engine {
 
+// How long a rank whose process answers may take for a part before it is taken for hung, named and
+// started anew. Far above what the slowest machine needs.
+struct RankPatience {
+  std::chrono::milliseconds first_word{120'000};  // from its start to its first frame
+  std::chrono::milliseconds allocate{300'000};    // its KV cache
+  std::chrono::milliseconds prepare{60'000};      // leaving one generation for the next
+  std::chrono::milliseconds connect{120'000};     // to it, measuring included
+  std::chrono::milliseconds compute{300'000};     // from one collective to the next
+};
+
 struct RankGroupOptions {
-  std::vector<int> node_of_rank;  // [size], rising
-  std::vector<std::string> bind_address_of_node;
-  std::string group_id;  // unique on these hosts; letters, digits, '-'
+  std::vector<int> node_of_rank;  // [size], from 0, rising by one at most
+  std::string group_id;           // unique on these hosts; letters, digits, '-'
   int64_t vocab_size = 0;
   int64_t row_size = 0;  // hidden size
   comm::AllReduceOptions all_reduce;
   comm::AllReducePolicy policy;                      // measured earlier, or empty
   std::chrono::milliseconds rank_timeout{5'000};     // silence after which a rank counts as lost
   std::chrono::milliseconds start_timeout{600'000};  // loading
+  RankPatience patience;
 };
 
 // Called from the group's threads; must not block.
 class RankGroupObserver {
  public:
   virtual ~RankGroupObserver() = default;
-  virtual void OnRankLost(int rank, const std::string& why) = 0;
+  virtual void OnRankLost(int rank, comm::LossReason reason, const std::string& why) = 0;
+  // A generation that served has ended, with or without a rank that was lost.
+  virtual void OnBroken(const std::string& why) = 0;
   // A generation is complete: the first one, and every one after a loss.
   virtual void OnFormed(uint64_t generation, double seconds) = 0;
 };

@@ -20,7 +20,9 @@ constexpr std::chrono::milliseconds kLongestBackoff{5'000};
 // come again.
 bool IsOfTheGroup(const absl::Status& status) {
   return absl::IsUnavailable(status) || absl::IsAborted(status) ||
-         absl::IsDeadlineExceeded(status) || absl::IsDataLoss(status) || absl::IsCancelled(status);
+         absl::IsDeadlineExceeded(status) || absl::IsDataLoss(status) ||
+         absl::IsCancelled(status) ||
+         absl::IsAlreadyExists(status);  // a name that a dead rank has left
 }
 
 }  // namespace
@@ -28,22 +30,28 @@ bool IsOfTheGroup(const absl::Status& status) {
 void RankGroup::Impl::OnUp(int rank) {
   const std::lock_guard lock(mutex_);
   Rank& r = at(rank);
-  if (r.state != RankState::kDown) MarkLost(rank, r.name + ": came again");
+  if (r.state != RankState::kDown) {
+    MarkLost(rank, comm::LossReason::kFailed, r.name + ": came again");
+  }
+  // What was asked for has come; asked again, it would be ended.
+  std::erase_if(actions_.restarts, [rank](const auto& restart) { return restart.first == rank; });
   r.state = RankState::kLoading;
   r.name = fmt::format("rank {}", rank);  // until the hub was asked
   r.hello_due = true;
-  r.up_since = r.heard = Clock::now();
+  r.up_since = r.heard = r.told = r.quiet_since = Clock::now();
+  r.has_spoken = false;
+  r.activity = {};
   r.bytes_done = r.bytes_total = 0;
   r.last_pong = 0;
   ping_due_ = true;
   WakeSupervisor();
 }
 
-void RankGroup::Impl::OnDown(int rank, const std::string& why) {
+void RankGroup::Impl::OnDown(int rank, comm::LossReason reason, const std::string& why) {
   const std::lock_guard lock(mutex_);
   if (at(rank).state == RankState::kDown) return;
   // The hub leaves it down until it is asked.
-  final_.ok() ? MarkLostAndRestart(rank, why) : MarkLost(rank, why);
+  final_.ok() ? MarkLostAndRestart(rank, reason, why) : MarkLost(rank, reason, why);
 }
 
 void RankGroup::Impl::OnFrame(int rank, comm::Frame frame) {
@@ -61,22 +69,20 @@ void RankGroup::Impl::OnFrame(int rank, comm::Frame frame) {
   Rank& r = at(rank);
   if (r.state == RankState::kDown) return;  // lost, and about to be started anew
   r.heard = Clock::now();
+  r.has_spoken = true;
   const absl::Status status = Handle(rank, frame);
   if (status.ok()) return;
-  MarkLostAndRestart(rank, fmt::format("{}: sent what is no message of a rank: {}", r.name,
-                                       std::string(status.message())));
+  MarkLostAndRestart(rank, comm::LossReason::kFailed,
+                     fmt::format("{}: sent what is no message of a rank: {}", r.name,
+                                 std::string(status.message())));
 }
 
 // An error: these bytes are none that a rank sends.
 absl::Status RankGroup::Impl::Handle(int rank, const comm::Frame& frame) {
   Rank& r = at(rank);
   switch (static_cast<RankMessage>(frame.type)) {
-    case RankMessage::kPong: {
-      NIBBLE_ASSIGN_OR_RETURN(const PingPayload pong, PingPayload::Decode(frame.payload));
-      if (r.last_pong < wanted_pong_ && pong.number >= wanted_pong_) WakeSupervisor();
-      r.last_pong = std::max(r.last_pong, pong.number);
-      return absl::OkStatus();
-    }
+    case RankMessage::kPong:
+      return HandlePong(rank, frame.payload);
     case RankMessage::kProgress:
       return HandleProgress(rank, frame.payload);
     case RankMessage::kLoaded:
@@ -89,21 +95,50 @@ absl::Status RankGroup::Impl::Handle(int rank, const comm::Frame& frame) {
       return HandlePrepared(rank, frame.payload);
     case RankMessage::kConnected:
       return HandleConnected(rank, frame.payload);
-    case RankMessage::kGenerationFailed: {
-      NIBBLE_ASSIGN_OR_RETURN(const auto failed, GenerationFailedPayload::Decode(frame.payload));
-      if (failed.generation == generation_) Suspect(rank, failed.status);
-      return absl::OkStatus();
-    }
-    case RankMessage::kFailed: {
-      NIBBLE_ASSIGN_OR_RETURN(const auto failed, FailedPayload::Decode(frame.payload));
-      Fail(Annotate(failed.status, r.name));
-      return absl::OkStatus();
-    }
+    case RankMessage::kGenerationFailed:
+      return HandleGenerationFailed(rank, frame.payload);
+    case RankMessage::kFailed:
+      return HandleFailed(rank, frame.payload);
     case RankMessage::kStepDone:
       return StepDonePayload::Decode(frame.payload).status();
     default:
       return InvalidArgument("type {}", frame.type);
   }
+}
+
+absl::Status RankGroup::Impl::HandlePong(int rank, std::string_view payload) {
+  NIBBLE_ASSIGN_OR_RETURN(const PongPayload pong, PongPayload::Decode(payload));
+  Rank& r = at(rank);
+  if (r.last_pong < wanted_pong_ && pong.number >= wanted_pong_) WakeSupervisor();
+  r.last_pong = std::max(r.last_pong, pong.number);
+  r.told = r.heard;
+  if (r.activity != pong.activity) r.quiet_since = r.told;
+  r.activity = pong.activity;
+  return absl::OkStatus();
+}
+
+// At the start, what would come again ends it. Later it is tried again, as long as whoever waits
+// for the group has patience: hosts come back, and memory that is taken becomes free.
+absl::Status RankGroup::Impl::HandleGenerationFailed(int rank, std::string_view payload) {
+  NIBBLE_ASSIGN_OR_RETURN(const auto failed, GenerationFailedPayload::Decode(payload));
+  if (failed.generation != generation_) return absl::OkStatus();
+  if (!formed_once_ && !IsOfTheGroup(failed.status)) {
+    Fail(Annotate(failed.status, at(rank).name));
+  } else {
+    Suspect(rank, failed.status);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RankGroup::Impl::HandleFailed(int rank, std::string_view payload) {
+  NIBBLE_ASSIGN_OR_RETURN(const auto failed, FailedPayload::Decode(payload));
+  const absl::Status status = Annotate(failed.status, at(rank).name);
+  if (formed_once_) {
+    MarkLostAndRestart(rank, comm::LossReason::kFailed, std::string(status.message()));
+  } else {
+    Fail(status);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status RankGroup::Impl::HandleProgress(int rank, std::string_view payload) {
@@ -143,6 +178,7 @@ absl::Status RankGroup::Impl::HandlePrepared(int rank, std::string_view payload)
   clean_from_[static_cast<size_t>(node)] = generation_;
   if (std::ranges::all_of(ranks_, [](const Rank& r) { return r.address.has_value(); })) {
     phase_ = Phase::kConnecting;
+    form_deadline_ = Clock::now() + options_.patience.connect;
     connect_due_ = true;
     WakeSupervisor();
   }
@@ -165,7 +201,7 @@ absl::Status RankGroup::Impl::HandleConnected(int rank, std::string_view payload
     return absl::OkStatus();
   }
   phase_ = Phase::kFormed;
-  formed_once_ = true;
+  formed_once_ = served_ = true;
   actions_.formed = {generation_, std::chrono::duration<double>(Clock::now() - broken_at_).count()};
   changed_.notify_all();
   WakeSupervisor();
@@ -188,23 +224,26 @@ void RankGroup::Impl::HandleStepDone(int rank, StepDonePayload done) {
   changed_.notify_all();
 }
 
-void RankGroup::Impl::MarkLost(int rank, const std::string& why) {
+void RankGroup::Impl::MarkLost(int rank, comm::LossReason reason, const std::string& why) {
   Rank& r = at(rank);
   r.state = RankState::kDown;
   r.why_down = why;
   r.hello_due = false;
-  actions_.lost.emplace_back(rank, why);
+  actions_.lost.push_back({.rank = rank, .reason = reason, .why = why});
   if (phase_ != Phase::kIdle) BreakGeneration(why);
-  if (!formed_once_ && ++r.num_early_losses == kMaxEarlyLosses) {
+  // A host that cannot be reached for a while is no fault of the rank.
+  const bool counts = !formed_once_ && reason != comm::LossReason::kUnreachable;
+  if (counts && ++r.num_early_losses == kMaxEarlyLosses) {
     Fail(Internal("{}; it was lost {} times before the group was formed once", why,
                   kMaxEarlyLosses));
   }
   WakeSupervisor();
 }
 
-void RankGroup::Impl::MarkLostAndRestart(int rank, const std::string& why) {
+void RankGroup::Impl::MarkLostAndRestart(int rank, comm::LossReason reason,
+                                         const std::string& why) {
   actions_.restarts.emplace_back(rank, why);
-  MarkLost(rank, why);
+  MarkLost(rank, reason, why);
 }
 
 // A rank says that the group does not work. It may be the first to feel that another one is gone:
@@ -213,6 +252,7 @@ void RankGroup::Impl::Suspect(int rank, const absl::Status& status) {
   if (phase_ == Phase::kIdle || phase_ == Phase::kSuspect) return;
   phase_ = Phase::kSuspect;
   why_broken_ = fmt::format("{}: {}", at(rank).name, std::string(status.message()));
+  complaint_ = status.code();
   abort_due_ = true;  // others may wait for it
   wanted_pong_ = ping_number_ + 1;
   ping_due_ = true;
@@ -221,9 +261,8 @@ void RankGroup::Impl::Suspect(int rank, const absl::Status& status) {
 
 void RankGroup::Impl::BreakGeneration(const std::string& why) {
   why_broken_ = why;
-  if (formed_once_ && phase_ != Phase::kPreparing && phase_ != Phase::kConnecting) {
-    broken_at_ = Clock::now();
-  }
+  if (served_) broken_at_ = Clock::now();
+  if (std::exchange(served_, false)) actions_.served = true;
   phase_ = Phase::kIdle;
   ended_generation_ = generation_;
   actions_.broken = why;

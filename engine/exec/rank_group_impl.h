@@ -4,8 +4,10 @@
 // The inside of RankGroup: what is known of every rank and of the generation, and who changes it.
 //
 //   hub's threads   OnUp, OnFrame, OnDown: note what came (rank_group_events.cc)
-//   supervisor      everything that follows from it: pings, losses, forming; it alone talks to the
-//                   ranks but for steps, and calls the observer (rank_group_supervisor.cc)
+//   supervisor      everything that follows from it: pings, losses (rank_group_watch.cc), forming;
+//   it
+//                   alone talks to the ranks but for steps, and calls the observer
+//                   (rank_group_supervisor.cc)
 //   Execute's       sends a step, waits for rank 0's answer or the generation's end (rank_group.cc)
 //
 // The hub, the observer and the log are never called under mutex_: what is to be done is collected
@@ -53,7 +55,7 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   // Of the hub.
   void OnUp(int rank) override;
   void OnFrame(int rank, comm::Frame frame) override;
-  void OnDown(int rank, const std::string& why) override;
+  void OnDown(int rank, comm::LossReason reason, const std::string& why) override;
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -70,8 +72,13 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
     RankState state = RankState::kDown;
     bool hello_due = false;
     Clock::time_point up_since;
-    Clock::time_point heard;  // the last frame
+    bool has_spoken = false;  // since up_since
+    Clock::time_point heard;  // the last frame; before the first one, up_since
     uint64_t last_pong = 0;
+    RankActivity activity;          // what the last pong said
+    Clock::time_point told;         // when it came
+    Clock::time_point quiet_since;  // when a pong said so first
+    Clock::time_point allocating_since;
     int64_t bytes_done = 0;
     int64_t bytes_total = 0;
     std::optional<RankDescription> description;
@@ -83,14 +90,21 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   };
   enum class Phase { kIdle, kPreparing, kConnecting, kFormed, kSuspect };
 
+  struct Loss {
+    int rank = 0;
+    comm::LossReason reason = comm::LossReason::kFailed;
+    std::string why;
+  };
   // What is to be done once the mutex is free, in this order.
   struct Actions {
-    std::vector<std::pair<int, std::string>> lost;      // rank, why
-    std::vector<std::pair<int, std::string>> restarts;  // rank, why
-    std::vector<std::pair<int, comm::Frame>> frames;
-    std::vector<int> greetings;                         // ranks that came up
     std::optional<std::pair<uint64_t, double>> formed;  // generation, seconds
+    std::vector<Loss> lost;
     std::string broken;                                 // why a generation ended
+    bool served = false;                                // that generation was formed
+    std::vector<std::pair<int, std::string>> restarts;  // rank, why
+    std::vector<int> greetings;                         // ranks that came up
+    std::vector<PreparePayload> invitations;            // but for their addresses
+    std::vector<std::pair<int, comm::Frame>> frames;
   };
 
   int size() const { return static_cast<int>(ranks_.size()); }
@@ -111,20 +125,29 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   absl::Status HandleConnected(int rank, std::string_view payload);
   absl::Status HandleProgress(int rank, std::string_view payload);
   void HandleStepDone(int rank, StepDonePayload done);
-  void MarkLost(int rank, const std::string& why);
-  void MarkLostAndRestart(int rank, const std::string& why);
+  absl::Status HandlePong(int rank, std::string_view payload);
+  absl::Status HandleGenerationFailed(int rank, std::string_view payload);
+  absl::Status HandleFailed(int rank, std::string_view payload);
+  void MarkLost(int rank, comm::LossReason reason, const std::string& why);
+  void MarkLostAndRestart(int rank, comm::LossReason reason, const std::string& why);
   void Suspect(int rank, const absl::Status& status);
   void BreakGeneration(const std::string& why);
   void Fail(const absl::Status& status);
   void WakeSupervisor();
 
-  // rank_group_supervisor.cc, under mutex_ but for Supervise and Perform.
+  // rank_group_watch.cc, under mutex_.
+  void ForgiveOwnStop(Clock::time_point now);
+  void FindLostRanks(Clock::time_point now);
+  void FindSilentRank(int rank, Clock::time_point now);
+  void FindHungRank(int rank, Clock::time_point now);
+  void FindLateForming(Clock::time_point now);
+  void FindDeadLink();
+  void JudgeSuspicion();
+
+  // rank_group_supervisor.cc, under mutex_ but for Supervise and those of Actions.
   void Supervise();
   void Decide(Clock::time_point now);
-  void ForgiveOwnStop(Clock::time_point now);
-  void FindSilentRanks(Clock::time_point now);
   void SendPings(Clock::time_point now);
-  void JudgeSuspicion();
   void Greet();
   void Allocate();
   void AbortBroken();
@@ -133,6 +156,11 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   void SendConnect();
   Clock::time_point NextTurn() const;
   void Perform(Actions actions);
+  void Tell(const Actions& actions);
+  void RestartRank(int rank, const std::string& why);
+  // Of one collective of the ranks; the supervisor finds a dead link sooner.
+  std::chrono::milliseconds OperationTimeout() const;
+  std::chrono::milliseconds ConnectTimeout() const;
   void SendToAll(const comm::Frame& frame);
 
   const std::unique_ptr<comm::RankHub> hub_;
@@ -156,7 +184,11 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   bool abort_due_ = false;
   bool connect_due_ = false;
   std::string why_broken_;
+  absl::StatusCode complaint_ = absl::StatusCode::kUnavailable;  // of kSuspect
   bool formed_once_ = false;
+  bool served_ = false;  // generation_ was formed, and is not broken yet
+  int num_early_failures_ =
+      0;                  // generations that failed with all ranks alive, before one was formed
   int num_failures_ = 0;  // generations since the last step that was done
   Clock::time_point broken_at_;
   Clock::time_point next_form_;

@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// RankGroup's supervisor: asks the ranks whether they live, ends generations, forms new ones.
+// RankGroup's supervisor: asks the ranks whether they live, forms generations, does what was
+// decided. Who is lost and when a generation ends: rank_group_watch.cc.
 
 #include <algorithm>
 #include <utility>
@@ -12,14 +13,10 @@
 namespace nibble::engine {
 namespace {
 
-// Of a generation. The ranks' own limits end sooner; this one is for what they forgot.
-constexpr std::chrono::milliseconds kConnectTimeout{30'000};
+// Ranks that are ready connect at once or never: what is longer only makes an outage longer.
+constexpr std::chrono::milliseconds kLeastConnectTimeout{5'000};
+constexpr std::chrono::milliseconds kMostConnectTimeout{30'000};
 constexpr std::chrono::milliseconds kOperationTimeout{60'000};
-constexpr std::chrono::milliseconds kFormTimeout = 2 * kConnectTimeout + kOperationTimeout;
-
-double Seconds(std::chrono::steady_clock::duration time) {
-  return std::chrono::duration<double>(time).count();
-}
 
 }  // namespace
 
@@ -36,11 +33,22 @@ void RankGroup::Impl::Supervise() {
   }
 }
 
+std::chrono::milliseconds RankGroup::Impl::OperationTimeout() const {
+  return std::max(kOperationTimeout, 2 * options_.rank_timeout);
+}
+
+std::chrono::milliseconds RankGroup::Impl::ConnectTimeout() const {
+  return std::clamp(2 * options_.rank_timeout, kLeastConnectTimeout, kMostConnectTimeout);
+}
+
 RankGroup::Impl::Clock::time_point RankGroup::Impl::NextTurn() const {
   Clock::time_point next = next_ping_;
   if (phase_ == Phase::kIdle && next_form_ > last_turn_) next = std::min(next, next_form_);
+  if (phase_ == Phase::kPreparing || phase_ == Phase::kConnecting) {
+    next = std::min(next, form_deadline_ + std::chrono::milliseconds(1));
+  }
   for (const Rank& rank : ranks_) {
-    if (rank.state == RankState::kDown) continue;
+    if (rank.state == RankState::kDown || !rank.has_spoken) continue;
     next = std::min(next, rank.heard + options_.rank_timeout + std::chrono::milliseconds(1));
   }
   return next;
@@ -48,7 +56,9 @@ RankGroup::Impl::Clock::time_point RankGroup::Impl::NextTurn() const {
 
 void RankGroup::Impl::Decide(Clock::time_point now) {
   ForgiveOwnStop(now);
-  FindSilentRanks(now);
+  FindLostRanks(now);
+  FindLateForming(now);
+  FindDeadLink();
   SendPings(now);
   JudgeSuspicion();
   AbortBroken();
@@ -58,46 +68,11 @@ void RankGroup::Impl::Decide(Clock::time_point now) {
   Form(now);
 }
 
-// Time in which this process itself did not run is nobody's silence.
-void RankGroup::Impl::ForgiveOwnStop(Clock::time_point now) {
-  const Clock::duration late = now - last_turn_ - 2 * ping_interval_;
-  last_turn_ = now;
-  if (late <= Clock::duration::zero()) return;
-  for (Rank& rank : ranks_) rank.heard = std::min(now, rank.heard + late);
-}
-
-void RankGroup::Impl::FindSilentRanks(Clock::time_point now) {
-  for (int rank = 0; rank < size(); ++rank) {
-    const Rank& r = at(rank);
-    if (r.state == RankState::kDown) continue;
-    if (now - r.heard > options_.rank_timeout) {
-      MarkLostAndRestart(rank,
-                         fmt::format("{}: no answer for {:.1f} s", r.name, Seconds(now - r.heard)));
-    } else if (r.state == RankState::kLoading && now - r.up_since > options_.start_timeout) {
-      MarkLostAndRestart(rank, fmt::format("{}: has not loaded after {:.0f} s", r.name,
-                                           Seconds(now - r.up_since)));
-    }
-  }
-  const bool is_forming = phase_ == Phase::kPreparing || phase_ == Phase::kConnecting;
-  if (is_forming && now > form_deadline_) {
-    BreakGeneration(fmt::format("generation {} was not formed within {:.0f} s", generation_,
-                                Seconds(kFormTimeout)));
-  }
-}
-
 void RankGroup::Impl::SendPings(Clock::time_point now) {
   if (!ping_due_ && now < next_ping_) return;
   ping_due_ = false;
   next_ping_ = now + ping_interval_;
-  SendToAll(MakeFrame(RankMessage::kPing, PingPayload{.number = ++ping_number_}.Encode()));
-}
-
-// All live, so that the rank that complained is believed.
-void RankGroup::Impl::JudgeSuspicion() {
-  if (phase_ != Phase::kSuspect) return;
-  const bool all_answered = std::ranges::all_of(
-      ranks_, [this](const Rank& rank) { return rank.last_pong >= wanted_pong_; });
-  if (all_answered) BreakGeneration(std::string(why_broken_));
+  SendToAll(MakeFrame(PingPayload{.number = ++ping_number_}));
 }
 
 void RankGroup::Impl::AbortBroken() {
@@ -121,6 +96,7 @@ void RankGroup::Impl::Allocate() {
   for (int rank = 0; rank < size(); ++rank) {
     if (at(rank).state != RankState::kLoaded) continue;
     at(rank).state = RankState::kAllocating;
+    at(rank).allocating_since = Clock::now();
     actions_.frames.emplace_back(rank, MakeFrame(AllocatePayload{.options = *sizes_}));
   }
 }
@@ -134,7 +110,7 @@ void RankGroup::Impl::Form(Clock::time_point now) {
   if (!all_ready) return;
   phase_ = Phase::kPreparing;
   ++generation_;
-  form_deadline_ = now + kFormTimeout;
+  form_deadline_ = now + options_.patience.prepare;
   SendPrepare();
 }
 
@@ -143,25 +119,22 @@ void RankGroup::Impl::SendPrepare() {
     at(rank).address.reset();
     at(rank).connected = false;
     const auto node = static_cast<size_t>(options_.node_of_rank[static_cast<size_t>(rank)]);
-    actions_.frames.emplace_back(
-        rank,
-        MakeFrame(PreparePayload{.place = {.rank = rank,
-                                           .node_of_rank = options_.node_of_rank,
-                                           .group_id = options_.group_id,
-                                           .generation = generation_,
-                                           .bind_address = options_.bind_address_of_node[node]},
-                                 .clean_from = clean_from_[node]}));
+    actions_.invitations.push_back({.place = {.rank = rank,
+                                              .node_of_rank = options_.node_of_rank,
+                                              .group_id = options_.group_id,
+                                              .generation = generation_,
+                                              .bind_address = {}},
+                                    .clean_from = clean_from_[node]});
   }
 }
 
 void RankGroup::Impl::SendConnect() {
-  ConnectPayload connect{
-      .generation = generation_,
-      .all_reduce = options_.all_reduce,
-      .policy = policy_,
-      .row_size = options_.row_size,
-      .connect_timeout = kConnectTimeout,
-      .operation_timeout = std::max(kOperationTimeout, 2 * options_.rank_timeout)};
+  ConnectPayload connect{.generation = generation_,
+                         .all_reduce = options_.all_reduce,
+                         .policy = policy_,
+                         .row_size = options_.row_size,
+                         .connect_timeout = ConnectTimeout(),
+                         .operation_timeout = OperationTimeout()};
   for (const Rank& rank : ranks_) connect.addresses.push_back(*rank.address);
   SendToAll(MakeFrame(connect));
 }
@@ -173,26 +146,47 @@ void RankGroup::Impl::SendToAll(const comm::Frame& frame) {
 }
 
 void RankGroup::Impl::Perform(Actions actions) {
-  for (const auto& [rank, why] : actions.lost) {
-    log::Warning("lost a rank: {}", why);
-    if (observer_ != nullptr) observer_->OnRankLost(rank, why);
-  }
-  if (!actions.broken.empty() && actions.lost.empty()) {
-    log::Warning("the group of ranks broke: {}", actions.broken);
-  }
-  for (const auto& [rank, why] : actions.restarts) hub_->Restart(rank, why);
+  Tell(actions);
+  for (const auto& [rank, why] : actions.restarts) RestartRank(rank, why);
   for (const int rank : actions.greetings) {
     std::string name = hub_->Describe(rank);
     const std::lock_guard lock(mutex_);
     at(rank).name = std::move(name);
   }
+  for (PreparePayload& invitation : actions.invitations) {
+    // Asked every time: a host that came back may have another one.
+    invitation.place.bind_address = hub_->BindAddress(invitation.place.rank);
+    hub_->Send(invitation.place.rank, MakeFrame(invitation));
+  }
   for (auto& [rank, frame] : actions.frames) hub_->Send(rank, std::move(frame));
+}
+
+// In the order in which it happened: a generation that is formed in this turn may be broken in it,
+// never the other way.
+void RankGroup::Impl::Tell(const Actions& actions) {
   if (actions.formed) {
     const auto& [generation, seconds] = *actions.formed;
     log::Info("generation {} of the group of {} ranks is formed after {:.1f} s", generation, size(),
               seconds);
     if (observer_ != nullptr) observer_->OnFormed(generation, seconds);
   }
+  for (const Loss& loss : actions.lost) {
+    log::Warning("lost a rank: {}", loss.why);
+    if (observer_ != nullptr) observer_->OnRankLost(loss.rank, loss.reason, loss.why);
+  }
+  if (!actions.broken.empty() && actions.lost.empty()) {
+    log::Warning("the group of ranks broke: {}", actions.broken);
+  }
+  if (actions.served && observer_ != nullptr) observer_->OnBroken(actions.broken);
+}
+
+// Unless it came back by itself meanwhile.
+void RankGroup::Impl::RestartRank(int rank, const std::string& why) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (at(rank).state != RankState::kDown) return;
+  }
+  hub_->Restart(rank, why);
 }
 
 }  // namespace nibble::engine

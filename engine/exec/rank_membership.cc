@@ -67,10 +67,6 @@ void RankMembership::Leave() {
   comm::RemoveLeftovers(group_id_, generation_);
 }
 
-comm::Communicator* RankMembership::communicator(uint64_t generation) const {
-  return generation == generation_ ? communicator_.get() : nullptr;
-}
-
 void RankMembership::Abort(uint64_t generation, const std::string& reason) {
   const std::lock_guard lock(mutex_);
   AbortLocked(generation, reason);

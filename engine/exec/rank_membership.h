@@ -29,8 +29,6 @@ class RankMembership {
   void Leave();
   // Prepared last.
   uint64_t generation() const { return generation_; }
-  // Null unless connected to this generation.
-  comm::Communicator* communicator(uint64_t generation) const;
 
   // From any thread: ends the waits of generations up to this one, now and later.
   void Abort(uint64_t generation, const std::string& reason);

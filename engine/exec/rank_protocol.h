@@ -11,15 +11,19 @@
 //   kPrepare {place in the group}             kPrepared {address}
 //   kConnect {addresses, all-reduce}          kConnected {policy}
 //   kStep {generation, number, plan}          kStepDone {number, output | error}
+//   kStepPart {bytes of the next kStep}
 //   kAbort {generation, reason}
-//   kPing                                     kPong
+//   kPing                                     kPong {what it is at}
 //   kExit                                     kFailed {status}
 //
 // A rank says kLoaded once for every kHello, as soon as it has loaded: a driver may find a rank
 // whose weights are there already. kAllocate of the sizes that a rank has changes nothing. Prepare,
 // Connect and Step belong to a generation; what cannot be done for it is kGenerationFailed, and the
 // rank stays good for the next one. After a step, ranks other than 0 speak only when it failed.
-// kAbort makes a rank leave the generation and keep weights and KV memory. kFailed is final.
+// A step that is larger than a frame may be comes in parts, the last of which is its kStep. A kPong
+// says what the thread that computes is at, so that a driver can tell a long step from a wait that
+// will never end. kAbort makes a rank leave the generation and keep weights and KV memory. kFailed
+// is final.
 #pragma once
 
 #include <chrono>
@@ -55,12 +59,32 @@ enum class RankMessage : uint32_t {
   kPing,
   kExit,
   kHello,
+  kStepPart,
 };
 
 // Driver and rank are of one build; another one's is refused by this number before anything else of
 // a kLoaded is read.
-inline constexpr uint32_t kRankProtocolVersion = 1;
+inline constexpr uint32_t kRankProtocolVersion = 2;
 inline constexpr int kMaxRanks = 1024;
+// Of a sentence: why a status is an error, why a generation ended. What is longer is cut.
+inline constexpr uint32_t kMaxTextBytes = 4096;
+
+enum class RankPhase : uint32_t {
+  kIdle,        // waits for the driver
+  kComputing,   // or loads, or joins
+  kCollective,  // exchanges with the other ranks, or waits for them
+};
+
+// What the thread of a rank that computes is at.
+struct RankActivity {
+  uint64_t generation = 0;  // joined; 0: none
+  uint64_t changes = 0;     // counts begins and ends: a rank with the same number has not got on
+  uint64_t operation = 0;   // collectives begun since the process started
+  uint64_t bytes = 0;       // of the one it is in, about
+  RankPhase phase = RankPhase::kComputing;
+
+  friend bool operator==(const RankActivity&, const RankActivity&) = default;
+};
 
 // What a rank tells when its weights are loaded.
 struct RankDescription {
@@ -148,6 +172,10 @@ struct StepPayload {
   static absl::StatusOr<StepPayload> Decode(std::string_view bytes);
 };
 
+// As few frames as hold the bytes of a StepPayload.
+std::vector<comm::Frame> StepFrames(std::string step,
+                                    size_t max_part_bytes = comm::Frame::kMaxPayloadBytes);
+
 struct StepDonePayload {
   static constexpr RankMessage kType = RankMessage::kStepDone;
   uint64_t generation = 0;
@@ -185,12 +213,21 @@ struct AbortPayload {
   static absl::StatusOr<AbortPayload> Decode(std::string_view bytes);
 };
 
-// kPing and kPong, which returns the number.
 struct PingPayload {
+  static constexpr RankMessage kType = RankMessage::kPing;
   uint64_t number = 0;
 
   std::string Encode() const;
   static absl::StatusOr<PingPayload> Decode(std::string_view bytes);
+};
+
+struct PongPayload {
+  static constexpr RankMessage kType = RankMessage::kPong;
+  uint64_t number = 0;  // the ping's
+  RankActivity activity;
+
+  std::string Encode() const;
+  static absl::StatusOr<PongPayload> Decode(std::string_view bytes);
 };
 
 struct ProgressPayload {

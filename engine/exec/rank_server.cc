@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "engine/exec/frame_queue.h"
+#include "engine/exec/rank_activity.h"
 #include "engine/exec/rank_membership.h"
 #include "engine/exec/rank_protocol.h"
 #include "engine/exec/step_runner.h"
@@ -33,6 +34,7 @@ class RankServer {
   void ReadFrames();
   // False when it was the last one.
   absl::StatusOr<bool> Sort(comm::Frame frame);
+  absl::Status Pong(std::string_view payload);
   absl::Status Abort(std::string_view payload);
   void AnswerHello();
 
@@ -58,8 +60,11 @@ class RankServer {
   ThreadPool* pool_;
   FrameQueue queue_;
   RankMembership membership_;
+  ActivityLog activity_;
+  std::string step_parts_;  // the control thread's: of the step that comes
 
   // The calling thread's.
+  std::unique_ptr<LoggedCommunicator> communicator_;  // of the generation it is in
   std::unique_ptr<Model> model_;
   std::unique_ptr<StepRunner> runner_;
 
@@ -100,7 +105,17 @@ void RankServer::ReadFrames() {
 absl::StatusOr<bool> RankServer::Sort(comm::Frame frame) {
   switch (static_cast<RankMessage>(frame.type)) {
     case RankMessage::kPing:
-      Send(MakeFrame(RankMessage::kPong, std::move(frame.payload)));
+      NIBBLE_RETURN_IF_ERROR(Pong(frame.payload));
+      return true;
+    case RankMessage::kStepPart:
+      step_parts_ += frame.payload;
+      return true;
+    case RankMessage::kStep:
+      if (!step_parts_.empty()) {
+        frame.payload.insert(0, step_parts_);
+        step_parts_ = {};
+      }
+      queue_.Push(std::move(frame));
       return true;
     case RankMessage::kHello:
       AnswerHello();
@@ -115,6 +130,12 @@ absl::StatusOr<bool> RankServer::Sort(comm::Frame frame) {
       queue_.Push(std::move(frame));
       return true;
   }
+}
+
+absl::Status RankServer::Pong(std::string_view payload) {
+  NIBBLE_ASSIGN_OR_RETURN(const PingPayload ping, PingPayload::Decode(payload));
+  Send(MakeFrame(PongPayload{.number = ping.number, .activity = activity_.Now()}));
+  return absl::OkStatus();
 }
 
 absl::Status RankServer::Abort(std::string_view payload) {
@@ -162,8 +183,13 @@ absl::Status RankServer::Load() {
 }
 
 absl::Status RankServer::Serve() {
-  while (std::optional<comm::Frame> frame = queue_.Pop()) NIBBLE_RETURN_IF_ERROR(Do(*frame));
-  return absl::OkStatus();
+  for (;;) {
+    activity_.Enter(RankPhase::kIdle);
+    const std::optional<comm::Frame> frame = queue_.Pop();
+    if (!frame) return absl::OkStatus();
+    activity_.Enter(RankPhase::kComputing);
+    NIBBLE_RETURN_IF_ERROR(Do(*frame));
+  }
 }
 
 absl::Status RankServer::Do(const comm::Frame& frame) {
@@ -218,7 +244,9 @@ void RankServer::Prepare(const PreparePayload& payload) {
 void RankServer::Connect(const ConnectPayload& payload) {
   const auto communicator = membership_.Connect(payload, pool_);
   if (!communicator.ok()) return GenerationFailed(payload.generation, communicator.status());
-  model_->SetCommunicator(*communicator);
+  communicator_ = std::make_unique<LoggedCommunicator>(*communicator, &activity_);
+  model_->SetCommunicator(communicator_.get());
+  activity_.Joined(payload.generation);
   Send(MakeFrame(ConnectedPayload{.generation = payload.generation,
                                   .policy = comm::Serialize((*communicator)->policy())}));
 }
@@ -234,18 +262,20 @@ void RankServer::Step(const StepPayload& payload) {
 }
 
 absl::StatusOr<StepOutput> RankServer::Compute(const StepPayload& payload) {
-  comm::Communicator* communicator = membership_.communicator(payload.generation);
-  if (communicator == nullptr || runner_ == nullptr) {
+  if (communicator_ == nullptr || payload.generation != membership_.generation() ||
+      runner_ == nullptr) {
     return absl::AbortedError(fmt::format("this rank is not in generation {}", payload.generation));
   }
   if (payload.plan.num_tokens() > 0) return runner_->Run(payload.plan);
   // Nothing to compute: the ranks meet, which is what the bench of this channel measures.
-  NIBBLE_RETURN_IF_ERROR(communicator->Barrier());
+  NIBBLE_RETURN_IF_ERROR(communicator_->Barrier());
   return StepOutput{};
 }
 
 void RankServer::Leave() {
   if (model_ != nullptr) model_->SetCommunicator(nullptr);
+  communicator_ = nullptr;
+  activity_.Joined(0);
   membership_.Leave();
 }
 

@@ -29,9 +29,10 @@ absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config) 
   NIBBLE_ASSIGN_OR_RETURN(backend.max_model_len,
                           ChooseMaxModelLen(config, backend.model.max_position_embeddings));
   // Before the cache takes its share of what memory is free.
-  NIBBLE_RETURN_IF_ERROR(loaded.model->Reserve(
-      {.max_tokens = config.max_num_batched_tokens, .max_positions = backend.max_model_len},
-      backend.pool.get()));
+  NIBBLE_RETURN_IF_ERROR(loaded.model->Reserve({.max_tokens = config.max_num_batched_tokens,
+                                                .max_positions = backend.max_model_len,
+                                                .max_samples = config.max_num_seqs},
+                                               backend.pool.get()));
   const KvHost host{.name = "",
                     .block_bytes = engine::KvCache::BlockBytes(loaded.model->rank_config(),
                                                                config.block_size, backend.kv_dtype),

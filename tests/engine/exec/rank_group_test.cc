@@ -1,20 +1,18 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// The driver against ranks that do what the test says (scripted_rank.h).
+// The driver against ranks that do what the test says.
 
 #include "engine/exec/rank_group.h"
 
 #include <atomic>
 #include <chrono>
-#include <future>
 #include <thread>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-#include "tests/engine/exec/scripted_rank.h"
-#include "tests/engine/exec/thread_hub.h"
+#include "tests/engine/exec/rank_group_fixture.h"
 #include "tests/testing/random.h"
 
 namespace nibble::engine {
@@ -24,112 +22,12 @@ using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using testing::kLong;
+using testing::kShort;
+using testing::RankGroupTest;
 using testing::Script;
-using testing::ScriptedRank;
+using testing::SomePlan;
 using testing::ThreadHub;
-
-StepPlan SomePlan(int32_t token = 3) {
-  StepPlan plan;
-  plan.token_ids = {1, token};
-  plan.positions = {0, 1};
-  plan.slot_mapping = {0, 1};
-  plan.query_start = {0, 2};
-  plan.context_lens = {2};
-  plan.block_tables = {0};
-  plan.max_blocks_per_seq = 1;
-  plan.logits_indices = {1};
-  plan.sampling.resize(1);
-  return plan;
-}
-
-class Observer final : public RankGroupObserver {
- public:
-  void OnRankLost(int rank, const std::string& why) override {
-    const std::lock_guard lock(mutex_);
-    lost_.emplace_back(rank, why);
-  }
-  void OnFormed(uint64_t generation, double seconds) override {
-    EXPECT_GE(seconds, 0.0);
-    const std::lock_guard lock(mutex_);
-    formed_.push_back(generation);
-  }
-  std::vector<std::pair<int, std::string>> lost() const {
-    const std::lock_guard lock(mutex_);
-    return lost_;
-  }
-  std::vector<uint64_t> formed() const {
-    const std::lock_guard lock(mutex_);
-    return formed_;
-  }
-
- private:
-  mutable std::mutex mutex_;
-  std::vector<std::pair<int, std::string>> lost_;
-  std::vector<uint64_t> formed_;
-};
-
-// A generous timeout where nobody is silent: a machine under load is no failure.
-constexpr milliseconds kLong{20'000};
-constexpr milliseconds kShort{300};
-
-class RankGroupTest : public ::testing::Test {
- protected:
-  absl::Status Start(int size = 2, milliseconds rank_timeout = kLong,
-                     milliseconds start_timeout = milliseconds(60'000)) {
-    script_->size = size;
-    auto hub = std::make_unique<ThreadHub>(size, [script = script_](int rank, auto* channel) {
-      ScriptedRank(rank, channel, script).Run();
-    });
-    hub_ = hub.get();
-    RankGroupOptions options;
-    options.node_of_rank.assign(static_cast<size_t>(size), 0);
-    options.bind_address_of_node = {"127.0.0.1"};
-    options.group_id = "rank-group-test";
-    options.vocab_size = Script::kVocabSize;
-    options.row_size = Script::kRowSize;
-    options.rank_timeout = rank_timeout;
-    options.start_timeout = start_timeout;
-    auto group = RankGroup::Start(
-        std::move(hub), options,
-        [this](const std::vector<RankDescription>& ranks) -> absl::StatusOr<LocalExecutorOptions> {
-          if (!choose_error_.ok()) return choose_error_;
-          EXPECT_EQ(static_cast<int>(ranks.size()), script_->size);
-          EXPECT_EQ(ranks.back().weight_bytes, 999 + script_->size);
-          return LocalExecutorOptions{.block_size = 4, .num_blocks = 10, .max_model_len = 40};
-        },
-        &observer_, [this](int64_t done, int64_t total) { num_progress_ += done <= total; });
-    if (!group.ok()) return group.status();
-    group_ = *std::move(group);
-    return absl::OkStatus();
-  }
-
-  void ExpectStepWorks() {
-    const auto output = group_->Execute(SomePlan(9));
-    ASSERT_TRUE(output.ok()) << output.status();
-    ASSERT_EQ(output->tokens.size(), 1U);
-    EXPECT_EQ(output->tokens[0].token_id, testing::TokenOf(SomePlan(9), 0));
-  }
-  void WaitUntilReady() {
-    while (absl::IsUnavailable(group_->Ready())) std::this_thread::sleep_for(milliseconds(1));
-    ASSERT_TRUE(group_->Ready().ok()) << group_->Ready();
-  }
-  // Execute must say that the blocks are lost, once, and work after.
-  void ExpectRecovery(const ::testing::Matcher<std::string>& why) {
-    const absl::Status status = group_->Execute(SomePlan()).status();
-    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
-    EXPECT_THAT(std::string(status.message()), why);
-    WaitUntilReady();
-    ExpectStepWorks();
-    ExpectStepWorks();
-  }
-
-  std::shared_ptr<Script> script_ = std::make_shared<Script>();
-  absl::Status choose_error_;
-  Observer observer_;
-  std::atomic<int> num_progress_{0};
-  ThreadHub* hub_ = nullptr;  // the group's
-  std::unique_ptr<RankGroup> group_;
-};
 
 TEST_F(RankGroupTest, StartsAndComputes) {
   ASSERT_TRUE(Start(3).ok());
@@ -240,6 +138,7 @@ TEST_F(RankGroupTest, WhenAllAnswerTheComplaintIsBelieved) {
   });
   ExpectRecovery(HasSubstr("rank 0 (pid 101): peer 1 did not answer for 60 s"));
   EXPECT_TRUE(observer_.lost().empty());
+  EXPECT_THAT(observer_.broken(), ElementsAre("rank 0 (pid 101): peer 1 did not answer for 60 s"));
   EXPECT_EQ(hub_->num_starts(0), 1);  // weights are kept
   EXPECT_EQ(hub_->num_starts(1), 1);
 }
@@ -248,7 +147,7 @@ TEST_F(RankGroupTest, AnotherRanksErrorEndsTheStepToo) {
   ASSERT_TRUE(Start().ok());
   script_->With([](Script* s) {
     s->in_step = {{1, Unavailable("peer 0 is gone")}};
-    s->instead_of_step_done = {{0, MakeFrame(RankMessage::kPong, PingPayload{}.Encode())}};
+    s->instead_of_step_done = {{0, MakeFrame(PongPayload{})}};
   });
   ExpectRecovery(HasSubstr("rank 1 (pid 201): peer 0 is gone"));
 }
@@ -299,7 +198,7 @@ TEST_F(RankGroupTest, DeathsWhileLoadingAndFormingAreSurvived) {
 TEST_F(RankGroupTest, ARankThatDiesAgainAndAgainAtTheStartEndsIt) {
   std::atomic<int> num_lives{0};
   auto hub = std::make_unique<ThreadHub>(1, [&](int, comm::FrameChannel*) { ++num_lives; });
-  RankGroupOptions options{.node_of_rank = {0}, .bind_address_of_node = {""}, .group_id = "g"};
+  RankGroupOptions options{.node_of_rank = {0}, .group_id = "g"};
   const auto group = RankGroup::Start(std::move(hub), options, {}, nullptr, {});
   EXPECT_EQ(group.status().code(), absl::StatusCode::kInternal);
   EXPECT_THAT(std::string(group.status().message()),
@@ -310,16 +209,6 @@ TEST_F(RankGroupTest, ARankThatDiesAgainAndAgainAtTheStartEndsIt) {
 TEST_F(RankGroupTest, WhatCannotLoadEndsTheStart) {
   script_->With([](Script* s) { s->in_load = {{1, NotFound("no config.json")}}; });
   EXPECT_EQ(Start(), NotFound("rank 1 (pid 201): no config.json"));
-}
-
-TEST_F(RankGroupTest, WhatCannotLoadLaterIsFinal) {
-  ASSERT_TRUE(Start().ok());
-  script_->With([](Script* s) { s->in_load = {{1, Unavailable("the disk is gone")}}; });
-  hub_->Kill(1);
-  while (group_->Ready().ok() || absl::IsUnavailable(group_->Ready())) {
-    std::this_thread::sleep_for(milliseconds(1));
-  }
-  EXPECT_EQ(group_->Ready(), Internal("rank 1 (pid 202): the disk is gone"));
 }
 
 TEST_F(RankGroupTest, SizesThatDoNotFitEndTheStart) {
@@ -333,10 +222,10 @@ TEST_F(RankGroupTest, TheStartHasATimeLimit) {
       const auto frame = channel->Receive();
       if (!frame.ok()) return;
       if (frame->type != static_cast<uint32_t>(RankMessage::kPing)) continue;
-      channel->Send(MakeFrame(RankMessage::kPong, frame->payload)).IgnoreError();
+      channel->Send(MakeFrame(PongPayload{})).IgnoreError();
     }
   });
-  RankGroupOptions options{.node_of_rank = {0}, .bind_address_of_node = {""}, .group_id = "g"};
+  RankGroupOptions options{.node_of_rank = {0}, .group_id = "g"};
   options.start_timeout = milliseconds(50);
   const auto group = RankGroup::Start(std::move(hub), options, {}, nullptr, {});
   EXPECT_EQ(group.status().code(), absl::StatusCode::kDeadlineExceeded);
@@ -355,7 +244,7 @@ TEST_F(RankGroupTest, AnotherModelOrRankIsRefusedByName) {
             .IgnoreError();
       }
     });
-    RankGroupOptions options{.node_of_rank = {0}, .bind_address_of_node = {""}, .group_id = "g"};
+    RankGroupOptions options{.node_of_rank = {0}, .group_id = "g"};
     options.vocab_size = 6;
     const auto group = RankGroup::Start(std::move(hub), options, {}, nullptr, {});
     EXPECT_THAT(std::string(group.status().message()),
@@ -370,15 +259,12 @@ TEST_F(RankGroupTest, BadOptionsAreRefused) {
     return std::string(
         RankGroup::Start(std::move(hub), options, {}, nullptr, {}).status().message());
   };
-  EXPECT_THAT(refusal({.node_of_rank = {0}, .bind_address_of_node = {""}}),
-              HasSubstr("node_of_rank has 1 ranks, the hub has 2"));
-  EXPECT_THAT(refusal({.node_of_rank = {0, 1}, .bind_address_of_node = {""}}),
-              HasSubstr("rank 1 is on node 1, the limits are 0 and 0"));
+  EXPECT_THAT(refusal({.node_of_rank = {0}}), HasSubstr("node_of_rank has 1 ranks, the hub has 2"));
+  EXPECT_THAT(refusal({.node_of_rank = {0, 2}}),
+              HasSubstr("rank 1 is on node 2, the limits are 0 and 1"));
   EXPECT_THAT(refusal({}), HasSubstr("a group of 0 ranks"));
-  EXPECT_THAT(
-      refusal(
-          {.node_of_rank = {0, 0}, .bind_address_of_node = {""}, .rank_timeout = milliseconds(0)}),
-      HasSubstr("rank_timeout is 0 ms"));
+  EXPECT_THAT(refusal({.node_of_rank = {0, 0}, .rank_timeout = milliseconds(0)}),
+              HasSubstr("rank_timeout is 0 ms"));
 }
 
 TEST_F(RankGroupTest, TheEndComesDuringAnOutageToo) {

@@ -48,10 +48,11 @@ pid_t PidOf(const comm::RankHub& hub, int rank) {
 
 class Losses final : public RankGroupObserver {
  public:
-  void OnRankLost(int /*rank*/, const std::string& why) override {
+  void OnRankLost(int /*rank*/, comm::LossReason /*reason*/, const std::string& why) override {
     const std::lock_guard lock(mutex_);
     whys_ += why + "\n";
   }
+  void OnBroken(const std::string& /*why*/) override {}
   void OnFormed(uint64_t /*generation*/, double /*seconds*/) override {}
   std::string whys() const {
     const std::lock_guard lock(mutex_);

@@ -76,7 +76,7 @@ ConnectPayload SomeConnect() {
           .operation_timeout = std::chrono::milliseconds(12)};
 }
 
-TEST(RankProtocolTest, EveryFieldComesBack) {
+TEST(RankProtocolTest, EveryFieldOfLoadingComesBack) {
   const LoadedPayload loaded = RoundTrip(SomeLoaded());
   EXPECT_EQ(loaded.rank, 2);
   EXPECT_EQ(loaded.size, 4);
@@ -96,6 +96,13 @@ TEST(RankProtocolTest, EveryFieldComesBack) {
                                      .max_num_seqs = 5};
   EXPECT_EQ(RoundTrip(AllocatePayload{.options = options}).options, options);
 
+  const ProgressPayload progress = RoundTrip(ProgressPayload{3, 4});
+  EXPECT_EQ(progress.bytes_done, 3);
+  EXPECT_EQ(progress.bytes_total, 4);
+  EXPECT_EQ(RoundTrip(FailedPayload{NotFound("file")}).status, NotFound("file"));
+}
+
+TEST(RankProtocolTest, EveryFieldOfFormingComesBack) {
   const PreparePayload prepare = RoundTrip(SomePrepare());
   EXPECT_EQ(prepare.place.rank, 1);
   EXPECT_EQ(prepare.place.node_of_rank, (std::vector<int>{0, 0, 1}));
@@ -121,6 +128,12 @@ TEST(RankProtocolTest, EveryFieldComesBack) {
   EXPECT_EQ(connected.generation, 9U);
   EXPECT_EQ(connected.policy, "policy");
 
+  const auto failed_generation = RoundTrip(GenerationFailedPayload{6, DataLoss("bytes")});
+  EXPECT_EQ(failed_generation.generation, 6U);
+  EXPECT_EQ(failed_generation.status, DataLoss("bytes"));
+}
+
+TEST(RankProtocolTest, EveryFieldOfAStepComesBack) {
   StepPayload step{.generation = 3, .number = 4};
   step.plan.token_ids = {1, 2};
   step = RoundTrip(step);
@@ -136,19 +149,25 @@ TEST(RankProtocolTest, EveryFieldComesBack) {
   EXPECT_EQ(done.status, Unavailable("rank 1 is gone"));
   EXPECT_EQ(done.output.tokens.at(0).token_id, 8);
   EXPECT_TRUE(RoundTrip(StepDonePayload{}).status.ok());
+}
 
-  const auto failed_generation = RoundTrip(GenerationFailedPayload{6, DataLoss("bytes")});
-  EXPECT_EQ(failed_generation.generation, 6U);
-  EXPECT_EQ(failed_generation.status, DataLoss("bytes"));
-  EXPECT_EQ(RoundTrip(FailedPayload{NotFound("file")}).status, NotFound("file"));
-
+TEST(RankProtocolTest, EveryFieldOfPingsAndAbortsComesBack) {
   const AbortPayload abort = RoundTrip(AbortPayload{5, "why"});
   EXPECT_EQ(abort.generation, 5U);
   EXPECT_EQ(abort.reason, "why");
   EXPECT_EQ(RoundTrip(PingPayload{77}).number, 77U);
-  const ProgressPayload progress = RoundTrip(ProgressPayload{3, 4});
-  EXPECT_EQ(progress.bytes_done, 3);
-  EXPECT_EQ(progress.bytes_total, 4);
+  const PongPayload pong = RoundTrip(PongPayload{.number = 78,
+                                                 .activity = {.generation = 1,
+                                                              .changes = 2,
+                                                              .operation = 3,
+                                                              .bytes = 4,
+                                                              .phase = RankPhase::kCollective}});
+  EXPECT_EQ(pong.number, 78U);
+  EXPECT_EQ(pong.activity.generation, 1U);
+  EXPECT_EQ(pong.activity.changes, 2U);
+  EXPECT_EQ(pong.activity.operation, 3U);
+  EXPECT_EQ(pong.activity.bytes, 4U);
+  EXPECT_EQ(pong.activity.phase, RankPhase::kCollective);
 }
 
 TEST(RankProtocolTest, ValuesOutOfRangeAreNamed) {
@@ -160,7 +179,7 @@ TEST(RankProtocolTest, ValuesOutOfRangeAreNamed) {
   std::string other_version = SomeLoaded().Encode();
   other_version[0] = 9;
   EXPECT_THAT(std::string(LoadedPayload::Decode(other_version).status().message()),
-              HasSubstr("the rank speaks version 9 of the rank protocol, this is version 1"));
+              HasSubstr("the rank speaks version 9 of the rank protocol, this is version 2"));
 
   PreparePayload prepare = SomePrepare();
   prepare.place.rank = 3;
@@ -184,6 +203,9 @@ TEST(RankProtocolTest, ValuesOutOfRangeAreNamed) {
   connect.operation_timeout = std::chrono::hours(25);
   EXPECT_THAT(Refusal(connect), HasSubstr("operation_timeout is 90000000"));
 
+  PongPayload pong;
+  pong.activity.phase = static_cast<RankPhase>(3);
+  EXPECT_THAT(Refusal(pong), HasSubstr("phase is 3, the limit is 2"));
   EXPECT_THAT(Refusal(FailedPayload{}), HasSubstr("the status is OK"));
   EXPECT_THAT(Refusal(ProgressPayload{5, 4}), HasSubstr("bytes_done is 5, the limits are 0 and 4"));
 }
@@ -200,9 +222,9 @@ TEST(RankProtocolTest, CountsAreCheckedBeforeMemoryIsTaken) {
 
 TEST(RankProtocolTest, DamagedBytesGiveAValueOrAnError) {
   testing::Random random(5);
-  const std::string whole[] = {SomeLoaded().Encode(), SomePrepare().Encode(),
-                               SomeConnect().Encode(),
-                               StepDonePayload{.status = NotFound("x")}.Encode()};
+  const std::string whole[] = {
+      SomeLoaded().Encode(), SomePrepare().Encode(), SomeConnect().Encode(),
+      StepDonePayload{.status = NotFound("x")}.Encode(), PongPayload{}.Encode()};
   for (int round = 0; round < 2000; ++round) {
     for (std::string bytes : whole) {
       for (int64_t n = random.Int(1, 3); n > 0; --n) {
@@ -217,6 +239,7 @@ TEST(RankProtocolTest, DamagedBytesGiveAValueOrAnError) {
       check(LoadedPayload::Decode(bytes));
       check(PreparePayload::Decode(bytes));
       check(ConnectPayload::Decode(bytes));
+      check(PongPayload::Decode(bytes));
     }
   }
 }

@@ -50,7 +50,6 @@ inline int NumLeftovers(const std::string& group_id) {
 inline engine::RankGroupOptions GroupOptions(int size, const char* name) {
   engine::RankGroupOptions options;
   options.node_of_rank.assign(static_cast<size_t>(size), 0);
-  options.bind_address_of_node = {"127.0.0.1"};
   options.group_id = GroupId(name);
   options.vocab_size = kVocabSize;
   options.row_size = kHiddenSize;

@@ -45,7 +45,8 @@ Ranks MakeRanks(int size, const char* name, const std::string& model_dir = kMode
         RankServerOptions options{.model_dir = model_dir, .block_size = kSizes.block_size};
         options.load.tensor_parallel = {.rank = rank, .size = size};
         options.limits = {.max_tokens = kSizes.max_num_batched_tokens,
-                          .max_positions = kSizes.max_model_len};
+                          .max_positions = kSizes.max_model_len,
+                          .max_samples = kSizes.max_num_seqs};
         RunRankServer(channel, options, &pool).IgnoreError();
       });
   return ranks;
@@ -133,7 +134,7 @@ class OneRankTest : public ::testing::Test {
     thread_ = std::thread([this] {
       ThreadPool pool(1);
       RankServerOptions options{.model_dir = kModelDir, .block_size = kSizes.block_size};
-      options.limits = {.max_tokens = 32, .max_positions = 64};
+      options.limits = {.max_tokens = 32, .max_positions = 64, .max_samples = 8};
       end_ = RunRankServer(&channel_, options, &pool);
       channel_.Close("exited");
     });
@@ -192,8 +193,8 @@ TEST_F(OneRankTest, SaysWhatItIsToEveryHelloAndAllocatesOnce) {
     Say(AllocatePayload{.options = kSizes});
     ExpectHear(RankMessage::kAllocated);
   }
-  channel_.SendToRank(MakeFrame(RankMessage::kPing, PingPayload{5}.Encode()));
-  EXPECT_EQ(PingPayload::Decode(Hear().payload)->number, 5U);
+  Say(PingPayload{5});
+  EXPECT_EQ(PongPayload::Decode(Hear().payload)->number, 5U);
   channel_.SendToRank(MakeFrame(RankMessage::kExit));
   thread_.join();
   EXPECT_TRUE(end_.ok()) << end_;
@@ -224,6 +225,43 @@ TEST_F(OneRankTest, StepsBelongToTheirGeneration) {
   End("gone");
   EXPECT_EQ(end_.code(), absl::StatusCode::kUnavailable) << end_;
   EXPECT_EQ(NumLeftovers(GroupId("one")), 0);
+}
+
+TEST_F(OneRankTest, TellsWhatItIsAt) {
+  const auto ask = [this] {
+    Say(PingPayload{});
+    return PongPayload::Decode(Hear().payload)->activity;
+  };
+  Say(AllocatePayload{.options = kSizes});
+  ExpectHear(RankMessage::kAllocated);
+  EXPECT_EQ(ask().generation, 0U);
+  Join(3);
+  const RankActivity before = ask();
+  EXPECT_EQ(before.generation, 3U);
+  EXPECT_NE(before.phase, RankPhase::kCollective);
+  Say(StepPayload{.generation = 3, .number = 1});  // a barrier
+  ExpectHear(RankMessage::kStepDone);
+  EXPECT_EQ(ask().operation, before.operation + 1);
+  while (ask().phase != RankPhase::kIdle) std::this_thread::yield();
+  EXPECT_EQ(ask(), ask());  // nothing gets on
+  Say(AbortPayload{.generation = 3, .reason = "it is over"});
+  while (ask().generation != 0) std::this_thread::yield();
+}
+
+TEST_F(OneRankTest, AStepMayComeInParts) {
+  Say(AllocatePayload{.options = kSizes});
+  ExpectHear(RankMessage::kAllocated);
+  Join(1);
+  for (const size_t part : {7, 1000}) {
+    for (comm::Frame& frame :
+         StepFrames(StepPayload{.generation = 1, .number = part}.Encode(), part)) {
+      channel_.SendToRank(std::move(frame));
+    }
+    const auto done = StepDonePayload::Decode(Hear().payload);
+    ASSERT_TRUE(done.ok()) << done.status();
+    EXPECT_TRUE(done->status.ok()) << done->status;
+    EXPECT_EQ(done->number, part);
+  }
 }
 
 TEST_F(OneRankTest, APlaceThatMakesNoSenseFailsTheGenerationOnly) {

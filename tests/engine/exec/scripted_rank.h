@@ -5,6 +5,7 @@
 // goes wrong. A step's tokens follow from its plan.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <limits>
@@ -13,6 +14,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -36,6 +38,13 @@ struct Script {
   std::map<int, absl::Status> in_step;  // what ranks answer to their next step
   std::set<int> die_in_step;            // their next step ends them
   std::map<int, absl::Status> in_prepare;
+  std::map<int, absl::Status> always_in_prepare;
+  std::set<int> hung_in_prepare;  // ranks that answer pings and nothing else
+  std::set<int> hung_in_connect;
+  std::set<int> hung_in_allocate;
+  std::chrono::milliseconds start_time{0};  // from the start to the first word
+  std::map<int, engine::RankActivity> at;   // what ranks say that they are at, but generation
+  std::vector<std::string> bind_addresses;  // by kPrepare to rank 1
   std::map<int, absl::Status> in_connect;
   std::map<int, absl::Status> in_load;
   std::set<int> die_in_load;
@@ -71,6 +80,12 @@ class ScriptedRank {
       : rank_(rank), channel_(channel), script_(std::move(script)) {}
 
   void Run() {
+    {
+      std::unique_lock lock(script_->mutex);
+      const auto time = script_->start_time;
+      lock.unlock();
+      std::this_thread::sleep_for(time);
+    }
     for (;;) {
       const auto frame = channel_->Receive();
       if (!frame.ok() || !Do(*frame)) return;
@@ -92,11 +107,12 @@ class ScriptedRank {
   bool Do(const comm::Frame& frame) {
     switch (static_cast<RankMessage>(frame.type)) {
       case RankMessage::kPing:
-        Send(engine::MakeFrame(RankMessage::kPong, frame.payload));
+        Pong(*engine::PingPayload::Decode(frame.payload));
         return true;
       case RankMessage::kHello:
         return Load();
       case RankMessage::kAllocate:
+        if (!Take(&script_->hung_in_allocate).empty()) return true;
         Send(engine::MakeFrame(RankMessage::kAllocated));
         return true;
       case RankMessage::kPrepare:
@@ -120,6 +136,20 @@ class ScriptedRank {
         ADD_FAILURE() << "the driver sent type " << frame.type;
         return false;
     }
+  }
+
+  void Pong(const engine::PingPayload& ping) {
+    engine::PongPayload pong{.number = ping.number};
+    {
+      const std::lock_guard lock(script_->mutex);
+      // A rank that works unless it is said otherwise.
+      pong.activity = {.changes = ping.number};
+      if (const auto at = script_->at.find(rank_); at != script_->at.end()) {
+        pong.activity = at->second;
+      }
+    }
+    pong.activity.generation = generation_;
+    Send(engine::MakeFrame(pong));
   }
 
   bool Load() {
@@ -146,6 +176,16 @@ class ScriptedRank {
       const std::lock_guard lock(script_->mutex);
       script_->clean_from.push_back(payload.clean_from);
     }
+    if (!Take(&script_->hung_in_prepare).empty()) return true;
+    {
+      const std::lock_guard lock(script_->mutex);
+      if (rank_ == 1) script_->bind_addresses.push_back(payload.place.bind_address);
+      if (const auto at = script_->always_in_prepare.find(rank_);
+          at != script_->always_in_prepare.end()) {
+        Send(engine::MakeFrame(engine::GenerationFailedPayload{generation_, at->second}));
+        return true;
+      }
+    }
     if (const auto failed = Take(&script_->in_prepare)) {
       Send(engine::MakeFrame(engine::GenerationFailedPayload{generation_, failed.mapped()}));
       return true;
@@ -162,6 +202,7 @@ class ScriptedRank {
       const std::lock_guard lock(script_->mutex);
       script_->policies_told.push_back(payload.policy);
     }
+    if (!Take(&script_->hung_in_connect).empty()) return;
     if (const auto failed = Take(&script_->in_connect)) {
       Send(engine::MakeFrame(engine::GenerationFailedPayload{generation_, failed.mapped()}));
       return;

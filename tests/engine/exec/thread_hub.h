@@ -6,6 +6,7 @@
 // a stopped process) and kept from coming back.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -114,6 +115,11 @@ class ThreadHub final : public comm::RankHub {
     return Name(rank);
   }
 
+  std::string BindAddress(int rank) const override {
+    const std::lock_guard lock(mutex_);
+    return fmt::format("10.0.{}.{}", rank, slots_[static_cast<size_t>(rank)].num_starts);
+  }
+
   void Stop() override {
     {
       const std::lock_guard lock(mutex_);
@@ -127,6 +133,8 @@ class ThreadHub final : public comm::RankHub {
   }
 
   // For tests.
+  // Why ranks are said to be down, from now on.
+  void SetReason(comm::LossReason reason) { reason_ = reason; }
   void Kill(int rank) { End(rank, "killed by signal 9"); }
   void Freeze(int rank) {
     if (const auto channel = ChannelOf(rank)) channel->Freeze();
@@ -197,11 +205,12 @@ class ThreadHub final : public comm::RankHub {
         slot.channel = nullptr;
         if (stopping_) return;
       }
-      observer->OnDown(rank, name + ": " + channel->why_closed());
+      observer->OnDown(rank, reason_, name + ": " + channel->why_closed());
     }
   }
 
   const Main main_;
+  std::atomic<comm::LossReason> reason_{comm::LossReason::kKilled};
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   // Guarded by mutex_ (a slot's thread is not):

@@ -84,6 +84,9 @@ TEST(OptionsFingerprintTest, HoldsWhatRanksMustHaveAlike) {
   config.model.dtype = "float32";
   EXPECT_NE(OptionsFingerprint(config), original);
   EXPECT_THAT(OptionsFingerprint(config), ::testing::HasSubstr("dtype=float32"));
+  // Who beats more slowly than the head allows is lost at the first beat that is late.
+  config.parallel.rank_timeout_seconds = 17;
+  EXPECT_THAT(OptionsFingerprint(config), ::testing::HasSubstr("rank-timeout=17"));
 }
 
 TEST(Sha256Test, TellsTextsApart) {
