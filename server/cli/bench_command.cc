@@ -16,6 +16,7 @@
 #include "server/cli/model_backend.h"
 #include "server/cli/model_setup.h"
 #include "server/cli/parallel_setup.h"
+#include "server/cli/thread_ranks.h"
 #include "server/metrics/rank_metrics.h"
 
 namespace nibble::cli {
@@ -127,6 +128,27 @@ int RunBenchCodec(const BenchOptions& options) {
     return RunOnPool(options.threads, options.codec, [&](ThreadPool* pool) {
       return bench::RunCodecBench(options.codec, *isa, pool, Table());
     });
+  });
+}
+
+int RunBenchActivations(const BenchOptions& options) {
+  return Print([&]() -> absl::StatusOr<nlohmann::ordered_json> {
+    std::vector<std::string> violations;
+    options.model.Validate(&violations);
+    options.activations.Validate(&violations);
+    bench::CheckLimits("--tensor-parallel-size", {options.parallel.tensor_parallel_size}, 2, 64,
+                       &violations);
+    NIBBLE_RETURN_IF_ERROR(ToStatus(violations));
+    NIBBLE_ASSIGN_OR_RETURN(
+        const ThreadRanks ranks,
+        LoadThreadRanks(options.model, options.parallel.tensor_parallel_size,
+                        comm::AllReduceOptions{.mode = comm::AllReduceOptions::Mode::kNone}));
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                            ReadTextIds(options.data, options.activations.tokens, ranks));
+    const std::vector<engine::PerplexityRank> places = ranks.Places();
+    return bench::RunActivationBench(
+        options.activations,
+        {.ranks = places, .ids = ids, .isa = ranks.device.isa, .table = Table()});
   });
 }
 

@@ -4,6 +4,9 @@
 // nibble bench: measurements, JSON on standard output. Each command returns the exit status.
 #pragma once
 
+#include <string>
+
+#include "bench/activation_bench.h"
 #include "bench/allreduce_bench.h"
 #include "bench/attention_bench.h"
 #include "bench/codec_bench.h"
@@ -22,11 +25,13 @@ struct BenchOptions {
   bench::AttentionBenchOptions attention;
   bench::CodecBenchOptions codec;
   bench::AllReduceBenchOptions allreduce;
-  server::ModelOptions model;  // of decode, prefill and step-channel
+  server::ModelOptions model;  // of activations, decode, prefill and step-channel
+  std::string data;            // text file, of activations
+  bench::ActivationBenchOptions activations;
   bench::DecodeBenchOptions decode;
   bench::PrefillBenchOptions prefill;
   bench::StepChannelBenchOptions step_channel;
-  server::ParallelOptions parallel{.tensor_parallel_size = 2};  // of step-channel
+  server::ParallelOptions parallel{.tensor_parallel_size = 2};  // of activations, step-channel
 };
 
 int RunBenchGemm(const BenchOptions& options);
@@ -34,6 +39,7 @@ int RunBenchLayer(const BenchOptions& options);
 int RunBenchAttention(const BenchOptions& options);
 int RunBenchCodec(const BenchOptions& options);
 int RunBenchAllReduce(const BenchOptions& options);
+int RunBenchActivations(const BenchOptions& options);
 int RunBenchDecode(const BenchOptions& options);
 int RunBenchPrefill(const BenchOptions& options);
 int RunBenchStepChannel(const BenchOptions& options);

@@ -126,6 +126,20 @@ void AddBenchCodec(CLI::App* app, BenchOptions* options) {
   AddBenchThreads(app, options);
 }
 
+void AddBenchActivations(CLI::App* app, BenchOptions* options) {
+  AddModelOptions(app, &options->model);
+  app->add_option("--data", options->data, "text file (UTF-8)")->required();
+  app->add_option("--tensor-parallel-size", options->parallel.tensor_parallel_size,
+                  "ranks, as threads of this process")
+      ->capture_default_str();
+  bench::ActivationBenchOptions* activations = &options->activations;
+  app->add_option("--tokens", activations->tokens, "of the text")->capture_default_str();
+  app->add_option("--context", activations->context, "the text is cut into windows of this")
+      ->capture_default_str();
+  AddList(app, "--bits", &activations->bits, "2, 3, 4, 5, 6, 8");
+  AddList(app, "--group-size", &activations->group_sizes, "32, 64, 128");
+}
+
 void AddBenchDecode(CLI::App* app, BenchOptions* options) {
   AddModelOptions(app, &options->model);
   AddList(app, "--batch", &options->decode.batches, "sequences of a step");
@@ -178,6 +192,8 @@ void AddBench(CLI::App* app, BenchOptions* options, std::function<int()>* run) {
   add("allreduce", "a group's all-reduce, every codec and size", AddBenchAllReduce,
       RunBenchAllReduce);
   add("codec", "the codecs of compressed collectives", AddBenchCodec, RunBenchCodec);
+  add("activations", "what a model's ranks sum, and what every codec loses of it",
+      AddBenchActivations, RunBenchActivations);
   add("decode", "a model's steps while it generates", AddBenchDecode, RunBenchDecode);
   add("prefill", "prompts through a model", AddBenchPrefill, RunBenchPrefill);
   add("step-channel", "what a step costs before ranks compute anything", AddBenchStepChannel,

@@ -1,0 +1,86 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/cli/thread_ranks.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "base/log.h"
+#include "base/mapped_file.h"
+#include "server/cli/progress.h"
+
+namespace nibble::cli {
+namespace {
+
+constexpr size_t kMaxTextBytes = size_t{1} << 30;
+
+// Each share with all threads.
+absl::Status LoadShares(const server::ModelOptions& options, int size, ThreadRanks* ranks) {
+  ThreadPool pool(ranks->device.threads, ranks->device.cpus);
+  Progress progress("loading weights", "MB", {.divisor = 1'000'000});
+  int64_t earlier = 0;  // bytes of shares that are loaded
+  for (int rank = 0; rank < size; ++rank) {
+    engine::LoadOptions load = ToLoadOptions(options, ranks->device.isa);
+    load.tensor_parallel = {.rank = rank, .size = size};
+    int64_t share = 0;
+    load.progress = [&](int64_t done, int64_t total) {
+      share = total;
+      progress.Update(earlier + done, earlier + total * (size - rank));
+    };
+    NIBBLE_ASSIGN_OR_RETURN(auto model, engine::Model::Load(options.model, load, &pool));
+    ranks->models.push_back(std::move(model));
+    earlier += share;
+  }
+  for (const std::string& warning : ranks->models[0]->warnings()) log::Warning("{}", warning);
+  return CheckTokenizer(options.model, *ranks->tokenizer, ranks->models[0]->config());
+}
+
+}  // namespace
+
+std::vector<engine::PerplexityRank> ThreadRanks::Places() const {
+  std::vector<engine::PerplexityRank> places;
+  for (size_t rank = 0; rank < models.size(); ++rank) {
+    places.push_back({models[rank].get(), group[rank].get(), pools[rank].get()});
+  }
+  return places;
+}
+
+absl::StatusOr<ThreadRanks> LoadThreadRanks(const server::ModelOptions& options, int size,
+                                            const comm::AllReduceOptions& all_reduce) {
+  NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(options.model));
+  ThreadRanks ranks;
+  NIBBLE_ASSIGN_OR_RETURN(ranks.device, ChooseDevice(options));
+  NIBBLE_ASSIGN_OR_RETURN(ranks.tokenizer, engine::Tokenizer::Load(options.model));
+  NIBBLE_RETURN_IF_ERROR(LoadShares(options, size, &ranks));
+  NIBBLE_ASSIGN_OR_RETURN(ranks.group, comm::MakeThreadGroup(size, all_reduce));
+  const int threads = std::max(1, ranks.device.threads / size);
+  for (int rank = 0; rank < size; ++rank) {
+    std::vector<int> cpus;
+    if (ranks.device.cpus.size() >= static_cast<size_t>(threads * size)) {
+      const auto first = ranks.device.cpus.begin() + rank * threads;
+      cpus.assign(first, first + threads);
+    }
+    ranks.pools.push_back(std::make_unique<ThreadPool>(threads, std::move(cpus)));
+  }
+  return ranks;
+}
+
+absl::StatusOr<std::vector<int32_t>> ReadTextIds(const std::string& path, int64_t limit,
+                                                 const ThreadRanks& ranks) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxTextBytes));
+  absl::StatusOr<std::vector<int32_t>> encoded = ranks.tokenizer->Encode(text, false);
+  if (!encoded.ok()) return Annotate(encoded.status(), path);
+  std::vector<int32_t> ids;
+  if (const std::optional<int32_t> bos = ranks.models[0]->config().bos_token_id) {
+    ids.push_back(*bos);
+  }
+  ids.insert(ids.end(), encoded->begin(), encoded->end());
+  if (limit > 0 && ids.size() > static_cast<size_t>(limit) + 1) {
+    ids.resize(static_cast<size_t>(limit) + 1);
+  }
+  return ids;
+}
+
+}  // namespace nibble::cli
