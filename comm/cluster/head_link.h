@@ -31,7 +31,7 @@ class HeadLinkOwner {
  public:
   virtual ~HeadLinkOwner() = default;
   // The node passed all checks of itself. OK: it is a member now, and was welcomed (Welcome()).
-  // OnClosed may have come before this, or come meanwhile: such a link is no member's any more.
+  // OnClosed may have come before this: such a link cannot become a member's any more.
   virtual absl::Status OnJoin(const std::shared_ptr<HeadLink>& link,
                               const v1::JoinRequest& join) = 0;
   // Of a member, after the handshake. An error ends the call with it.

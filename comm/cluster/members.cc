@@ -150,8 +150,8 @@ absl::Status Members::OnJoin(const std::shared_ptr<HeadLink>& link, const v1::Jo
   const int node = link->node();
   const std::lock_guard lock(mutex_);
   if (stopping_) return Unavailable("the head ends");
-  // Closed meanwhile: OnClosed has been here, or waits for mutex_, and would leave a member that
-  // nobody takes away.
+  // Closed while its JoinRequest was looked at: OnClosed has been here, and nobody would take such
+  // a member away.
   if (std::find(links_.begin(), links_.end(), link) == links_.end()) {
     return Unavailable("its call has ended");
   }

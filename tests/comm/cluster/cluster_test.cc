@@ -104,6 +104,21 @@ TEST_F(ClusterTest, GoodbyeEndsTheNode) {
   hub_->Stop();
 }
 
+// One that is loading, say: it reads no channel and would not end by itself.
+TEST_F(ClusterTest, GoodbyeEndsABusyRankOfTheNode) {
+  Listen();
+  ASSERT_TRUE(hub_->Start(&recorder_).ok());
+  NodeOptions options = NodeOptionsFor(options_, hub_->port());
+  options.local.stop_grace = milliseconds(50);
+  node_ = std::make_unique<NodeThread>(std::move(options));
+  for (const int rank : {2, 3}) ASSERT_EQ(recorder_.Next(Kind::kUp, rank).text, "");
+  const pid_t busy = std::stoi(Ask(2, TestMessage::kPid));
+  ASSERT_EQ(::kill(busy, SIGSTOP), 0);
+  hub_->Stop();
+  EXPECT_EQ(node_->Wait(), absl::OkStatus());
+  EXPECT_EQ(::kill(busy, 0), -1);
+}
+
 TEST_F(ClusterTest, ANodeThatEndsTakesItsRanksDown) {
   StartAll();
   node_.reset();
