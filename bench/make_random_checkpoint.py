@@ -31,6 +31,10 @@ SHAPES = {
     "llama-3-8b": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=128,
                        intermediate_size=14336, vocab_size=128256, tie_word_embeddings=False, rope_theta=500000.0,
                        max_position_embeddings=8192),
+    # Wide rows and little arithmetic: the share of communication that a large model has on hosts of many cores.
+    "wide": dict(hidden_size=4096, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=4, head_dim=64,
+                 intermediate_size=512, vocab_size=2048, tie_word_embeddings=True, rope_theta=10000.0,
+                 max_position_embeddings=8192),
     "tiny": dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
                  intermediate_size=512, vocab_size=2048, tie_word_embeddings=True, rope_theta=10000.0,
                  max_position_embeddings=2048),
