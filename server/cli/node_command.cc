@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "comm/cluster/node.h"
+#include "comm/shm/stale_names.h"
 #include "engine/exec/rank_protocol.h"
 #include "server/cli/commands.h"
 #include "server/cli/parallel_setup.h"
@@ -45,6 +46,7 @@ int RunServeNode(const server::ServeConfig& config, SignalWatch* watch) {
   const server::ParallelOptions& parallel = config.parallel;
   absl::StatusOr<Node> node = Prepare(config);
   if (!node.ok()) return Fail(node.status());
+  comm::RemoveStaleNames();
   const int first = parallel.node_rank * parallel.ranks_per_node();
   const RankPlacement& rank = node->host.placement.ranks.front();
   PrintMessage(fmt::format(

@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "comm/cluster/cluster_hub.h"
 #include "comm/ranks/local_ranks.h"
+#include "comm/shm/stale_names.h"
 #include "server/cli/all_reduce_setup.h"
 #include "server/cli/model_backend.h"
 #include "server/cli/model_setup.h"
@@ -178,6 +179,7 @@ absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
                                         server::RankMetrics* metrics) {
   const int64_t start_ns = Clock::Monotonic().NowNs();
   NIBBLE_ASSIGN_OR_RETURN(const HostSetup host, SetUpHost(config));
+  comm::RemoveStaleNames();
   ModelBackend backend;
   backend.model = host.model;
   backend.max_model_len = host.max_model_len;

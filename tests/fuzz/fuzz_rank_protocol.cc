@@ -45,6 +45,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       Check<engine::FailedPayload>(bytes);
       break;
     case engine::RankMessage::kPong:
+      Check<engine::PongPayload>(bytes);
+      break;
     case engine::RankMessage::kPing:
       Check<engine::PingPayload>(bytes);
       break;
