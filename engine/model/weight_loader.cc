@@ -39,7 +39,6 @@ class DecoderLoader {
  private:
   LinearModule Module(const std::string& name, bool bias = false) const;
   int64_t BytesToRead() const;
-  absl::Status CheckFits() const;
   absl::StatusOr<EmbeddingTable> LoadEmbedding();
   absl::StatusOr<DecoderLayer> LoadLayer(int64_t layer_idx);
   absl::StatusOr<Linear> LoadHead();
@@ -63,7 +62,9 @@ absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
     return Unimplemented("weights stored as {}: supported are float32, bfloat16 and float16",
                          ToString(dtype_));
   }
-  NIBBLE_RETURN_IF_ERROR(CheckFits());
+  // So that a model far too large is refused in words and not by the kernel's killing the process
+  // half way.
+  NIBBLE_RETURN_IF_ERROR(CheckMemory(LeastWeightBytes(config_, options_), "the model's weights"));
   DecoderWeights weights;
   weights.kv_dtype = dtype_;
   NIBBLE_ASSIGN_OR_RETURN(weights.embedding, LoadEmbedding());
@@ -103,31 +104,6 @@ int64_t DecoderLoader::BytesToRead() const {
     bytes += static_cast<double>(tensor.bytes.size()) * part;
   }
   return static_cast<int64_t>(bytes);
-}
-
-// A lower bound, so that a model far too large is refused in words and not by the kernel's killing
-// the process half way.
-absl::Status DecoderLoader::CheckFits() const {
-  const TensorParallel& place = options_.tensor_parallel;
-  const auto hidden = static_cast<double>(config_.hidden_size);
-  const double all_vocab_params = static_cast<double>(config_.vocab_size) * hidden;
-  const double vocab_params = static_cast<double>(VocabularyOf(config_, place).size()) * hidden;
-  const double linear_params = static_cast<double>(RankConfig(config_, place).num_parameters()) -
-                               all_vocab_params * (config_.tie_word_embeddings ? 1 : 2);
-  const auto dense_bytes = static_cast<double>(SizeOf(dtype_));
-  const int stored_bits =
-      config_.quantization.has_value() ? config_.quantization->min_weight_bits() : 0;
-  double linear_bytes = stored_bits == 0 ? dense_bytes : stored_bits / 8.0;
-  if (options_.quantization == Quantization::kW4A8 ||
-      options_.quantization == Quantization::kW4A16) {
-    linear_bytes = 0.5;
-  }
-  if (options_.quantization == Quantization::kW8A8) linear_bytes = 1.0;
-  const double head_bytes =
-      options_.head_quantization == HeadQuantization::kNone && stored_bits == 0 ? dense_bytes : 0.5;
-  return CheckMemory(static_cast<int64_t>(linear_params * linear_bytes +
-                                          vocab_params * (dense_bytes + head_bytes)),
-                     "the model's weights");
 }
 
 absl::StatusOr<EmbeddingTable> DecoderLoader::LoadEmbedding() {
@@ -280,6 +256,27 @@ std::vector<std::string> DecoderLoader::Warnings() const {
 }
 
 }  // namespace
+
+int64_t LeastWeightBytes(const ModelConfig& config, const LoadOptions& options) {
+  const TensorParallel& place = options.tensor_parallel;
+  const auto hidden = static_cast<double>(config.hidden_size);
+  const double all_vocab_params = static_cast<double>(config.vocab_size) * hidden;
+  const double vocab_params = static_cast<double>(VocabularyOf(config, place).size()) * hidden;
+  const double linear_params = static_cast<double>(RankConfig(config, place).num_parameters()) -
+                               all_vocab_params * (config.tie_word_embeddings ? 1 : 2);
+  const auto dense_bytes = static_cast<double>(SizeOf(options.dtype.value_or(config.dtype)));
+  const int stored_bits =
+      config.quantization.has_value() ? config.quantization->min_weight_bits() : 0;
+  double linear_bytes = stored_bits == 0 ? dense_bytes : stored_bits / 8.0;
+  if (options.quantization == Quantization::kW4A8 || options.quantization == Quantization::kW4A16) {
+    linear_bytes = 0.5;
+  }
+  if (options.quantization == Quantization::kW8A8) linear_bytes = 1.0;
+  const double head_bytes =
+      options.head_quantization == HeadQuantization::kNone && stored_bits == 0 ? dense_bytes : 0.5;
+  return static_cast<int64_t>(linear_params * linear_bytes +
+                              vocab_params * (dense_bytes + head_bytes));
+}
 
 absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint,
                                                   const ModelConfig& config,

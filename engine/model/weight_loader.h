@@ -5,6 +5,8 @@
 // quantizing.
 #pragma once
 
+#include <cstdint>
+
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "engine/model/decoder.h"
@@ -23,5 +25,10 @@ namespace nibble::engine {
 absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint,
                                                   const ModelConfig& config,
                                                   const LoadOptions& options, ThreadPool* pool);
+
+// A lower bound of the packed weights' bytes. A rank checks its own share; ranks of one host, which
+// load at the same time from the same memory, are checked together by who starts them. REQUIRES a
+// model that splits (CheckSplit).
+int64_t LeastWeightBytes(const ModelConfig& config, const LoadOptions& options);
 
 }  // namespace nibble::engine

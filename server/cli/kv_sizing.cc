@@ -42,6 +42,13 @@ absl::StatusOr<KvSize> SizeKvCache(const server::ServeConfig& config, int64_t ma
     size.num_blocks = std::min(size.num_blocks, num_blocks);
     bytes_of_block += host.block_bytes;
   }
+  for (const KvHost& host : hosts) {
+    if (!given || size.num_blocks <= host.available_bytes / host.block_bytes) continue;
+    return ResourceExhausted("{}{}--kv-cache-memory-bytes asks for {}, {} are available: use less",
+                             host.name, host.name.empty() ? "" : ": ",
+                             HumanBytes(size.num_blocks * host.block_bytes),
+                             HumanBytes(host.available_bytes));
+  }
   size.bytes = size.num_blocks * bytes_of_block;
   return size;
 }

@@ -11,7 +11,9 @@
 
 #include "base/log.h"
 #include "base/mapped_file.h"
+#include "engine/model/memory.h"
 #include "engine/model/shard.h"
+#include "engine/model/weight_loader.h"
 #include "server/cli/fingerprint.h"
 #include "server/cli/version.h"
 
@@ -72,6 +74,21 @@ absl::Status ReadPem(const std::string& path, std::string* text) {
   return absl::OkStatus();
 }
 
+// The ranks of this host together: each alone would find the same memory free. Before any of them
+// starts, and not when one is started again beside the others, who have theirs.
+absl::Status CheckWeightsFit(const server::ServeConfig& config, const HostSetup& host) {
+  const server::ParallelOptions& parallel = config.parallel;
+  engine::LoadOptions load = ToLoadOptions(config.model, host.device.isa);
+  int64_t bytes = 0;
+  for (int i = 0; i < parallel.ranks_per_node(); ++i) {
+    load.tensor_parallel = {.rank = parallel.node_rank * parallel.ranks_per_node() + i,
+                            .size = parallel.tensor_parallel_size};
+    bytes += engine::LeastWeightBytes(host.model, load);
+  }
+  return engine::CheckMemory(
+      bytes, fmt::format("the weights of this host's {} ranks", parallel.ranks_per_node()));
+}
+
 }  // namespace
 
 std::string TakeSecretFromEnvironment() {
@@ -106,6 +123,7 @@ absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {
                           PlaceRanks(config.model, parallel.rank_threads, parallel.ranks_per_node(),
                                      HostCpus::OfThisProcess()));
   if (!host.placement.warning.empty()) log::Warning("{}", host.placement.warning);
+  NIBBLE_RETURN_IF_ERROR(CheckWeightsFit(config, host));
   return host;
 }
 

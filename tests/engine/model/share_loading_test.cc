@@ -13,6 +13,7 @@
 
 #include "engine/model/linear_loader.h"
 #include "engine/model/model.h"
+#include "engine/model/weight_loader.h"
 #include "tests/engine/model/differences.h"
 #include "tests/engine/model/model_runner.h"
 #include "tests/testing/random.h"
@@ -132,6 +133,26 @@ TEST(ShareLoadingTest, RanksHoldAndReadTheirShare) {
   }
   // Beyond the four KV heads only these stay: 2 of 12 parts of a layer's attention.
   EXPECT_LT(load({.rank = 5, .size = 8}).total, whole.total / 6);
+}
+
+// What is checked before ranks start: never more than they hold, nor much less.
+TEST(ShareLoadingTest, LeastBytesAreNearThoseOfTheWeights) {
+  const auto config = LoadModelConfig(kStories);
+  ASSERT_TRUE(config.ok());
+  ThreadPool pool(1);
+  for (const Quantization quantization : {Quantization::kNone, Quantization::kW8A8}) {
+    for (int rank = 0; rank < 4; ++rank) {
+      const LoadOptions options = {.tensor_parallel = {.rank = rank, .size = 4},
+                                   .quantization = quantization,
+                                   .head_quantization = HeadQuantization::kNone,
+                                   .isa = BestIsa()};
+      const auto model = testing::LoadOrFail(kStories, options, &pool);
+      ASSERT_NE(model, nullptr);
+      const int64_t least = LeastWeightBytes(*config, options);
+      EXPECT_LE(least, model->weight_bytes());
+      EXPECT_GT(least, model->weight_bytes() * 9 / 10);
+    }
+  }
 }
 
 TEST(ShareLoadingTest, WhatDoesNotSplitIsRefused) {

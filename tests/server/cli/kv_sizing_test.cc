@@ -37,6 +37,18 @@ TEST(KvSizingTest, GivenBytesAreUsedWhole) {
   EXPECT_EQ(SizeKvCache(Config(4, 99'999), kMaxModelLen, {&host, 1})->num_blocks, 99);
 }
 
+TEST(KvSizingTest, GivenBytesMustBeThereForAllRanksOfAHost) {
+  const std::vector<KvHost> hosts = {
+      {.name = "node 0", .block_bytes = 1000, .available_bytes = 1'000'000},
+      {.name = "node 1", .block_bytes = 4000, .available_bytes = 90'000}};
+  EXPECT_EQ(SizeKvCache(Config(4, 80'000), kMaxModelLen, hosts)->num_blocks, 20);
+  const auto size = SizeKvCache(Config(4, 100'000), kMaxModelLen, hosts);
+  EXPECT_EQ(size.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(
+      std::string(size.status().message()),
+      HasSubstr("node 1: --kv-cache-memory-bytes asks for 100.0 KB, 90.0 KB are available"));
+}
+
 TEST(KvSizingTest, TheTightestHostDecidesForAll) {
   const std::vector<KvHost> hosts = {
       {.name = "node 0", .block_bytes = 1000, .available_bytes = 1'000'000'000},
