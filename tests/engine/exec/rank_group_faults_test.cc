@@ -96,15 +96,17 @@ TEST_F(RankGroupTest, AStepThatDoesNotGetOnIsARankThatHangs) {
     s->at = {{0, {.changes = 5, .phase = RankPhase::kCollective}},
              {1, {.changes = 5, .phase = RankPhase::kComputing}}};
   });
-  std::thread releases([this] {
-    while (observer_.lost().empty()) std::this_thread::sleep_for(milliseconds(1));
-    script_->With([](Script* s) {
-      s->hold_steps = false;
-      s->at.clear();
-    });
+  const absl::Status status = group_->Execute(SomePlan()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("rank 1 (pid 201): answers, but its step has not got on for "));
+  script_->With([](Script* s) {
+    s->hold_steps = false;
+    s->at.clear();
   });
-  ExpectRecovery(HasSubstr("rank 1 (pid 201): answers, but its step has not got on for "));
-  releases.join();
+  WaitUntilReady();
+  ExpectStepWorks();
+  while (observer_.lost().empty()) std::this_thread::sleep_for(milliseconds(1));
   EXPECT_THAT(observer_.reasons(), ElementsAre(comm::LossReason::kHung));
 }
 
@@ -121,7 +123,7 @@ TEST_F(RankGroupTest, RanksThatWaitForEachOtherInVainEndTheGeneration) {
     const absl::Status status = group_->Execute(SomePlan()).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
     EXPECT_THAT(std::string(status.message()),
-                AllOf(HasSubstr("the ranks wait for each other for 0."),
+                AllOf(HasSubstr("the ranks wait for each other for "),
                       HasSubstr("rank 0 (pid 101) in its operation 17")));
     script_->With([](Script* s) {
       s->hold_steps = false;
@@ -169,7 +171,7 @@ TEST_F(RankGroupTest, ARankThatNeverSaysAWordIsStartedAnew) {
   });
   ASSERT_TRUE(Start(2, milliseconds(100)).ok());
   wakes.join();
-  EXPECT_THAT(observer_.lost().at(0).second, HasSubstr("has said nothing in the 0."));
+  EXPECT_THAT(observer_.lost().at(0).second, HasSubstr("has said nothing in the "));
 }
 
 TEST_F(RankGroupTest, HostsThatComeAndGoAtTheStartAreNoFaultOfTheirRanks) {
