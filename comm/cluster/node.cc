@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -203,13 +204,26 @@ absl::StatusOr<NodeLink::End> Membership::RunLink(const std::stop_token& stop) {
   return end;
 }
 
-void Membership::Tell(const NodeLink::End& end) {
-  std::string why(end.status.message());
-  // What gRPC says of a head that speaks TLS to a node that does not, and the other way.
-  if (why.find("Ssl handshake failed") != std::string::npos ||
-      why.find("Socket closed") != std::string::npos) {
-    why += " (do both sides use TLS, with certificates of one CA, or neither?)";
+// Why a node could not join, with what to look at where gRPC's own words leave that open.
+std::string WhyNot(const absl::Status& status) {
+  std::string why(status.message());
+  constexpr std::string_view kBeforeTheReason = "last error: ";
+  if (const size_t at = why.find(kBeforeTheReason); at != std::string::npos) {
+    why.erase(0, at + kBeforeTheReason.size());
   }
+  const auto says = [&](std::string_view text) { return why.find(text) != std::string::npos; };
+  if (says("is not in peer certificate")) {
+    why += " (give the name that node 0's certificate holds by --cluster-tls-server-name)";
+  } else if (says("Ssl handshake failed") || says("Socket closed")) {
+    why +=
+        " (do both sides use TLS, with certificates of one CA, or neither? node 0's log may say "
+        "more)";
+  }
+  return why;
+}
+
+void Membership::Tell(const NodeLink::End& end) {
+  const std::string why = end.joined ? std::string(end.status.message()) : WhyNot(end.status);
   if (end.joined) {
     log::Warning("cluster: node {} lost the head at {}: {}; joining again", options_.node, head_,
                  why);

@@ -111,7 +111,9 @@ class TlsTest : public RefusalTest {
     return {.tls_ca = authority.cert(), .tls_cert = certificate.cert, .tls_key = certificate.key};
   }
   // A node with these credentials tries and tries, and is never there. It says why.
-  void ExpectCannotJoin(const ClusterSecurity& security) {
+  void ExpectCannotJoin(const ClusterSecurity& security,
+                        const std::string& hint =
+                            "(do both sides use TLS, with certificates of one CA, or neither?") {
     ::testing::internal::CaptureStderr();
     NodeOptions options = NodeOptionsFor(options_, hub_->port());
     options.security = security;
@@ -121,8 +123,7 @@ class TlsTest : public RefusalTest {
               absl::StatusCode::kDeadlineExceeded);
     node.RequestStop();
     EXPECT_EQ(node.Wait(), absl::OkStatus());
-    EXPECT_THAT(::testing::internal::GetCapturedStderr(),
-                HasSubstr("(do both sides use TLS, with certificates of one CA, or neither?)"));
+    EXPECT_THAT(::testing::internal::GetCapturedStderr(), HasSubstr(hint));
   }
 
   const TestAuthority authority_;
@@ -134,6 +135,9 @@ TEST_F(TlsTest, CertificatesOfOneAuthorityJoin) {
   const TestAuthority other;
   ExpectCannotJoin(SecurityOf(other));
   ExpectCannotJoin({.secret = "a secret of all nodes"});  // plaintext
+  ClusterSecurity named = SecurityOf(authority_);
+  named.tls_server_name = "node0.cluster";  // for which no certificate here holds
+  ExpectCannotJoin(named, "that node 0's certificate holds by --cluster-tls-server-name");
   NodeOptions options = NodeOptionsFor(options_, hub_->port());
   options.security = SecurityOf(authority_);
   ASSERT_TRUE(hub_->Start(&recorder_).ok());
