@@ -11,6 +11,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/host_port.h"
 #include "comm/tcp/ucx_transport.h"
 
 namespace nibble::comm {
@@ -24,9 +25,7 @@ constexpr std::chrono::milliseconds kGraceOfAbort = 30ms;
 constexpr std::chrono::nanoseconds kNap = 1ms;
 
 std::string NameOf(const RankAddress& address) {
-  const bool is_ipv6 = address.host.find(':') != std::string::npos;
-  return fmt::format("rank {} ({}{}{}:{})", address.rank, is_ipv6 ? "[" : "", address.host,
-                     is_ipv6 ? "]" : "", address.port);
+  return fmt::format("rank {} ({})", address.rank, HostAndPort(address.host, address.port));
 }
 
 }  // namespace
