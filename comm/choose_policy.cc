@@ -41,8 +41,8 @@ constexpr double kOwnShare = 0.4;
 constexpr double kHopeless = 1.5;
 
 // Each candidate runs until all took so long together, within these limits.
-constexpr double kSecondsOfSize = 0.06;
-constexpr int64_t kMinRuns = 3;
+constexpr double kSecondsOfSize = 0.12;
+constexpr int64_t kMinRuns = 5;
 
 // The measurement ends early when a doubled size took twice as long by every candidate, give or
 // take.
@@ -170,7 +170,8 @@ PolicySearch::Trial PolicySearch::Next(double seconds_left) const {
 int64_t PolicySearch::MoreRuns(const SizeTimes& once, double seconds_left) {
   const double sum = std::max(SecondsOfAll(once), 1e-9);
   if (sum * static_cast<double>(kMinRuns) > seconds_left) return 0;
-  return static_cast<int64_t>(std::clamp(kSecondsOfSize / sum, static_cast<double>(kMinRuns),
+  return static_cast<int64_t>(std::clamp(std::min(kSecondsOfSize, seconds_left) / sum,
+                                         static_cast<double>(kMinRuns),
                                          static_cast<double>(kMaxRuns)));
 }
 

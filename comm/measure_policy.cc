@@ -7,6 +7,7 @@
 #include <bit>
 #include <limits>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -21,6 +22,7 @@ using Clock = std::chrono::steady_clock;
 
 // Of the smallest messages tried.
 constexpr int64_t kMinBytes = 1 << 10;
+constexpr std::chrono::microseconds kPause{300};
 
 // A row's bytes as bf16, in the power of two that is not above.
 int64_t FirstSize(const MeasureOptions& options) {
@@ -97,6 +99,8 @@ class Measurement {
         if ((command.candidates >> c & 1) == 0) continue;
         // Sums grow with every run: begin anew.
         for (size_t i = 0; i < size; ++i) data_[i] = static_cast<float>(i % 251) - 125.0F;
+        // As a model does between two sums: what a link and its queues had to carry is through.
+        std::this_thread::sleep_for(kPause);
         NIBBLE_RETURN_IF_ERROR(communicator_->Barrier());
         const Clock::time_point start = Clock::now();
         NIBBLE_RETURN_IF_ERROR(communicator_->AllReduceBy(

@@ -19,7 +19,7 @@ struct MeasureOptions {
   CodecDesc codec;       // group size and options of the candidates
   int64_t row_size = 0;  // of the messages; 0: not known
   // Rank 0 begins no size that it expects to end later.
-  std::chrono::nanoseconds budget{std::chrono::seconds(2)};
+  std::chrono::nanoseconds budget{std::chrono::seconds(4)};
   // Of messages as bf16, doubled each time; it begins lower where a single row is smaller.
   int64_t min_bytes = int64_t{8} << 10;  // at least 1 KiB
   int64_t max_bytes = int64_t{64} << 20;
