@@ -9,7 +9,7 @@
 The hosts are network namespaces of this machine whose links have the rate (network_namespaces.sh; needs root), with one
 rank each. For every --all-reduce option in turn `nibble serve` is started on every host, and one client on host 0 sends
 prompts of random token ids, one at a time: TTFT is the time of a request for one token. Then it measures what further
-tokens of a short prompt take. MODEL is made (make_random_checkpoint.py --shape wide, needs numpy; then W4A8) when it is not there.
+tokens of a short prompt take. MODEL is made (make_random_checkpoint.py --shape wide, needs numpy; then W4A8) when not there.
 --rounds repeats all of it, so that what disturbs the machine for a while does not hit one option alone.
 """
 import argparse
@@ -55,8 +55,8 @@ class Hosts:
         self._script("down")
 
     def start(self, host, command, log, environment):
-        return subprocess.Popen([BENCH / "network_namespaces.sh", "run", str(host), *map(str, command)], stdout=log, stderr=log,
-                                env={**self.environment, **environment})
+        return subprocess.Popen([BENCH / "network_namespaces.sh", "run", str(host), *map(str, command)],
+                                stdout=log, stderr=log, env={**self.environment, **environment})
 
     def _script(self, *arguments):
         subprocess.run([BENCH / "network_namespaces.sh", *map(str, arguments)], env=self.environment, check=True)
@@ -146,8 +146,8 @@ class Nodes:
                    if line.startswith("nibble:all_reduce_info{")]
         if not choices:
             sys.exit("no nibble:all_reduce_info among the metrics")
-        bound = lambda choice: float(choice["up_to_bytes"])  # "+Inf" too
-        choice = min((choice for choice in choices if message_bytes <= bound(choice)), key=bound)
+        bounded = [(float(choice["up_to_bytes"]), choice) for choice in choices]  # "+Inf" too
+        choice = min((pair for pair in bounded if message_bytes <= pair[0]), key=lambda pair: pair[0])[1]
         return f"{choice['algorithm']} {choice['codec']}"
 
 
@@ -164,10 +164,10 @@ def foreign_seconds():
     times, children = {}, {}
     for folder in pathlib.Path("/proc").iterdir():
         try:
-            fields = folder.joinpath("stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split() if folder.name.isdigit() else []
+            fields = (folder / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
         except OSError:
-            continue  # it ended meanwhile
-        if fields:
+            continue  # no process, or it ended meanwhile
+        if folder.name.isdigit():
             times[int(folder.name)] = sum(map(int, fields[11:15]))  # children that ended included
             children.setdefault(int(fields[1]), []).append(int(folder.name))
     own, rest = 0, [os.getpid(), 2]  # 2: the parent of kernel threads, which carry the packets
@@ -238,7 +238,8 @@ def run(options, config):
                     row = measure(options, nodes, config, rng)
                 rows.setdefault(all_reduce, []).append(row)
                 print(f"{all_reduce}: TTFT {' '.join(f'{s:.3f}' for s in row['ttft_s'])} s, token "
-                      f"{' '.join(f'{1e3 * s:.2f}' for s in row['token_s'])} ms, {row['disturbed']} taken again", file=sys.stderr)
+                      f"{' '.join(f'{1e3 * s:.2f}' for s in row['token_s'])} ms, {row['disturbed']} taken again",
+                      file=sys.stderr)
     return rows
 
 
@@ -248,7 +249,8 @@ def summarize(options, config, rows):
     for all_reduce, rounds in rows.items():
         every = {name: [value for row in rounds for value in row[name]] for name in ("ttft_s", "sent_bytes", "token_s")}
         results.append({
-            "all_reduce": all_reduce, "choice": sorted({row["choice"] for row in rounds}), "runs": len(every["ttft_s"]), "taken_again": sum(row["disturbed"] for row in rounds), "ttft_s": round(statistics.median(every["ttft_s"]), 4),
+            "all_reduce": all_reduce, "choice": sorted({row["choice"] for row in rounds}), "runs": len(every["ttft_s"]),
+            "taken_again": sum(row["disturbed"] for row in rounds), "ttft_s": round(statistics.median(every["ttft_s"]), 4),
             "best_ttft_s": round(min(every["ttft_s"]), 4),
             "tokens_per_s": round(1 / statistics.median(every["token_s"]), 1) if every["token_s"] else None,
             "sent_bytes_per_all_reduce": round(statistics.median(every["sent_bytes"]) / all_reduces)})
