@@ -55,7 +55,7 @@ TEST(EvalCommandTest, RanksGiveThePerplexityOfOne) {
   EXPECT_NEAR(two.at("mean_nll").get<double>(), one.at("mean_nll").get<double>(), 0.005);
   options.all_reduce = {.all_reduce = "int8", .group_size = 32, .spikes = true};
   const nlohmann::json coded = Evaluate(options);
-  EXPECT_EQ(coded.at("all_reduce"), "int8 g32 spikes");
+  EXPECT_EQ(coded.at("all_reduce"), "int8 g32 spikes hadamard");
   EXPECT_NEAR(coded.at("mean_nll").get<double>(), one.at("mean_nll").get<double>(), 0.02);
   EXPECT_NE(coded.at("mean_nll"), two.at("mean_nll"));
 }
