@@ -50,8 +50,9 @@ def alive(pid):
 
 
 def shm_names():
-    """What nibble has in /dev/shm now. Other servers on this machine may have names too: compare sets."""
-    return {path.name for path in pathlib.Path("/dev/shm").iterdir() if path.name.startswith("nibble")}
+    """What nibble has in /dev/shm now, unit tests left out. Other servers on this machine may have names: compare sets."""
+    names = {path.name for path in pathlib.Path("/dev/shm").iterdir()}
+    return {name for name in names if name.startswith("nibble") and not name.startswith("nibble.test-")}
 
 
 def free_port(host="127.0.0.1"):

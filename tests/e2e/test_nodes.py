@@ -3,6 +3,7 @@
 
 """Two nodes on one machine: joining, what is refused, a node that dies and comes back."""
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,18 +18,20 @@ from ranks import (MODEL, SECRET, Node, Stream, alive, free_port, group_is_whole
 
 HEAD = "127.0.0.1"
 SIZE = ("--tensor-parallel-size", 2, "--nnodes", 2, "--master-addr", HEAD)
-EXACT = ("--dtype", "float32", "--all-reduce", "none", "--rank-timeout", 1, "--rank-threads", 1)
+SMALL = ("--rank-timeout", 1, "--rank-threads", 1)
+EXACT = ("--dtype", "float32", "--all-reduce", "none", *SMALL)
 
 
 class Cluster:
     """Node 0 and node 1."""
 
-    def __init__(self, nibble, *options, secret=SECRET):
+    def __init__(self, nibble, *options, secret=SECRET, head_options=(), environment=None, base=EXACT):
         self.nibble, self.secret = nibble, secret
-        self.options = (*SIZE, "--master-port", free_port(HEAD), *EXACT, *options)
+        self.options = (*SIZE, "--master-port", free_port(HEAD), *base, *options)
         self.node = self.join()
         try:
-            self.server = Server(nibble, *self.options, environment={"NIBBLE_CLUSTER_SECRET": secret})
+            self.server = Server(nibble, *self.options, *head_options,
+                                 environment={"NIBBLE_CLUSTER_SECRET": secret, **(environment or {})})
         except BaseException:
             print(self.node.log())
             self.node.process.kill()
@@ -58,6 +61,18 @@ def cluster(nibble):
     with Cluster(nibble, "--group-timeout", 5) as running:
         yield running
     wait_until(lambda: shm_names() <= before, 5, shm_names)
+
+
+def test_the_measured_choice_is_kept(nibble, tmp_path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    choices = []
+    for measure in ((), (), ("--all-reduce-measure",)):
+        with Cluster(nibble, base=SMALL, head_options=measure, environment=environment) as cluster:
+            # Ranks write it to the log of the node that runs them; rank 0 is the head's.
+            assert ("all-reduce measured in" in cluster.server.log()) == (choices == [] or measure != ())
+            choices.append(re.search(r"all-reduce auto: (.*)", cluster.server.log()).group(1))
+    assert choices[0] == choices[1]
+    assert len(list((tmp_path / "nibble").iterdir())) == 1
 
 
 def refused(node):
