@@ -26,6 +26,7 @@ struct RankOptions {
   int64_t max_num_batched_tokens = 2048;
   int64_t max_num_seqs = 64;
   int64_t max_model_len = 2048;
+  std::string model_fingerprint;  // of the model that the server was started with
 };
 int RunRank(const RankOptions& options);
 

@@ -110,6 +110,9 @@ void AddRank(CLI::App* app, RankOptions* options) {
   app->add_option("--max-num-seqs", options->max_num_seqs, "sequences per step")->required();
   app->add_option("--max-model-len", options->max_model_len, "tokens of prompt and answer")
       ->required();
+  app->add_option("--model-fingerprint", options->model_fingerprint,
+                  "of the model that the server was started with")
+      ->required();
 }
 
 }  // namespace nibble::cli

@@ -31,7 +31,8 @@ const char* LogLevelName() {
 }
 
 std::vector<std::string> RankCommand(const server::ServeConfig& config, int rank,
-                                     const RankPlacement& placement, int64_t max_model_len) {
+                                     const RankPlacement& placement, int64_t max_model_len,
+                                     const std::string& model_fingerprint) {
   const server::ModelOptions& model = config.model;
   const std::string binding =
       placement.cpus.empty() ? "none" : fmt::format("{}", fmt::join(placement.cpus, ","));
@@ -65,7 +66,9 @@ std::vector<std::string> RankCommand(const server::ServeConfig& config, int rank
           "--max-num-seqs",
           std::to_string(config.max_num_seqs),
           "--max-model-len",
-          std::to_string(max_model_len)};
+          std::to_string(max_model_len),
+          "--model-fingerprint",
+          model_fingerprint};
 }
 
 absl::Status ReadPem(const std::string& path, std::string* text) {
@@ -124,6 +127,7 @@ absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {
                                      HostCpus::OfThisProcess()));
   if (!host.placement.warning.empty()) log::Warning("{}", host.placement.warning);
   NIBBLE_RETURN_IF_ERROR(CheckWeightsFit(config, host));
+  NIBBLE_ASSIGN_OR_RETURN(host.model_fingerprint, ModelFingerprint(config.model.model));
   return host;
 }
 
@@ -132,10 +136,10 @@ comm::LocalRanksOptions LocalRanksFor(const server::ServeConfig& config, const H
   const int first = config.parallel.node_rank * num_ranks;
   return {.first_rank = first,
           .num_ranks = num_ranks,
-          .command = [config, placement = host.placement, first,
-                      max_model_len = host.max_model_len](int rank) {
+          .command = [config, placement = host.placement, first, max_model_len = host.max_model_len,
+                      model_fingerprint = host.model_fingerprint](int rank) {
             return RankCommand(config, rank, placement.ranks.at(static_cast<size_t>(rank - first)),
-                               max_model_len);
+                               max_model_len, model_fingerprint);
           }};
 }
 

@@ -30,6 +30,7 @@ struct HostSetup {
   DeviceChoice device;
   engine::ModelConfig model;
   int64_t max_model_len = 0;
+  std::string model_fingerprint;  // a rank that starts anew loads nothing else
   HostPlacement placement;
 };
 // Refuses a model that does not split into so many ranks; warns of a placement that is slow.

@@ -15,6 +15,7 @@
 #include "comm/ranks/frame_channel.h"
 #include "engine/exec/rank_server.h"
 #include "server/cli/commands.h"
+#include "server/cli/fingerprint.h"
 #include "server/cli/model_setup.h"
 
 namespace nibble::cli {
@@ -39,8 +40,19 @@ absl::Status Validate(const RankOptions& options) {
   return absl::InvalidArgumentError(fmt::format("{}", fmt::join(violations, "\n")));
 }
 
+// Files that changed while the server ran: this rank would be one of another model than the others.
+absl::Status CheckModel(const RankOptions& options) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::string found, ModelFingerprint(options.model.model));
+  if (found == options.model_fingerprint) return absl::OkStatus();
+  return InvalidArgument(
+      "the files in {} are no longer those that the server was started with: put these back, or "
+      "restart the server",
+      options.model.model);
+}
+
 absl::Status Serve(const RankOptions& options) {
   NIBBLE_RETURN_IF_ERROR(Validate(options));
+  NIBBLE_RETURN_IF_ERROR(CheckModel(options));
   NIBBLE_ASSIGN_OR_RETURN(const DeviceChoice device, ChooseDevice(options.model));
   ThreadPool pool(device.threads, device.cpus);
   engine::RankServerOptions server;

@@ -3,6 +3,7 @@
 
 """Several ranks on one host: the same answers, and what happens when a rank, or the server, is killed or stopped."""
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -209,7 +210,23 @@ def test_a_rank_is_not_for_people(nibble):
     assert "serve" in text and "rank" not in text.split("Subcommands")[1]
     result = subprocess.run([str(nibble), "rank", str(STORIES), "--tensor-parallel-size", "2", "--rank", "2", "--control-fd",
                              "0", "--block-size", "16", "--max-num-batched-tokens", "64", "--max-num-seqs", "4",
-                             "--max-model-len", "64"],
+                             "--max-model-len", "64", "--model-fingerprint", "0"],
                             capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert "--rank is 2, want 0 to 1" in result.stderr and "--control-fd is 0" in result.stderr
+
+
+def test_a_rank_of_another_model_stays_out(nibble, tmp_path):
+    """Files that change while the server runs: a rank that starts anew must not compute another model."""
+    model = tmp_path / "model"
+    shutil.copytree(STORIES, model)
+    with Server(nibble, "--tensor-parallel-size", 2, "--served-model-name", MODEL, *EXACT, model=model) as server:
+        before = greedy(server, "Once upon a time")
+        config = (model / "config.json").read_text()
+        (model / "config.json").write_text(config.replace('"rope_theta": 10000.0', '"rope_theta": 20000.0'))
+        os.kill(rank_processes(server.process.pid)[1], signal.SIGKILL)
+        wait_until(lambda: "no longer those that the server was started with" in server.log(), 20, server.log)
+        assert server.request("GET", "/health")[0] == 503
+        (model / "config.json").write_text(config)
+        wait_until(lambda: group_is_whole(server, 2), 30, server.log)
+        assert greedy(server, "Once upon a time") == before
