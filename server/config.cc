@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <string_view>
+#include <utility>
 
 #include "fmt/ranges.h"
 
@@ -89,6 +90,16 @@ void ParallelOptions::Validate(std::vector<std::string>* violations) const {
       violations->push_back(
           "--nnodes needs --cluster-secret-file, NIBBLE_CLUSTER_SECRET in the environment, or "
           "--cluster-tls-ca, -cert and -key: whoever reaches --master-port could join");
+    }
+  }
+  if (nnodes == 1) {
+    for (const auto& [option, value] :
+         {std::pair("--master-addr", &master_addr), std::pair("--node-addr", &node_addr),
+          std::pair("--cluster-secret-file", &cluster_secret_file),
+          std::pair("--cluster-tls-ca", &cluster_tls_ca)}) {
+      if (!value->empty()) {
+        violations->push_back(fmt::format("{} needs --nnodes 2 or more", option));
+      }
     }
   }
   CheckRange("--node-rank", node_rank, 0, std::max(nnodes, 1) - 1, violations);

@@ -285,6 +285,7 @@ void RankGroup::Impl::Fail(const absl::Status& status) {
   if (!final_.ok()) return;
   // UNAVAILABLE would say that it may come back.
   final_ = absl::IsUnavailable(status) ? absl::InternalError(status.message()) : status;
+  if (formed_once_) actions_.failed = std::string(status.message());
   abort_due_ = true;
   changed_.notify_all();
   WakeSupervisor();

@@ -100,6 +100,7 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
     std::optional<std::pair<uint64_t, double>> formed;  // generation, seconds
     std::vector<Loss> lost;
     std::string broken;                                 // why a generation ended
+    std::string failed;                                 // why none will be formed any more
     bool served = false;                                // that generation was formed
     std::vector<std::pair<int, std::string>> restarts;  // rank, why
     std::vector<int> greetings;                         // ranks that came up

@@ -147,6 +147,10 @@ void RankGroup::Impl::SendToAll(const comm::Frame& frame) {
 
 void RankGroup::Impl::Perform(Actions actions) {
   Tell(actions);
+  if (!actions.failed.empty()) {
+    log::Error("the group of ranks is no more: {}; the server has to be started anew",
+               actions.failed);
+  }
   for (const auto& [rank, why] : actions.restarts) RestartRank(rank, why);
   for (const int rank : actions.greetings) {
     std::string name = hub_->Describe(rank);

@@ -106,7 +106,10 @@ TEST(ServeConfigTest, OptionsThatNothingWouldUseAreRefused) {
   config.parallel.rank_threads = 2;
   config.parallel.all_reduce.all_reduce = "int4";
   config.parallel.cluster_tls_server_name = "node0";
+  config.parallel.master_addr = "10.77.0.1";
   EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("--rank-threads is 2"));
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("--master-addr needs --nnodes 2 or more"));
   EXPECT_THAT(std::string(config.Validate().message()),
               HasSubstr("--cluster-tls-server-name needs --cluster-tls-ca"));
   config.parallel.cluster_tls_server_name = "";
