@@ -62,7 +62,7 @@ TEST_F(RankGroupTest, AGenerationThatCannotComeToBeLaterIsTriedAgain) {
   ExpectStepWorks();
   script_->With([](Script* s) { s->in_prepare = {{1, ResourceExhausted("no shared memory")}}; });
   hub_->Kill(0);
-  while (observer_.formed().size() < 2) std::this_thread::sleep_for(milliseconds(1));
+  WaitUntilFormed(2);
   ExpectRecovery(::testing::_);
   EXPECT_EQ(observer_.lost().size(), 1U);
 }
@@ -197,7 +197,7 @@ TEST_F(RankGroupTest, EveryGenerationIsToldTheAddressesThatHostsHaveNow) {
   ASSERT_TRUE(Start().ok());
   ExpectStepWorks();
   hub_->Kill(1);
-  while (observer_.formed().size() < 2) std::this_thread::sleep_for(milliseconds(1));
+  WaitUntilFormed(2);
   EXPECT_THAT(script_->bind_addresses, ElementsAre("10.0.1.1", "10.0.1.2"));
 }
 

@@ -131,6 +131,12 @@ class RankGroupTest : public ::testing::Test {
     while (absl::IsUnavailable(group_->Ready())) std::this_thread::sleep_for(milliseconds(1));
     ASSERT_TRUE(group_->Ready().ok()) << group_->Ready();
   }
+  // The observer is told a moment after Ready() is OK.
+  void WaitUntilFormed(size_t num_generations) {
+    while (observer_.formed().size() < num_generations) {
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+  }
   // Execute must say that the blocks are lost, once, and work after.
   void ExpectRecovery(const ::testing::Matcher<std::string>& why) {
     const absl::Status status = group_->Execute(SomePlan()).status();

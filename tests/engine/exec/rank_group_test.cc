@@ -42,6 +42,7 @@ TEST_F(RankGroupTest, StartsAndComputes) {
   const auto empty = group_->Execute({});
   ASSERT_TRUE(empty.ok()) << empty.status();
   EXPECT_TRUE(empty->tokens.empty());
+  WaitUntilFormed(1);
   group_.reset();
   EXPECT_THAT(observer_.formed(), ElementsAre(1U));
   EXPECT_TRUE(observer_.lost().empty());
@@ -64,6 +65,7 @@ TEST_F(RankGroupTest, ARankThatDiesInAStepIsNamedAndTheGroupFormsAnew) {
   }
   WaitUntilReady();
   ExpectStepWorks();
+  WaitUntilFormed(2);
   group_.reset();
   EXPECT_THAT(observer_.formed(), ElementsAre(1U, 2U));
   ASSERT_EQ(observer_.lost().size(), 1U);
@@ -93,13 +95,14 @@ TEST_F(RankGroupTest, ARankThatIsKilledWhileIdleIsSeenAndTold) {
   WaitUntilReady();
   // Ready, but the blocks are gone: that is told once.
   ExpectRecovery(HasSubstr("rank 1 (pid 201): killed by signal 9"));
+  WaitUntilFormed(2);
   EXPECT_THAT(observer_.formed(), ElementsAre(1U, 2U));
 }
 
 TEST_F(RankGroupTest, ALossBeforeAnyStepLosesNothing) {
   ASSERT_TRUE(Start().ok());
   hub_->Kill(1);
-  while (observer_.formed().size() < 2) std::this_thread::sleep_for(milliseconds(1));
+  WaitUntilFormed(2);
   ExpectStepWorks();
 }
 

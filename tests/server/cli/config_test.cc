@@ -110,6 +110,7 @@ TEST(ServeConfigTest, OptionsThatNothingWouldUseAreRefused) {
   EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("--rank-threads is 2"));
   EXPECT_THAT(std::string(config.Validate().message()),
               HasSubstr("--master-addr needs --nnodes 2 or more"));
+  config.parallel.master_addr = "";
   EXPECT_THAT(std::string(config.Validate().message()),
               HasSubstr("--cluster-tls-server-name needs --cluster-tls-ca"));
   config.parallel.cluster_tls_server_name = "";
