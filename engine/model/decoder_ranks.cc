@@ -68,8 +68,8 @@ absl::Status DecoderModel::ReserveSamples(int64_t num_samples) {
   return absl::OkStatus();
 }
 
-// A row is on the rank that has it; the others add zeros, which change no value (-0 becomes 0, which
-// no later sum can tell apart). So the sums are rows of the table: bf16 where that is.
+// A row is on the rank that has it; the others add zeros, which change no value (-0 becomes 0,
+// which no later sum can tell apart). So the sums are rows of the table: bf16 where that is.
 absl::Status DecoderModel::Embed(const StepPlan& plan, ThreadPool* pool) {
   constexpr int64_t kRowsPerPiece = 16;
   const int64_t hidden = config_.hidden_size;

@@ -54,8 +54,8 @@ struct BlockStatistics {
 
 // What a scheme allows the weights to be.
 struct WeightScheme {
-  int bits = 4;              // 4: Int4Weight, symmetric. 8: Int8Weight, one scale per channel
-  int64_t group_size = 128;  // bits == 4: divides k; k for one scale per channel (FastGEMM)
+  int bits = 4;               // 4: Int4Weight, symmetric. 8: Int8Weight, one scale per channel
+  int64_t group_size = 128;   // bits == 4: divides k; k for one scale per channel (FastGEMM)
   bool folded_scales = true;  // bits == 4: scales are S * c[n], S in 1..16 or -15..-1 (rtn.h)
   int activation_bits = 8;    // 8: int8 per token; 16: not quantized
 };

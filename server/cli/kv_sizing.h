@@ -26,8 +26,8 @@ struct KvSize {
 };
 
 // As many blocks as max_num_seqs full sequences need, within the given bytes or a quarter of the
-// free memory of every host: all ranks have the same number. Given bytes must be free. At least one full sequence must fit: a
-// request may need it. REQUIRES hosts and max_model_len > 0.
+// free memory of every host: all ranks have the same number. Given bytes must be free. At least one
+// full sequence must fit: a request may need it. REQUIRES hosts and max_model_len > 0.
 absl::StatusOr<KvSize> SizeKvCache(const server::ServeConfig& config, int64_t max_model_len,
                                    std::span<const KvHost> hosts);
 
