@@ -49,6 +49,8 @@ class LocalRanksTest : public ::testing::Test {
  protected:
   LocalRanksTest() : descriptors_before_(NumDescriptors()) {}
   ~LocalRanksTest() override {
+    // reset() clears the pointer before it destroys, and callbacks use the pointer until Stop().
+    if (ranks_ != nullptr) ranks_->Stop();
     ranks_.reset();
     EXPECT_EQ(NumDescriptors(), descriptors_before_);
     EXPECT_FALSE(HasChildren());
