@@ -62,7 +62,11 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Start(
 }
 
 ExecutorLimits RankGroup::limits() const { return impl_->limits(); }
-absl::StatusOr<StepOutput> RankGroup::Execute(const StepPlan& plan) { return impl_->Execute(plan); }
+absl::Status RankGroup::Begin(const StepPlan& plan) {
+  impl_->plan_ = &plan;
+  return absl::OkStatus();
+}
+absl::StatusOr<StepOutput> RankGroup::Finish() { return impl_->Execute(*impl_->plan_); }
 absl::Status RankGroup::Ready() const { return impl_->Ready(); }
 const std::vector<RankDescription>& RankGroup::ranks() const { return impl_->ranks(); }
 comm::AllReducePolicy RankGroup::policy() const { return impl_->policy(); }

@@ -71,7 +71,8 @@ class RankGroup final : public Executor {
   ~RankGroup() override;  // tells the ranks to end, and stops the hub
 
   ExecutorLimits limits() const override;
-  absl::StatusOr<StepOutput> Execute(const StepPlan& plan) override;
+  absl::Status Begin(const StepPlan& plan) override;
+  absl::StatusOr<StepOutput> Finish() override;
   absl::Status Ready() const override;
 
   const std::vector<RankDescription>& ranks() const;

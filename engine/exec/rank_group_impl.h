@@ -47,6 +47,7 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   absl::Status Start(const ChooseSizes& choose,
                      const std::function<void(int64_t, int64_t)>& progress);
   absl::StatusOr<StepOutput> Execute(const StepPlan& plan);
+  const StepPlan* plan_ = nullptr;
   absl::Status Ready() const;
   ExecutorLimits limits() const;
   const std::vector<RankDescription>& ranks() const { return descriptions_; }

@@ -165,8 +165,8 @@ absl::Status RankServer::Load() {
   NIBBLE_ASSIGN_OR_RETURN(model_, Model::Load(options_.model_dir, load, pool_));
   NIBBLE_RETURN_IF_ERROR(model_->Reserve(options_.limits, pool_));
   LoadedPayload loaded{
-      .rank = load.tensor_parallel.rank,
-      .size = load.tensor_parallel.size,
+      .rank = load.place.rank,
+      .size = load.place.size,
       .vocab_size = model_->config().vocab_size,
       .hidden_size = model_->config().hidden_size,
       .description = {.weight_bytes = model_->weight_bytes(),
@@ -253,7 +253,7 @@ void RankServer::Connect(const ConnectPayload& payload) {
 
 void RankServer::Step(const StepPayload& payload) {
   absl::StatusOr<StepOutput> output = Compute(payload);
-  const bool is_first = options_.load.tensor_parallel.rank == 0;
+  const bool is_first = options_.load.place.rank == 0;
   if (output.ok() && !is_first) return;
   StepDonePayload done{.generation = payload.generation, .number = payload.number};
   done.status = output.status();

@@ -16,7 +16,7 @@ namespace nibble::engine {
 
 struct RankServerOptions {
   std::string model_dir;
-  LoadOptions load;  // tensor_parallel says which rank this is
+  LoadOptions load;  // place says which rank this is
   int64_t block_size = 16;
   StepLimits limits;
 };

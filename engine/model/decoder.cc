@@ -47,7 +47,7 @@ bool DecoderWeights::reorders() const {
          });
 }
 
-DecoderModel::DecoderModel(ModelConfig config, const TensorParallel& place, DecoderWeights weights,
+DecoderModel::DecoderModel(ModelConfig config, const RankPlace& place, DecoderWeights weights,
                            Isa isa)
     : config_(std::move(config)),
       place_(place),

@@ -63,7 +63,7 @@ struct DecoderWeights {
 class DecoderModel final : public Model {
  public:
   // `weights` are the share of `place`, which CheckSplit accepted.
-  DecoderModel(ModelConfig config, const TensorParallel& place, DecoderWeights weights, Isa isa);
+  DecoderModel(ModelConfig config, const RankPlace& place, DecoderWeights weights, Isa isa);
 
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override { return weights_.size_bytes(); }
@@ -75,6 +75,8 @@ class DecoderModel final : public Model {
   std::vector<std::string> warnings() const override { return weights_.warnings; }
   const ModelConfig& rank_config() const override { return rank_config_; }
   void SetCommunicator(comm::Communicator* communicator) override { communicator_ = communicator; }
+  void SetStageLink(comm::StageLink* link) override { stage_link_ = link; }
+  ExpertLoad expert_load() const override { return {}; }
   bool has_logits() const override { return place_.rank == 0; }
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
@@ -104,7 +106,7 @@ class DecoderModel final : public Model {
   absl::Status GatherLogits(int64_t num_rows, float* logits, ThreadPool* pool);
 
   const ModelConfig config_;
-  const TensorParallel place_;
+  const RankPlace place_;
   const ModelConfig rank_config_;  // config_ with this rank's heads and channels
   const DecoderWeights weights_;
   const Isa isa_;
@@ -114,6 +116,7 @@ class DecoderModel final : public Model {
   const bool reorders_;     // some layer reorders its input channels
 
   comm::Communicator* communicator_ = nullptr;  // not owned; null with one rank
+  comm::StageLink* stage_link_ = nullptr;
   PlanChecker checker_;
   kernels::RopeTable rope_;  // of the positions reserved or seen
 

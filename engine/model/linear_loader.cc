@@ -235,7 +235,7 @@ absl::StatusOr<StoredInt4> LinearLoader::ReadInt4(const Source& source) {
   const auto& [name, share, bias] = *source.module;
   const int64_t group_size =
       source.scheme == nullptr ? kRtnOptions.group_size : source.scheme->GroupSizeOf(share.k);
-  NIBBLE_RETURN_IF_ERROR(CheckOnGroups(config_, options_.tensor_parallel, name, share, group_size));
+  NIBBLE_RETURN_IF_ERROR(CheckOnGroups(config_, options_.place, name, share, group_size));
   if (source.scheme == nullptr) {
     StoredInt4 rounded;
     NIBBLE_ASSIGN_OR_RETURN(rounded.weight, QuantizeModule<Int4Weight>(*source.module));

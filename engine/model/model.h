@@ -18,8 +18,11 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "comm/communicator.h"
+#include "comm/stage_link.h"
 #include "engine/model/model_config.h"
 #include "engine/model/shard.h"
+#include "engine/moe/expert_layout.h"
+#include "engine/moe/expert_load.h"
 #include "engine/scheduler/step_plan.h"
 #include "kernels/kv/kv_cache.h"
 
@@ -44,7 +47,9 @@ enum class HeadQuantization {
 struct LoadOptions {
   // Only this rank's share of the weights is read and kept. INVALID_ARGUMENT, naming the dimension,
   // for a model that does not split into so many ranks.
-  TensorParallel tensor_parallel;
+  RankPlace place;
+  // Which experts are where; null: number e of E on expert rank e * expert_size / E.
+  std::shared_ptr<const ExpertLayout> expert_layout;
   // Storage of unquantized weights; arithmetic is float. Unset: the checkpoint's type.
   std::optional<DType> dtype;
   // Storage of the KV cache: float32, bfloat16, float16 or int8. Unset: that of the weights.
@@ -52,6 +57,9 @@ struct LoadOptions {
   Quantization quantization = Quantization::kNone;
   HeadQuantization head_quantization = HeadQuantization::kAuto;
   Isa isa = Isa::kRef;
+  // A step fails with INTERNAL, naming layer and ranks, when ranks of a stage disagree on which
+  // experts a token goes to: one more collective a step. For finding faults.
+  bool check_routing = false;
   // Called as loading advances (bytes done, bytes in all), from the loading thread. May be null.
   std::function<void(int64_t, int64_t)> progress;
 };
@@ -102,13 +110,20 @@ class Model {
   // What somebody should know who serves this model as it was loaded.
   virtual std::vector<std::string> warnings() const { return {}; }
 
-  // What this rank computes of a layer: config() with its own num_heads, num_kv_heads and
-  // intermediate_size. Of one rank, config() itself. KvCache is made for it.
+  // What this rank computes: config() with the layers of its stage (num_layers, sliding_window,
+  // moe->is_moe_layer), its own num_heads, num_kv_heads and intermediate sizes. Of one rank,
+  // config() itself. KvCache is made for it.
   virtual const ModelConfig& rank_config() const = 0;
-  // With several ranks, set before the first Forward and after every group that broke. Not owned.
+  // Of the ranks of this stage; with several, set before the first Forward and after every group
+  // that broke. Not owned.
   virtual void SetCommunicator(comm::Communicator* communicator) = 0;
-  // Whether Forward gives logits here: on rank 0.
+  // To the stages before and after; the same, with several stages.
+  virtual void SetStageLink(comm::StageLink* link) = 0;
+  // Whether Forward gives logits here: on rank 0 of the last stage.
   virtual bool has_logits() const = 0;
+  // Tokens that went to each expert, all layers of the model (those of other stages are zeros);
+  // empty for a dense model. The same on all ranks of a stage. Thread-safe.
+  virtual ExpertLoad expert_load() const = 0;
 
   // Makes what steps within `limits` work in, and takes the memory for it now, so that a server
   // learns at its start whether there is enough. RESOURCE_EXHAUSTED, naming the bytes, when not.

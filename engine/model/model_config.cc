@@ -120,13 +120,18 @@ void ParseBiases(ConfigReader* reader, ModelConfig* config) {
   switch (config->architecture) {
     case Architecture::kLlama:
     case Architecture::kQwen3:
+    case Architecture::kQwen3Moe:
       config->qkv_bias = config->o_bias = reader->Bool("attention_bias", false);
       break;
     case Architecture::kMistral:
-      RefuseFor(reader, "attention_bias", "mistral");
+    case Architecture::kMixtral:
+      RefuseFor(reader, "attention_bias", config->model_type);
       break;
     case Architecture::kQwen2:
       config->qkv_bias = true;
+      break;
+    case Architecture::kQwen2Moe:
+      config->qkv_bias = reader->Bool("qkv_bias", true);
       break;
   }
   if (config->architecture == Architecture::kLlama) {

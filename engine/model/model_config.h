@@ -17,15 +17,28 @@
 
 namespace nibble::engine {
 
-enum class Architecture { kLlama, kMistral, kQwen2, kQwen3 };
+enum class Architecture { kLlama, kMistral, kQwen2, kQwen3, kMixtral, kQwen2Moe, kQwen3Moe };
 
 std::string_view ToString(Architecture architecture);
+
+// The feed-forward layers that are mixtures of experts.
+struct MoeConfig {
+  int64_t num_experts = 0;          // E >= 2
+  int64_t num_experts_per_tok = 0;  // k, 1..E
+  int64_t intermediate_size = 0;    // of one expert
+  // Weights of a token's experts are divided by their sum; else they are what the softmax over all
+  // experts gave.
+  bool norm_topk_prob = true;
+  int64_t shared_expert_intermediate_size = 0;  // 0: no shared expert
+  // Layer l has experts; the others are dense, of ModelConfig::intermediate_size. [num_layers]
+  std::vector<bool> is_moe_layer;
+};
 
 struct ModelConfig {
   Architecture architecture = Architecture::kLlama;
   std::string model_type;  // as the file says, for messages
   int64_t hidden_size = 0;
-  int64_t intermediate_size = 0;
+  int64_t intermediate_size = 0;  // of dense layers
   int64_t num_layers = 0;
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
@@ -41,7 +54,8 @@ struct ModelConfig {
   bool qk_norm = false;  // Qwen3: RMSNorm over each head of q and k before RoPE
   // Layer l attends to at most this many positions; 0: all. [num_layers]
   std::vector<int64_t> sliding_window;
-  DType dtype = DType::kBf16;  // torch_dtype / dtype of the checkpoint
+  std::optional<MoeConfig> moe;  // absent: every layer is dense
+  DType dtype = DType::kBf16;    // torch_dtype / dtype of the checkpoint
   std::vector<int32_t> eos_token_ids;
   std::optional<int32_t> bos_token_id;
   std::optional<QuantizationConfig> quantization;

@@ -11,7 +11,7 @@ namespace nibble::engine {
 namespace {
 
 // The rank's part of `count` things, in order; even when the size divides it.
-Range PartOf(int64_t count, const TensorParallel& place) {
+Range PartOf(int64_t count, const RankPlace& place) {
   return {place.rank * count / place.size, (place.rank + 1) * count / place.size};
 }
 
@@ -45,7 +45,7 @@ std::vector<int64_t> SizesThatSplit(const ModelConfig& config, int64_t k, int64_
 
 }  // namespace
 
-absl::Status CheckSplit(const ModelConfig& config, const TensorParallel& place) {
+absl::Status CheckSplit(const ModelConfig& config, const RankPlace& place) {
   if (place.size < 1 || place.rank < 0 || place.rank >= place.size) {
     return InvalidArgument("rank {} of a tensor-parallel group of {}, must be one of 0..{}",
                            place.rank, place.size, place.size - 1);
@@ -58,7 +58,7 @@ absl::Status CheckSplit(const ModelConfig& config, const TensorParallel& place) 
       fmt::join(SizesThatSplit(config, config.num_heads, 1), ", "));
 }
 
-ModelConfig RankConfig(const ModelConfig& config, const TensorParallel& place) {
+ModelConfig RankConfig(const ModelConfig& config, const RankPlace& place) {
   NIBBLE_CHECK(FindObstacle(config, place.size).dimension.empty());
   ModelConfig own = config;
   own.num_heads = HeadsOf(config, place).size();
@@ -67,21 +67,21 @@ ModelConfig RankConfig(const ModelConfig& config, const TensorParallel& place) {
   return own;
 }
 
-Range HeadsOf(const ModelConfig& config, const TensorParallel& place) {
+Range HeadsOf(const ModelConfig& config, const RankPlace& place) {
   return PartOf(config.num_heads, place);
 }
 
-Range KvHeadsOf(const ModelConfig& config, const TensorParallel& place) {
+Range KvHeadsOf(const ModelConfig& config, const RankPlace& place) {
   if (config.num_kv_heads >= place.size) return PartOf(config.num_kv_heads, place);
   const int64_t head = place.rank / (place.size / config.num_kv_heads);
   return {head, head + 1};
 }
 
-Range VocabularyOf(const ModelConfig& config, const TensorParallel& place) {
+Range VocabularyOf(const ModelConfig& config, const RankPlace& place) {
   return PartOf(config.vocab_size, place);
 }
 
-std::optional<MatrixShare> ShareOf(const ModelConfig& config, const TensorParallel& place,
+std::optional<MatrixShare> ShareOf(const ModelConfig& config, const RankPlace& place,
                                    std::string_view module) {
   const std::string_view name = module.substr(module.rfind('.') + 1);  // npos + 1 is 0
   const int64_t hidden = config.hidden_size;
@@ -110,7 +110,7 @@ std::optional<MatrixShare> ShareOf(const ModelConfig& config, const TensorParall
   return std::nullopt;
 }
 
-absl::Status CheckOnGroups(const ModelConfig& config, const TensorParallel& place,
+absl::Status CheckOnGroups(const ModelConfig& config, const RankPlace& place,
                            std::string_view module, const MatrixShare& share, int64_t group_size) {
   // One group of all channels is one scale a row, which every part can have.
   if (share.has_all_columns() || group_size >= share.k) return absl::OkStatus();

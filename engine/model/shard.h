@@ -1,14 +1,21 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Which part of every tensor a rank of a tensor-parallel group holds (Megatron-LM,
-// arXiv:1909.08053). The one place that says so; all of it is pure arithmetic.
+// Which part of every tensor a rank holds. The one place that says so; all of it is pure
+// arithmetic. Layers are cut into pipeline stages; inside a stage, tensors are cut as by
+// Megatron-LM (arXiv:1909.08053), experts as in the PPMoE layout (arXiv:2304.11414).
 //
 //   q, k, v                by output channels, whole heads
 //   gate, up               by output channels
 //   o, down                by input channels: their outputs are sums over the ranks
+//   experts                whole ones by expert rank; of each, gate, up and down as above by the
+//                          rank's place among those that share the expert (expert_layout.h says
+//                          which expert is where)
+//   shared expert          as gate, up, down over all ranks of the stage
+//   router                 whole, on every rank
 //   embedding, lm_head     by rows of the vocabulary V, which need not divide: rank r of N has rows
-//                          [r * V / N, (r + 1) * V / N)
+//                          [r * V / N, (r + 1) * V / N); the first stage holds the embedding, the
+//                          last one the head and the norm before it
 //   everything else        whole, on every rank
 //
 // With fewer KV heads than ranks, N / num_kv_heads neighbours hold the same one.
@@ -24,10 +31,24 @@
 
 namespace nibble::engine {
 
-// A rank's place in its group.
-struct TensorParallel {
+// A rank's place: number `rank` of the `size` ranks of stage `stage`. Among all ranks of the model
+// it is number stage * size + rank.
+struct RankPlace {
   int rank = 0;
   int size = 1;
+  // Into how many parts a layer's experts are cut (moe_ep); divides size. The other
+  // size / expert_size = moe_tp ranks of a part hold slices of the same experts.
+  int expert_size = 1;
+  int stage = 0;
+  int num_stages = 1;
+
+  int moe_tp_size() const { return size / expert_size; }
+  int moe_tp_rank() const { return rank % moe_tp_size(); }
+  int expert_rank() const { return rank / moe_tp_size(); }
+  bool is_first_stage() const { return stage == 0; }
+  bool is_last_stage() const { return stage + 1 == num_stages; }
+  int world_rank() const { return stage * size + rank; }
+  int world_size() const { return num_stages * size; }
 };
 
 // begin, begin + 1, ... end - 1
@@ -54,25 +75,25 @@ struct MatrixShare {
 
 // INVALID_ARGUMENT, naming the dimension, its value and the sizes that would do, for a model that
 // does not split into so many ranks, and for a rank outside its group.
-absl::Status CheckSplit(const ModelConfig& config, const TensorParallel& place);
+absl::Status CheckSplit(const ModelConfig& config, const RankPlace& place);
 
 // The functions below REQUIRE a place that CheckSplit accepts.
 
 // `config` with the rank's own num_heads, num_kv_heads and intermediate_size.
-ModelConfig RankConfig(const ModelConfig& config, const TensorParallel& place);
+ModelConfig RankConfig(const ModelConfig& config, const RankPlace& place);
 
-Range HeadsOf(const ModelConfig& config, const TensorParallel& place);
-Range KvHeadsOf(const ModelConfig& config, const TensorParallel& place);
-Range VocabularyOf(const ModelConfig& config, const TensorParallel& place);
+Range HeadsOf(const ModelConfig& config, const RankPlace& place);
+Range KvHeadsOf(const ModelConfig& config, const RankPlace& place);
+Range VocabularyOf(const ModelConfig& config, const RankPlace& place);
 
 // The share of a module's weight by the last part of its name: "model.layers.3.mlp.up_proj".
 // nullopt for what is no matrix of the model, which every rank holds whole.
-std::optional<MatrixShare> ShareOf(const ModelConfig& config, const TensorParallel& place,
+std::optional<MatrixShare> ShareOf(const ModelConfig& config, const RankPlace& place,
                                    std::string_view module);
 
 // Scales of groups of input channels belong to whole groups. INVALID_ARGUMENT, naming the module,
 // the slice, the group size and the numbers of ranks that would do, when `share` cuts one.
-absl::Status CheckOnGroups(const ModelConfig& config, const TensorParallel& place,
+absl::Status CheckOnGroups(const ModelConfig& config, const RankPlace& place,
                            std::string_view module, const MatrixShare& share, int64_t group_size);
 
 }  // namespace nibble::engine

@@ -83,7 +83,7 @@ absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
 }
 
 LinearModule DecoderLoader::Module(const std::string& name, bool bias) const {
-  return {.name = name, .share = *ShareOf(config_, options_.tensor_parallel, name), .bias = bias};
+  return {.name = name, .share = *ShareOf(config_, options_.place, name), .bias = bias};
 }
 
 // By tensors and shares; within what scales and zero points of slices differ by.
@@ -92,7 +92,7 @@ int64_t DecoderLoader::BytesToRead() const {
   double bytes = 0.0;
   for (const TensorView& tensor : checkpoint_.tensors()) {
     const std::string_view name = tensor.name;
-    const auto share = ShareOf(config_, options_.tensor_parallel, name.substr(0, name.rfind('.')));
+    const auto share = ShareOf(config_, options_.place, name.substr(0, name.rfind('.')));
     double part = 1.0;
     if (share.has_value()) {
       part = static_cast<double>(share->rows.size()) / static_cast<double>(share->n);
@@ -258,7 +258,7 @@ std::vector<std::string> DecoderLoader::Warnings() const {
 }  // namespace
 
 int64_t LeastWeightBytes(const ModelConfig& config, const LoadOptions& options) {
-  const TensorParallel& place = options.tensor_parallel;
+  const RankPlace& place = options.place;
   const auto hidden = static_cast<double>(config.hidden_size);
   const double all_vocab_params = static_cast<double>(config.vocab_size) * hidden;
   const double vocab_params = static_cast<double>(VocabularyOf(config, place).size()) * hidden;

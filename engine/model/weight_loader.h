@@ -16,7 +16,7 @@
 
 namespace nibble::engine {
 
-// The share of options.tensor_parallel (shard.h), which CheckSplit accepted, and no more of the
+// The share of options.place (shard.h), which CheckSplit accepted, and no more of the
 // files is read, but for matrices that are rounded while loading and split by input channels: these
 // need whole rows. q, k and v, and gate and up, are fused along their output channels. Besides the
 // packed weights, memory holds one such matrix in its stored type and, when quantizing, a slice of

@@ -84,8 +84,8 @@ absl::Status CheckWeightsFit(const server::ServeConfig& config, const HostSetup&
   engine::LoadOptions load = ToLoadOptions(config.model, host.device.isa);
   int64_t bytes = 0;
   for (int i = 0; i < parallel.ranks_per_node(); ++i) {
-    load.tensor_parallel = {.rank = parallel.node_rank * parallel.ranks_per_node() + i,
-                            .size = parallel.tensor_parallel_size};
+    load.place = {.rank = parallel.node_rank * parallel.ranks_per_node() + i,
+                  .size = parallel.tensor_parallel_size};
     bytes += engine::LeastWeightBytes(host.model, load);
   }
   return engine::CheckMemory(

@@ -58,7 +58,7 @@ absl::Status Serve(const RankOptions& options) {
   engine::RankServerOptions server;
   server.model_dir = options.model.model;
   server.load = ToLoadOptions(options.model, device.isa);
-  server.load.tensor_parallel = {.rank = options.rank, .size = options.tensor_parallel_size};
+  server.load.place = {.rank = options.rank, .size = options.tensor_parallel_size};
   server.block_size = options.block_size;
   server.limits = {.max_tokens = options.max_num_batched_tokens,
                    .max_positions = options.max_model_len,

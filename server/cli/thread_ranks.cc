@@ -23,7 +23,7 @@ absl::Status LoadShares(const server::ModelOptions& options, int size, ThreadRan
   int64_t earlier = 0;  // bytes of shares that are loaded
   for (int rank = 0; rank < size; ++rank) {
     engine::LoadOptions load = ToLoadOptions(options, ranks->device.isa);
-    load.tensor_parallel = {.rank = rank, .size = size};
+    load.place = {.rank = rank, .size = size};
     int64_t share = 0;
     load.progress = [&](int64_t done, int64_t total) {
       share = total;

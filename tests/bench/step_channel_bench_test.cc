@@ -15,8 +15,11 @@ using ::testing::HasSubstr;
 class CountingExecutor final : public engine::Executor {
  public:
   engine::ExecutorLimits limits() const override { return {}; }
-  absl::StatusOr<engine::StepOutput> Execute(const engine::StepPlan& plan) override {
+  absl::Status Begin(const engine::StepPlan& plan) override {
     EXPECT_EQ(plan.num_tokens(), 0);
+    return absl::OkStatus();
+  }
+  absl::StatusOr<engine::StepOutput> Finish() override {
     if (++num_steps == fail_at) return Unavailable("rank 1 is gone");
     return engine::StepOutput{};
   }

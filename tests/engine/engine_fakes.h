@@ -104,7 +104,12 @@ class FakeExecutor final : public engine::Executor {
     return device_->missing;
   }
 
-  absl::StatusOr<engine::StepOutput> Execute(const engine::StepPlan& plan) override {
+  absl::Status Begin(const engine::StepPlan& plan) override {
+    plan_ = &plan;
+    return absl::OkStatus();
+  }
+  absl::StatusOr<engine::StepOutput> Finish() override {
+    const engine::StepPlan& plan = *plan_;
     std::unique_lock lock(device_->mutex);
     const int64_t step = device_->num_begun++;
     device_->max_seqs_in_step = std::max(device_->max_seqs_in_step, plan.num_seqs());
@@ -137,6 +142,7 @@ class FakeExecutor final : public engine::Executor {
   engine::ExecutorLimits limits_;
   std::shared_ptr<FakeDevice> device_;
   FakeModel model_;
+  const engine::StepPlan* plan_ = nullptr;
 };
 
 // Collects one request's deltas and checks the contract of OutputSink.

@@ -171,6 +171,8 @@ class StubModel final : public Model {
   DType kv_dtype() const override { return model_->kv_dtype(); }
   std::string quantization_name() const override { return model_->quantization_name(); }
   const ModelConfig& rank_config() const override { return model_->rank_config(); }
+  void SetStageLink(comm::StageLink* /*link*/) override {}
+  ExpertLoad expert_load() const override { return {}; }
   void SetCommunicator(comm::Communicator* communicator) override {
     model_->SetCommunicator(communicator);
   }

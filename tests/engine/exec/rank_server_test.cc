@@ -43,7 +43,7 @@ Ranks MakeRanks(int size, const char* name, const std::string& model_dir = kMode
       std::make_unique<ThreadHub>(size, [size, model_dir](int rank, comm::FrameChannel* channel) {
         ThreadPool pool(1);
         RankServerOptions options{.model_dir = model_dir, .block_size = kSizes.block_size};
-        options.load.tensor_parallel = {.rank = rank, .size = size};
+        options.load.place = {.rank = rank, .size = size};
         options.limits = {.max_tokens = kSizes.max_num_batched_tokens,
                           .max_positions = kSizes.max_model_len,
                           .max_samples = kSizes.max_num_seqs};

@@ -75,8 +75,8 @@ TEST(RankCommunicationTest, ReserveCountsTheLogitsThatAreGathered) {
 
 TEST(RankCommunicationTest, ForwardNeedsItsCommunicator) {
   ThreadPool pool(1);
-  auto model = testing::LoadOrFail(
-      kModel, {.tensor_parallel = {.rank = 1, .size = 2}, .isa = BestIsa()}, &pool);
+  auto model =
+      testing::LoadOrFail(kModel, {.place = {.rank = 1, .size = 2}, .isa = BestIsa()}, &pool);
   ASSERT_NE(model, nullptr);
   ModelRunner runner(model.get(), 2, &pool);
   TestSequence sequence{.ids = {1, 2, 3}};

@@ -69,7 +69,7 @@ class RankModels {
     group_ = *std::move(group);
     for (int rank = 0; rank < size; ++rank) {
       engine::LoadOptions own = options;
-      own.tensor_parallel = {.rank = rank, .size = size};
+      own.place = {.rank = rank, .size = size};
       pools_.push_back(std::make_unique<ThreadPool>(threads));
       models_.push_back(LoadOrFail(dir, own, pools_.back().get()));
       if (models_.back() == nullptr) return;

@@ -89,7 +89,7 @@ TEST(ShardTest, HeadsFindTheirKvHeads) {
     const ModelConfig config = Config(16, kv_heads, 32, 64);
     for (const int size : {1, 2, 4, 8, 16}) {
       for (int rank = 0; rank < size; ++rank) {
-        const TensorParallel place = {rank, size};
+        const RankPlace place = {rank, size};
         const ModelConfig own = RankConfig(config, place);
         ASSERT_EQ(own.num_heads % own.num_kv_heads, 0);
         for (int64_t head = 0; head < own.num_heads; ++head) {
@@ -141,7 +141,7 @@ TEST(ShardTest, WhatDoesNotSplitIsNamed) {
 TEST(ShardTest, CutGroupsAreNamed) {
   const ModelConfig config = Config(8, 8, 96, 64);  // q_size 48
   const auto check = [&config](int size, const std::string& module, int64_t group_size) {
-    const TensorParallel place = {1, size};
+    const RankPlace place = {1, size};
     return CheckOnGroups(config, place, module, *ShareOf(config, place, module), group_size);
   };
   EXPECT_TRUE(check(2, "l.down_proj", 48).ok());

@@ -45,9 +45,9 @@ TEST(ShareLoadingTest, RoundedWhileLoadingToTheSameCodes) {
       std::vector<int8_t> codes(static_cast<size_t>(kRows * k));
       for (int8_t& code : codes) code = static_cast<int8_t>(random.Int(-127, 127));
       // [kRows, rows of the share]
-      const auto run = [&](const TensorParallel& place) {
+      const auto run = [&](const RankPlace& place) {
         const LoadOptions options = {
-            .tensor_parallel = place, .quantization = quantization, .isa = BestIsa()};
+            .place = place, .quantization = quantization, .isa = BestIsa()};
         const MatrixShare share = *ShareOf(*config, place, module);
         LinearLoader loader(*checkpoint, *config, options, DType::kBf16, 1, &pool);
         const auto linear = loader.Load({{.name = module, .share = share}});
@@ -96,11 +96,11 @@ TEST(ShareLoadingTest, RanksHoldAndReadTheirShare) {
     int64_t total = 0;
     int64_t weight_bytes = 0;
   };
-  const auto load = [](const TensorParallel& place) {
+  const auto load = [](const RankPlace& place) {
     Read read;
     ThreadPool pool(1);
     auto model = testing::LoadOrFail(kStories,
-                                     {.tensor_parallel = place,
+                                     {.place = place,
                                       .isa = BestIsa(),
                                       .progress =
                                           [&read](int64_t done, int64_t total) {
@@ -142,7 +142,7 @@ TEST(ShareLoadingTest, LeastBytesAreNearThoseOfTheWeights) {
   ThreadPool pool(1);
   for (const Quantization quantization : {Quantization::kNone, Quantization::kW8A8}) {
     for (int rank = 0; rank < 4; ++rank) {
-      const LoadOptions options = {.tensor_parallel = {.rank = rank, .size = 4},
+      const LoadOptions options = {.place = {.rank = rank, .size = 4},
                                    .quantization = quantization,
                                    .head_quantization = HeadQuantization::kNone,
                                    .isa = BestIsa()};
@@ -160,8 +160,7 @@ TEST(ShareLoadingTest, WhatDoesNotSplitIsRefused) {
   const auto message = [&pool](const std::string& dir, int size, Quantization quantization,
                                absl::StatusCode code) {
     const auto model = Model::Load(
-        dir, {.tensor_parallel = {.rank = size - 1, .size = size}, .quantization = quantization},
-        &pool);
+        dir, {.place = {.rank = size - 1, .size = size}, .quantization = quantization}, &pool);
     EXPECT_EQ(model.status().code(), code) << model.status();
     return std::string(model.status().message());
   };
