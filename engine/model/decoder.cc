@@ -35,6 +35,7 @@ int64_t DecoderWeights::size_bytes() const {
     for (const Linear* linear : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
       bytes += linear->size_bytes();
     }
+    if (layer.moe.has_value()) bytes += layer.moe->size_bytes();
   }
   return bytes;
 }
@@ -43,7 +44,7 @@ bool DecoderWeights::reorders() const {
   return lm_head.reorders() ||
          std::any_of(layers.begin(), layers.end(), [](const DecoderLayer& layer) {
            return layer.qkv.reorders() || layer.o.reorders() || layer.gate_up.reorders() ||
-                  layer.down.reorders();
+                  layer.down.reorders() || (layer.moe.has_value() && layer.moe->reorders());
          });
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "base/thread_pool.h"
 #include "engine/model/linear.h"
 #include "engine/model/model.h"
+#include "engine/model/moe_layer.h"
 #include "engine/model/plan_check.h"
 #include "engine/model/shard.h"
 #include "kernels/rope/rope.h"
@@ -37,15 +39,17 @@ struct DecoderLayer {
   std::vector<float> k_norm;
   Linear o;                                // n = hidden_size, to be summed over the ranks
   std::vector<float> post_attention_norm;  // [hidden_size]
-  Linear gate_up;                          // n = 2 * intermediate_size: gate, up rows
-  Linear down;                             // n = hidden_size, to be summed over the ranks
+  // Of a dense layer; with experts these are empty.
+  Linear gate_up;                 // n = 2 * intermediate_size: gate, up rows
+  Linear down;                    // n = hidden_size, to be summed over the ranks
+  std::optional<MoeWeights> moe;  // a layer with experts
 };
 
 struct DecoderWeights {
-  EmbeddingTable embedding;
-  std::vector<DecoderLayer> layers;
-  std::vector<float> final_norm;  // [hidden_size]
-  Linear lm_head;                 // n = the rank's rows of the vocabulary
+  EmbeddingTable embedding;          // the first stage's; else empty
+  std::vector<DecoderLayer> layers;  // of the stage
+  std::vector<float> final_norm;     // [hidden_size]: the last stage's; else empty
+  Linear lm_head;                    // n = the rank's rows of the vocabulary; the last stage's
   DType kv_dtype = DType::kBf16;
   std::string quantization_name;  // Model::quantization_name()
   std::vector<std::string> warnings;

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/aligned_buffer.h"
@@ -51,6 +52,9 @@ class Linear {
   bool takes_floats() const { return takes_floats_; }
   bool reorders() const { return reorders_; }
   int64_t size_bytes() const;
+  // Side by side in the order of their output channels.
+  std::span<const Part> parts() const { return parts_; }
+  bool has_bias() const { return !bias_.empty(); }
 
   // y [num_rows, n], contiguous. `input` was made For() this layer.
   void Run(const LinearInput& input, int64_t num_rows, float* y, ThreadPool* pool) const;
