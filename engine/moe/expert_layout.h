@@ -16,11 +16,14 @@
 
 namespace nibble::engine {
 
+inline constexpr int64_t kMaxSlots = 4096;         // of a layer
+inline constexpr int64_t kMaxLayoutLayers = 1024;  // of a model
+
 struct ExpertLayout {
   int64_t num_experts = 0;
   int64_t num_slots = 0;  // >= num_experts
   // [num_layers, num_slots] for the layers of the whole model: the expert in each slot. Every
-  // expert of a layer that has experts is in at least one slot; dense layers have what they like.
+  // expert is in at least one slot of every layer; of a dense layer nobody looks.
   std::vector<int32_t> expert_of_slot;
 
   int64_t num_layers() const { return static_cast<int64_t>(expert_of_slot.size()) / num_slots; }
@@ -51,8 +54,10 @@ class SlotTable {
   std::vector<int32_t> slots_;  // [num_slots], by expert
 };
 
-// As JSON text, for files and for ranks' command lines. Parse checks all that can be checked
-// without the model: INVALID_ARGUMENT naming field, value and limit.
+// As JSON text, for files and for ranks' command lines:
+//   {"num_experts": 2, "num_slots": 4, "expert_of_slot": [[0, 1, 1, 0], ...]}
+// Parse checks all that can be checked without the model: INVALID_ARGUMENT naming `where` (a file,
+// a flag), field, value and limit. Other fields are not looked at.
 std::string Serialize(const ExpertLayout& layout);
 absl::StatusOr<ExpertLayout> ParseExpertLayout(std::string_view json, std::string_view where);
 

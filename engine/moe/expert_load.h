@@ -30,7 +30,7 @@ struct ExpertLoad {
 };
 
 // JSON: {"num_layers": 4, "num_experts": 8, "tokens": [[...], ...]}. Parse: INVALID_ARGUMENT naming
-// field, value and limit.
+// `where`, field, value and limit; other fields are not looked at.
 std::string Serialize(const ExpertLoad& load);
 absl::StatusOr<ExpertLoad> ParseExpertLoad(std::string_view json, std::string_view where);
 

@@ -9,7 +9,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "base/status.h"
@@ -19,18 +18,21 @@
 namespace nibble::engine {
 
 struct PlacementShape {
-  int64_t num_slots = 0;   // experts and replicas; a multiple of num_ranks
-  int64_t num_groups = 1;  // of experts, as routing by groups has them
-  int64_t num_nodes = 1;   // divides num_ranks
+  int64_t num_slots = 0;   // experts and replicas; a multiple of num_ranks, at most kMaxSlots
+  int64_t num_groups = 1;  // of experts, as routing by groups has them; divides the experts
+  int64_t num_nodes = 1;   // divides num_ranks. Groups stay on one node where it divides num_groups
   int64_t num_ranks = 1;   // expert ranks
 };
 
-// A layout for `load`, by expert, layer by layer. INVALID_ARGUMENT naming field, value and limit
-// for a shape that does not fit.
+// A layout for `load`, by expert, layer by layer. No rank has two copies of one expert, whatever
+// the loads are: num_slots is at most num_experts * num_ranks (of a node, where groups stay on
+// one). Equal loads: the expert with fewer copies, then with the lower number; the rank with the
+// lower number. INVALID_ARGUMENT naming value and limit for a shape that does not fit.
 absl::StatusOr<ExpertLayout> PlaceExperts(const ExpertLoad& load, const PlacementShape& shape);
 
 // mean / max of the ranks' loads in each layer, copies sharing an expert's load equally: 1 is
-// ideal. 1 for a layer without tokens. [num_layers]
+// ideal. 1 for a layer without tokens. [num_layers]. REQUIRES a layout that CheckExpertLayout takes
+// for the load's layers and experts and for num_ranks.
 std::vector<double> Balancedness(const ExpertLoad& load, const ExpertLayout& layout,
                                  int64_t num_ranks);
 
