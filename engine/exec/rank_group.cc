@@ -26,6 +26,14 @@ absl::Status CheckOptions(const RankGroupOptions& options, int hub_size) {
   if (size != hub_size) {
     return InvalidArgument("node_of_rank has {} ranks, the hub has {}", size, hub_size);
   }
+  if (options.num_stages < 1 || size % options.num_stages != 0) {
+    return InvalidArgument("num_stages is {}, must divide the {} ranks", options.num_stages, size);
+  }
+  const int stage_size = size / options.num_stages;
+  if (options.expert_size < 1 || stage_size % options.expert_size != 0) {
+    return InvalidArgument("expert_size is {}, must divide the {} ranks of a stage",
+                           options.expert_size, stage_size);
+  }
   int last = 0;
   for (int rank = 0; rank < size; ++rank) {
     const int node = options.node_of_rank[static_cast<size_t>(rank)];

@@ -35,8 +35,12 @@ struct RankPatience {
 };
 
 struct RankGroupOptions {
-  std::vector<int> node_of_rank;  // [size], from 0, rising by one at most
-  std::string group_id;           // unique on these hosts; letters, digits, '-'
+  // Of all ranks of the model, by RankPlace::world_rank(): the ranks of stage 0, then those of
+  // stage 1... [num_stages * ranks of a stage], from 0, rising by one at most.
+  std::vector<int> node_of_rank;
+  int num_stages = 1;    // pipeline stages, and steps that may be under way at once
+  int expert_size = 1;   // what the ranks' RankPlace says too
+  std::string group_id;  // unique on these hosts; letters, digits, '-'
   int64_t vocab_size = 0;
   int64_t row_size = 0;  // hidden size
   comm::AllReduceOptions all_reduce;

@@ -154,6 +154,11 @@ absl::Status RankGroup::Impl::HandleLoaded(int rank, std::string_view payload) {
   if (loaded.rank != rank || loaded.size != size()) {
     Fail(InvalidArgument("{} says that it is rank {} of {}, want rank {} of {}", r.name,
                          loaded.rank, loaded.size, rank, size()));
+  } else if (loaded.num_stages != options_.num_stages ||
+             loaded.expert_size != options_.expert_size) {
+    Fail(InvalidArgument("{} is one of {} stages and {} expert ranks, want {} and {}", r.name,
+                         loaded.num_stages, loaded.expert_size, options_.num_stages,
+                         options_.expert_size));
   } else if (loaded.vocab_size != options_.vocab_size || loaded.hidden_size != options_.row_size) {
     Fail(InvalidArgument("{} has another model: vocabulary {} and hidden size {}, want {} and {}",
                          r.name, loaded.vocab_size, loaded.hidden_size, options_.vocab_size,

@@ -64,7 +64,7 @@ enum class RankMessage : uint32_t {
 
 // Driver and rank are of one build; another one's is refused by this number before anything else of
 // a kLoaded is read.
-inline constexpr uint32_t kRankProtocolVersion = 2;
+inline constexpr uint32_t kRankProtocolVersion = 3;
 inline constexpr int kMaxRanks = 1024;
 // Of a sentence: why a status is an error, why a generation ended. What is longer is cut.
 inline constexpr uint32_t kMaxTextBytes = 4096;
@@ -101,8 +101,10 @@ struct RankDescription {
 
 struct LoadedPayload {
   static constexpr RankMessage kType = RankMessage::kLoaded;
-  int32_t rank = 0;  // below `size`
-  int32_t size = 1;  // 1..kMaxRanks
+  int32_t rank = 0;         // RankPlace::world_rank(), below `size`
+  int32_t size = 1;         // RankPlace::world_size(), 1..kMaxRanks
+  int32_t num_stages = 1;   // divides size
+  int32_t expert_size = 1;  // divides the ranks of a stage
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   RankDescription description;

@@ -72,6 +72,11 @@ inline absl::Status CheckRange(const char* field, int64_t value, int64_t low, in
   return InvalidArgument("{} is {}, the limits are {} and {}", field, value, low, high);
 }
 
+inline absl::Status CheckDivides(const char* field, int64_t value, int64_t whole) {
+  if (value >= 1 && whole % value == 0) return absl::OkStatus();
+  return InvalidArgument("{} is {}, must divide {}", field, value, whole);
+}
+
 inline absl::Status CheckIsError(const absl::Status& status, const char* what) {
   return status.ok() ? InvalidArgument("{}: the status is OK, want an error", what)
                      : absl::OkStatus();

@@ -29,6 +29,8 @@ std::string LoadedPayload::Encode() const {
   writer.Put(kRankProtocolVersion);
   writer.Put(rank);
   writer.Put(size);
+  writer.Put(num_stages);
+  writer.Put(expert_size);
   writer.Put(vocab_size);
   writer.Put(hidden_size);
   writer.Put(description.weight_bytes);
@@ -55,6 +57,8 @@ absl::StatusOr<LoadedPayload> LoadedPayload::Decode(std::string_view bytes) {
   LoadedPayload payload;
   reader.Read("rank", &payload.rank);
   reader.Read("size", &payload.size);
+  reader.Read("num_stages", &payload.num_stages);
+  reader.Read("expert_size", &payload.expert_size);
   reader.Read("vocab_size", &payload.vocab_size);
   reader.Read("hidden_size", &payload.hidden_size);
   RankDescription& description = payload.description;
@@ -67,6 +71,9 @@ absl::StatusOr<LoadedPayload> LoadedPayload::Decode(std::string_view bytes) {
   NIBBLE_RETURN_IF_ERROR(reader.Finish());
   NIBBLE_RETURN_IF_ERROR(CheckRange("kLoaded: size", payload.size, 1, kMaxRanks));
   NIBBLE_RETURN_IF_ERROR(CheckRange("kLoaded: rank", payload.rank, 0, payload.size - 1));
+  NIBBLE_RETURN_IF_ERROR(CheckDivides("kLoaded: num_stages", payload.num_stages, payload.size));
+  NIBBLE_RETURN_IF_ERROR(
+      CheckDivides("kLoaded: expert_size", payload.expert_size, payload.size / payload.num_stages));
   return payload;
 }
 

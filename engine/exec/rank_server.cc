@@ -165,8 +165,10 @@ absl::Status RankServer::Load() {
   NIBBLE_ASSIGN_OR_RETURN(model_, Model::Load(options_.model_dir, load, pool_));
   NIBBLE_RETURN_IF_ERROR(model_->Reserve(options_.limits, pool_));
   LoadedPayload loaded{
-      .rank = load.place.rank,
-      .size = load.place.size,
+      .rank = load.place.world_rank(),
+      .size = load.place.world_size(),
+      .num_stages = load.place.num_stages,
+      .expert_size = load.place.expert_size,
       .vocab_size = model_->config().vocab_size,
       .hidden_size = model_->config().hidden_size,
       .description = {.weight_bytes = model_->weight_bytes(),

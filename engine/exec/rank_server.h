@@ -16,7 +16,8 @@ namespace nibble::engine {
 
 struct RankServerOptions {
   std::string model_dir;
-  LoadOptions load;  // place says which rank this is
+  // load.place says which rank this is, of which stage; load.expert_layout which experts it has.
+  LoadOptions load;
   int64_t block_size = 16;
   StepLimits limits;
 };

@@ -42,6 +42,8 @@ std::string Refusal(const Payload& payload) {
 LoadedPayload SomeLoaded() {
   return {.rank = 2,
           .size = 4,
+          .num_stages = 2,
+          .expert_size = 2,
           .vocab_size = 32000,
           .hidden_size = 4096,
           .description = {.weight_bytes = 1,
@@ -80,6 +82,8 @@ TEST(RankProtocolTest, EveryFieldOfLoadingComesBack) {
   const LoadedPayload loaded = RoundTrip(SomeLoaded());
   EXPECT_EQ(loaded.rank, 2);
   EXPECT_EQ(loaded.size, 4);
+  EXPECT_EQ(loaded.num_stages, 2);
+  EXPECT_EQ(loaded.expert_size, 2);
   EXPECT_EQ(loaded.vocab_size, 32000);
   EXPECT_EQ(loaded.hidden_size, 4096);
   EXPECT_EQ(loaded.description.weight_bytes, 1);
@@ -176,10 +180,15 @@ TEST(RankProtocolTest, ValuesOutOfRangeAreNamed) {
   EXPECT_THAT(Refusal(loaded), HasSubstr("rank is 4, the limits are 0 and 3"));
   loaded.size = 5000;
   EXPECT_THAT(Refusal(loaded), HasSubstr("size is 5000, the limits are 1 and 1024"));
+  loaded = SomeLoaded();
+  loaded.expert_size = 4;
+  EXPECT_THAT(Refusal(loaded), HasSubstr("expert_size is 4, must divide 2"));
+  loaded.num_stages = 3;
+  EXPECT_THAT(Refusal(loaded), HasSubstr("num_stages is 3, must divide 4"));
   std::string other_version = SomeLoaded().Encode();
   other_version[0] = 9;
   EXPECT_THAT(std::string(LoadedPayload::Decode(other_version).status().message()),
-              HasSubstr("the rank speaks version 9 of the rank protocol, this is version 2"));
+              HasSubstr("the rank speaks version 9 of the rank protocol, this is version 3"));
 
   PreparePayload prepare = SomePrepare();
   prepare.place.rank = 3;
