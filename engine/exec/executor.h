@@ -24,8 +24,9 @@ class Executor {
  public:
   virtual ~Executor() = default;
   virtual ExecutorLimits limits() const = 0;
-  // Steps that may be under way at once: as many as the model has pipeline stages. Their sequences
-  // are disjoint but for chunks of one prompt, and they are computed in the order of Begin.
+  // Steps that may be under way at once: as many as the model has pipeline stages; constant. Their
+  // sequences are disjoint but for chunks of one prompt. They are computed in the order of Begin by
+  // every stage, so that a step may be given KV blocks that one before it still uses.
   virtual int max_steps_in_flight() const { return 1; }
 
   // Begins to compute a plan, which must stay as it is until its Finish() returned. REQUIRES fewer
@@ -38,6 +39,9 @@ class Executor {
   // between two steps is told by the next call, even when the executor is ready again by then. Any
   // other error means that no later step will be done either: the engine fails all requests and
   // stops being ready. After an error nothing is under way.
+  // Called once for every Begin() that succeeded. With several steps under way a caller may not
+  // know yet that an error has ended them all (another thread's call was told): with nothing under
+  // way Finish() returns an error at once.
   virtual absl::StatusOr<StepOutput> Finish() = 0;
   // Both, for callers with one step at a time.
   absl::StatusOr<StepOutput> Execute(const StepPlan& plan);
