@@ -32,12 +32,17 @@ struct ArchitectureInfo {
   int64_t default_max_positions;
   int64_t default_kv_heads;  // 0: as many as heads
   int64_t default_window;    // 0: none
+  double default_rms_norm_eps;
+  double default_rope_theta;
 };
 constexpr ArchitectureInfo kArchitectures[] = {
-    {Architecture::kLlama, "LlamaForCausalLM", "llama", 2048, 0, 0},
-    {Architecture::kMistral, "MistralForCausalLM", "mistral", 131072, 8, 4096},
-    {Architecture::kQwen2, "Qwen2ForCausalLM", "qwen2", 32768, 32, 4096},
-    {Architecture::kQwen3, "Qwen3ForCausalLM", "qwen3", 32768, 32, 4096},
+    {Architecture::kLlama, "LlamaForCausalLM", "llama", 2048, 0, 0, 1e-6, 1e4},
+    {Architecture::kMistral, "MistralForCausalLM", "mistral", 131072, 8, 4096, 1e-6, 1e4},
+    {Architecture::kQwen2, "Qwen2ForCausalLM", "qwen2", 32768, 32, 4096, 1e-6, 1e4},
+    {Architecture::kQwen3, "Qwen3ForCausalLM", "qwen3", 32768, 32, 4096, 1e-6, 1e4},
+    {Architecture::kMixtral, "MixtralForCausalLM", "mixtral", 131072, 8, 0, 1e-5, 1e6},
+    {Architecture::kQwen2Moe, "Qwen2MoeForCausalLM", "qwen2_moe", 32768, 16, 4096, 1e-6, 1e4},
+    {Architecture::kQwen3Moe, "Qwen3MoeForCausalLM", "qwen3_moe", 32768, 4, 4096, 1e-6, 1e4},
 };
 
 std::string SupportedNames() {
@@ -139,7 +144,8 @@ void ParseBiases(ConfigReader* reader, ModelConfig* config) {
   } else {
     RefuseFor(reader, "mlp_bias", config->model_type);
   }
-  config->qk_norm = config->architecture == Architecture::kQwen3;
+  config->qk_norm = config->architecture == Architecture::kQwen3 ||
+                    config->architecture == Architecture::kQwen3Moe;
 }
 
 // Which layers the window holds for, as transformers' configs decide it.
@@ -149,16 +155,28 @@ void ParseSlidingWindow(const ArchitectureInfo& info, ConfigReader* reader, Mode
     RefuseFor(reader, "sliding_window", "llama");
     return;
   }
-  const bool is_mistral = config->architecture == Architecture::kMistral;
-  int64_t window = reader->Int("sliding_window", 1, INT32_MAX, 0);
+  const bool is_mistral = config->architecture == Architecture::kMistral ||
+                          config->architecture == Architecture::kMixtral;
+  const bool is_off = !is_mistral && !reader->Bool("use_sliding_window", false);
+  // Transformers itself writes a window of 0 for a Qwen2-MoE without one.
+  int64_t window = reader->Int("sliding_window", is_off ? 0 : 1, INT32_MAX, 0);
   if (!reader->Contains("sliding_window")) window = info.default_window;
-  if (!is_mistral && !reader->Bool("use_sliding_window", false)) window = 0;
+  if (is_off) window = 0;
 
   const std::vector<std::string> types =
       reader->Strings("layer_types", static_cast<size_t>(kMaxLayers));
   if (!types.empty() && types.size() != config->sliding_window.size()) {
     reader->Fail(InvalidArgument("{}: layer_types has {} entries for {} layers", reader->where(),
                                  types.size(), config->num_layers));
+    return;
+  }
+  const bool is_qwen_moe = config->architecture == Architecture::kQwen2Moe ||
+                           config->architecture == Architecture::kQwen3Moe;
+  if (is_qwen_moe && window > 0 && types.empty()) {
+    reader->Fail(
+        Unimplemented("{}: use_sliding_window of a {} model without layer_types is not supported: "
+                      "versions of transformers differ in which layers slide",
+                      reader->where(), info.model_type));
     return;
   }
   const int64_t first_sliding = is_mistral ? 0 : reader->Int("max_window_layers", 0, INT32_MAX, 28);
@@ -211,17 +229,29 @@ std::string_view ToString(Architecture architecture) {
 }
 
 int64_t ModelConfig::num_parameters() const {
+  return CountParameters(moe.has_value() ? moe->num_experts : 0);
+}
+
+int64_t ModelConfig::num_active_parameters() const {
+  return CountParameters(moe.has_value() ? moe->num_experts_per_tok : 0);
+}
+
+int64_t ModelConfig::CountParameters(int64_t num_experts) const {
   const int64_t q_size = num_heads * head_dim;
   const int64_t kv_size = num_kv_heads * head_dim;
   int64_t layer = 2 * hidden_size;                                       // norms
   layer += hidden_size * (q_size + 2 * kv_size) + q_size * hidden_size;  // q, k, v, o
-  layer += 3 * hidden_size * intermediate_size;                          // gate, up, down
   if (qkv_bias) layer += q_size + 2 * kv_size;
   if (o_bias) layer += hidden_size;
-  if (mlp_bias) layer += 2 * intermediate_size + hidden_size;
   if (qk_norm) layer += 2 * head_dim;
+  int64_t dense = 3 * hidden_size * intermediate_size;  // gate, up, down
+  if (mlp_bias) dense += 2 * intermediate_size + hidden_size;
+  int64_t all_layers = num_layers * layer;
+  for (int64_t l = 0; l < num_layers; ++l) {
+    all_layers += HasExperts(l) ? moe->CountParameters(hidden_size, num_experts) : dense;
+  }
   const int64_t embeddings = vocab_size * hidden_size * (tie_word_embeddings ? 1 : 2);
-  return num_layers * layer + embeddings + hidden_size;
+  return all_layers + embeddings + hidden_size;
 }
 
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json_text, std::string_view path) {
@@ -241,12 +271,14 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json_text, std::st
   ParseActivation(&reader);
   config.max_position_embeddings =
       reader.Int("max_position_embeddings", 1, kMaxPositions, info.default_max_positions);
-  config.rms_norm_eps = static_cast<float>(reader.Double("rms_norm_eps", 0.0, 1.0, 1e-6));
+  config.rms_norm_eps =
+      static_cast<float>(reader.Double("rms_norm_eps", 0.0, 1.0, info.default_rms_norm_eps));
   config.tie_word_embeddings = reader.Bool("tie_word_embeddings", false);
   ParseBiases(&reader, &config);
   if (!reader.ok()) return reader.status();  // what follows sizes by the number of layers
   ParseSlidingWindow(info, &reader, &config);
-  config.rope = ParseRope(&reader, config.head_dim);
+  config.rope = ParseRope(&reader, info.default_rope_theta, config.head_dim);
+  config.moe = ParseMoe(&reader, config);
   RefuseFor(&reader, "use_mrope", info.model_type);
   RefuseFor(&reader, "dual_chunk_attention_config", info.model_type);
   config.dtype = ParseDType(&reader);

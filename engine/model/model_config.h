@@ -32,6 +32,9 @@ struct MoeConfig {
   int64_t shared_expert_intermediate_size = 0;  // 0: no shared expert
   // Layer l has experts; the others are dense, of ModelConfig::intermediate_size. [num_layers]
   std::vector<bool> is_moe_layer;
+
+  // Of one layer with so many experts: these, router, shared expert and its gate.
+  int64_t CountParameters(int64_t hidden_size, int64_t experts) const;
 };
 
 struct ModelConfig {
@@ -60,7 +63,16 @@ struct ModelConfig {
   std::optional<int32_t> bos_token_id;
   std::optional<QuantizationConfig> quantization;
 
+  // REQUIRES layer < num_layers.
+  bool HasExperts(int64_t layer) const {
+    return moe.has_value() && moe->is_moe_layer[static_cast<size_t>(layer)];
+  }
   int64_t num_parameters() const;  // of the full-precision model, tied weights once
+  // The same with the experts alone that one token goes to.
+  int64_t num_active_parameters() const;
+
+ private:
+  int64_t CountParameters(int64_t num_experts) const;
 };
 
 // Reads `dir`/config.json. UNIMPLEMENTED for an architecture or a value nibble does not do, naming

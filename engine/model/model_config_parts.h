@@ -12,7 +12,11 @@
 namespace nibble::engine {
 
 // rope_theta and rope_scaling (transformers 4) or rope_parameters (transformers 5).
-kernels::RopeConfig ParseRope(ConfigReader* reader, int64_t head_dim);
+kernels::RopeConfig ParseRope(ConfigReader* reader, double default_theta, int64_t head_dim);
+
+// What the file says of experts; nullopt for an architecture without them, and when every layer is
+// dense. `config` has its architecture and sizes already.
+std::optional<MoeConfig> ParseMoe(ConfigReader* reader, const ModelConfig& config);
 
 // quantization_config; nullopt when there is none.
 std::optional<QuantizationConfig> ParseQuantization(ConfigReader* reader);

@@ -63,8 +63,8 @@ bool Same(const RopeConfig& a, const RopeConfig& b) {
 
 }  // namespace
 
-RopeConfig ParseRope(ConfigReader* reader, int64_t head_dim) {
-  const double theta = reader->Double("rope_theta", 1.0, kMaxTheta, 10000.0);
+RopeConfig ParseRope(ConfigReader* reader, double default_theta, int64_t head_dim) {
+  const double theta = reader->Double("rope_theta", 1.0, kMaxTheta, default_theta);
   const double partial = reader->Double("partial_rotary_factor", 0.0, 1.0, 1.0);
   if (partial != 1.0) {
     reader->Fail(Unimplemented("{}: partial_rotary_factor {} is not supported (supported: 1)",

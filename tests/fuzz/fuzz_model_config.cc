@@ -28,6 +28,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     Check(config->head_dim >= 2 && config->head_dim % 2 == 0);
     Check(static_cast<int64_t>(config->sliding_window.size()) == config->num_layers);
     Check(config->num_parameters() > 0);
+    Check(config->num_active_parameters() > 0);
+    Check(config->num_active_parameters() <= config->num_parameters());
+    if (config->moe) {
+      const nibble::engine::MoeConfig& moe = *config->moe;
+      Check(moe.num_experts >= 2 && moe.num_experts <= 1024 && moe.intermediate_size > 0);
+      Check(moe.num_experts_per_tok >= 1 && moe.num_experts_per_tok <= moe.num_experts);
+      Check(moe.shared_expert_intermediate_size >= 0);
+      Check(static_cast<int64_t>(moe.is_moe_layer.size()) == config->num_layers);
+    }
     Check(std::isfinite(config->rms_norm_eps) && std::isfinite(config->rope.theta));
     Check(config->rope.factor > 0 && config->rope.rotary_dim == config->head_dim);
     for (const int32_t id : config->eos_token_ids) Check(id >= 0 && id < config->vocab_size);

@@ -22,10 +22,11 @@ using Scaling = kernels::RopeConfig::Scaling;
 
 // A small valid config with `changes` merged in (null removes a key: JSON merge patch).
 std::string With(const json& changes, const char* model_type = "llama") {
-  static const json kClasses = {{"llama", "LlamaForCausalLM"},
-                                {"mistral", "MistralForCausalLM"},
-                                {"qwen2", "Qwen2ForCausalLM"},
-                                {"qwen3", "Qwen3ForCausalLM"}};
+  static const json kClasses = {
+      {"llama", "LlamaForCausalLM"},       {"mistral", "MistralForCausalLM"},
+      {"qwen2", "Qwen2ForCausalLM"},       {"qwen3", "Qwen3ForCausalLM"},
+      {"mixtral", "MixtralForCausalLM"},   {"qwen2_moe", "Qwen2MoeForCausalLM"},
+      {"qwen3_moe", "Qwen3MoeForCausalLM"}};
   json config = {{"architectures", {kClasses[model_type]}},
                  {"model_type", model_type},
                  {"hidden_size", 64},
@@ -62,8 +63,11 @@ TEST(ModelConfigTest, BundledModel) {
 }
 
 TEST(ModelConfigTest, NumParametersCountsEveryFixture) {
-  for (const char* name : {"llama", "llama3", "llama_linear_bias", "mistral", "qwen2", "qwen3"}) {
-    const std::string dir = std::string(NIBBLE_SOURCE_DIR "/tests/fixtures/models/") + name;
+  for (const char* name :
+       {"tests/fixtures/models/llama", "tests/fixtures/models/llama3",
+        "tests/fixtures/models/llama_linear_bias", "tests/fixtures/models/mistral",
+        "tests/fixtures/models/qwen2", "tests/fixtures/models/qwen3", "models/stories-mixtral"}) {
+    const std::string dir = std::string(NIBBLE_SOURCE_DIR "/") + name;
     const auto config = LoadModelConfig(dir);
     ASSERT_TRUE(config.ok()) << config.status();
     const auto checkpoint = Checkpoint::Open(dir);
@@ -198,7 +202,8 @@ TEST(ModelConfigTest, UnsupportedValuesAreRefusedByName) {
   const Refusal refusals[] = {
       {{{"architectures", {"GemmaForCausalLM"}}, {"model_type", "gemma"}},
        {"GemmaForCausalLM", "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"}},
-      {{{"architectures", nullptr}, {"model_type", "mixtral"}}, {"mixtral"}},
+      {{{"architectures", nullptr}, {"model_type", "gpt_oss"}},
+       {"gpt_oss", "MixtralForCausalLM, Qwen2MoeForCausalLM, Qwen3MoeForCausalLM"}},
       {{{"hidden_act", "gelu"}}, {"hidden_act", "gelu", "supported: silu"}},
       {{{"rope_scaling", {{"rope_type", "yarn"}, {"factor", 4.0}}}},
        {"rope_scaling", "yarn", "default, linear, llama3"}},
