@@ -4,29 +4,44 @@
 #include "kernels/moe/permute.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace nibble::kernels {
 
 void Permute(const PermuteArgs& args) {
-  const int64_t num_ids = args.num_tokens * args.num_experts_per_tok;
-  const auto is_own = [&args](int32_t slot) { return slot >= 0 && slot < args.num_slots; };
-  std::fill_n(args.offsets, args.num_slots + 1, 0);
-  for (int64_t i = 0; i < num_ids; ++i) {
-    const int32_t slot = args.slot_ids[i] - args.first_slot;
-    if (is_own(slot)) ++args.offsets[slot + 1];
+  const auto num_slots = static_cast<uint32_t>(args.num_slots);
+  const int64_t k = args.num_experts_per_tok;
+  // Below num_slots for this rank's alone: others' wrap around.
+  const auto own_slot = [&args](int64_t i) {
+    return static_cast<uint32_t>(args.slot_ids[i]) - static_cast<uint32_t>(args.first_slot);
+  };
+  int32_t* const offsets = args.offsets;
+  std::fill_n(offsets, num_slots + 1, 0);
+  for (int64_t i = 0; i < args.num_tokens * k; ++i) {
+    const uint32_t slot = own_slot(i);
+    if (slot < num_slots) ++offsets[slot];
   }
-  for (int32_t s = 0; s < args.num_slots; ++s) args.offsets[s + 1] += args.offsets[s];
-  // offsets[s] serves as the next free row of slot s, and is put back afterwards.
-  for (int64_t i = 0; i < num_ids; ++i) {
-    const int32_t slot = args.slot_ids[i] - args.first_slot;
-    args.row_of[i] = -1;
-    if (!is_own(slot)) continue;
-    const int32_t row = args.offsets[slot]++;
-    args.row_of[i] = row;
-    args.token_of_row[row] = static_cast<int32_t>(i / args.num_experts_per_tok);
+  int32_t rows = 0;
+  for (uint32_t s = 0; s <= num_slots; ++s) {
+    const int32_t count = offsets[s];
+    offsets[s] = rows;
+    rows += count;
   }
-  for (int32_t s = args.num_slots; s > 0; --s) args.offsets[s] = args.offsets[s - 1];
-  args.offsets[0] = 0;
+  // offsets[s] serves as the next free row of slot s, and ends as offsets[s + 1] is to be.
+  for (int64_t token = 0; token < args.num_tokens; ++token) {
+    for (int64_t i = token * k; i < (token + 1) * k; ++i) {
+      const uint32_t slot = own_slot(i);
+      if (slot < num_slots) {
+        const int32_t row = offsets[slot]++;
+        args.row_of[i] = row;
+        args.token_of_row[row] = static_cast<int32_t>(token);
+      } else {
+        args.row_of[i] = -1;
+      }
+    }
+  }
+  std::memmove(offsets + 1, offsets, num_slots * sizeof(int32_t));
+  offsets[0] = 0;
 }
 
 }  // namespace nibble::kernels

@@ -7,11 +7,12 @@
 //   renormalize: weight_j = p_j / sum of the k chosen p
 //
 // in float32. Equal logits: the expert with the lower number first. The k chosen ones come in
-// falling order of their logits. A NaN counts as the lowest logit when choosing, and makes the
-// weights NaN: ids are in range whatever the activations were.
+// falling order of their logits. A NaN counts as -inf when choosing; a row with a NaN, or whose
+// largest logit is infinite, has NaN weights: ids are in range whatever the activations were.
 //
 // A row depends on that row alone and has the same bits on every instruction set: ranks route by
-// themselves and must agree.
+// themselves and must agree. exp is Exp of kernels/device/math_avx512.h; without renormalize the
+// sum over all experts is of lanes e mod 16, halves of which are then added onto each other.
 #pragma once
 
 #include <cstdint>
