@@ -1,12 +1,15 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// The dense decoder family: Llama, Mistral, Qwen2 and Qwen3 differ in what ModelConfig says of
-// them (biases, q/k norms, windows, RoPE), not in the order of operations.
+// The decoder family: Llama, Mistral, Qwen2 and Qwen3, and those of them with experts, differ in
+// what ModelConfig says of them (biases, q/k norms, windows, RoPE, experts), not in the order of
+// operations.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -66,8 +69,9 @@ struct DecoderWeights {
 // The residual stream is the same bits on every rank: it is made of what all-reduces gave.
 class DecoderModel final : public Model {
  public:
-  // `weights` are the share of `place`, which CheckSplit accepted.
-  DecoderModel(ModelConfig config, const RankPlace& place, DecoderWeights weights, Isa isa);
+  // `weights` are the share of options.place, which CheckSplit accepted; options.expert_layout is
+  // that of a model with experts, and passed CheckExpertLayout.
+  DecoderModel(ModelConfig config, DecoderWeights weights, const LoadOptions& options);
 
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override { return weights_.size_bytes(); }
@@ -80,8 +84,8 @@ class DecoderModel final : public Model {
   const ModelConfig& rank_config() const override { return rank_config_; }
   void SetCommunicator(comm::Communicator* communicator) override { communicator_ = communicator; }
   void SetStageLink(comm::StageLink* link) override { stage_link_ = link; }
-  ExpertLoad expert_load() const override { return {}; }
-  bool has_logits() const override { return place_.rank == 0; }
+  ExpertLoad expert_load() const override { return moe_.has_value() ? moe_->load() : ExpertLoad{}; }
+  bool has_logits() const override { return place_.rank == 0 && place_.is_last_stage(); }
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                        ThreadPool* pool) override;
@@ -92,7 +96,11 @@ class DecoderModel final : public Model {
   absl::Status ReservePositions(int64_t num_positions, ThreadPool* pool);
   absl::Status GrowFor(const StepPlan& plan, ThreadPool* pool);
   absl::Status CheckCommunicator() const;
+  // x_ of the stage's first layer.
   absl::Status Embed(const StepPlan& plan, ThreadPool* pool);
+  absl::Status ReceiveRows(int64_t num_rows);
+  // To the next stage, from x_ and delta_.
+  absl::Status SendRows(int64_t num_rows, ThreadPool* pool);
   // qkv_ from x_ and delta_, keys and values into the cache.
   void ProjectQkv(const DecoderLayer& layer, const StepPlan& plan,
                   const kernels::KvCacheView& cache, bool first, ThreadPool* pool);
@@ -100,10 +108,15 @@ class DecoderModel final : public Model {
                  int64_t num_rows, ThreadPool* pool);
   void Attend(int64_t layer_idx, const StepPlan& plan, const kernels::KvCacheView& cache,
               ThreadPool* pool);
-  void KeepRows(const std::vector<int32_t>& rows);
-  // x_ and delta_ from attention_: output projection and feed-forward.
-  absl::Status FeedForward(const DecoderLayer& layer, int64_t num_rows, ThreadPool* pool);
-  // delta_ becomes its sum over the ranks.
+  // Those that are sampled alone; returns their positions.
+  std::span<const int32_t> KeepRows(const StepPlan& plan);
+  // x_ and delta_ from attention_: output projection and feed-forward of the rows at `positions`.
+  absl::Status FeedForward(int64_t layer_idx, std::span<const int32_t> positions, ThreadPool* pool);
+  void FeedForwardDense(const DecoderLayer& layer, int64_t num_rows, ThreadPool* pool);
+  // x_ += delta_, normalized to what the next layer reads.
+  void Normalize(const std::vector<float>& weight, int64_t num_rows, bool add_delta,
+                 const LinearInput& out, ThreadPool* pool);
+  // delta_ becomes its sum over the ranks of the stage.
   absl::Status SumDelta(int64_t num_rows, ThreadPool* pool);
   // `logits` [num_rows, vocab_size] on rank 0 from x_ and delta_.
   absl::Status ComputeLogits(int64_t num_rows, float* logits, ThreadPool* pool);
@@ -111,27 +124,30 @@ class DecoderModel final : public Model {
 
   const ModelConfig config_;
   const RankPlace place_;
-  const ModelConfig rank_config_;  // config_ with this rank's heads and channels
+  const ModelConfig rank_config_;  // config_ with this rank's layers, heads and channels
   const DecoderWeights weights_;
   const Isa isa_;
-  const int64_t q_size_;    // num_heads * head_dim, the rank's
-  const int64_t kv_size_;   // num_kv_heads * head_dim, the rank's
-  const int64_t qkv_size_;  // q_size + 2 * kv_size
-  const bool reorders_;     // some layer reorders its input channels
+  const int64_t q_size_;                   // num_heads * head_dim, the rank's
+  const int64_t kv_size_;                  // num_kv_heads * head_dim, the rank's
+  const int64_t qkv_size_;                 // q_size + 2 * kv_size
+  const int64_t dense_intermediate_size_;  // the rank's; 0: all layers have experts
+  const ActivationForms activation_forms_;
+  std::optional<MoeLayers> moe_;  // of a model with experts
 
   comm::Communicator* communicator_ = nullptr;  // not owned; null with one rank
-  comm::StageLink* stage_link_ = nullptr;
+  comm::StageLink* stage_link_ = nullptr;       // not owned; null with one stage
   PlanChecker checker_;
   kernels::RopeTable rope_;  // of the positions reserved or seen
 
   // Workspaces with room for row_capacity_ tokens.
   int64_t row_capacity_ = 0;
-  AlignedBuffer<float> x_;          // [num_tokens, hidden_size]: the residual stream
-  AlignedBuffer<float> delta_;      // [num_tokens, hidden_size]: what the next norm adds to it
-  AlignedBuffer<float> qkv_;        // [num_tokens, qkv_size]
-  AlignedBuffer<float> attention_;  // [num_tokens, q_size]
-  AlignedBuffer<float> gate_up_;    // [num_tokens, 2 * intermediate_size]
-  ActivationBuffer activations_;    // the input of the next linear layer
+  AlignedBuffer<float> x_;               // [num_tokens, hidden_size]: the residual stream
+  AlignedBuffer<float> delta_;           // [num_tokens, hidden_size]: what the next norm adds to it
+  AlignedBuffer<float> qkv_;             // [num_tokens, qkv_size]
+  AlignedBuffer<float> attention_;       // [num_tokens, q_size]
+  AlignedBuffer<float> gate_up_;         // [num_tokens, 2 * intermediate_size]: of dense layers
+  ActivationBuffer activations_;         // the input of the next linear layer
+  std::vector<int32_t> kept_positions_;  // [num_tokens]
 
   // With several ranks, room for sample_capacity_ rows of logits.
   int64_t sample_capacity_ = 0;

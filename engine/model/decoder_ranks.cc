@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// What the ranks of a DecoderModel exchange: rows of the embedding, sums, logits.
+// What the ranks of a DecoderModel exchange: rows of the embedding, sums and logits in a stage, the
+// residual stream between stages.
 
 #include <cstring>
 #include <new>
@@ -36,6 +37,11 @@ void CopyRow(const EmbeddingTable& table, int64_t id, int64_t hidden, float* out
 }  // namespace
 
 absl::Status DecoderModel::CheckCommunicator() const {
+  if (place_.num_stages > 1 && stage_link_ == nullptr) {
+    return absl::FailedPreconditionError(
+        fmt::format("rank {} of stage {} of {} has no link to the other stages yet", place_.rank,
+                    place_.stage, place_.num_stages));
+  }
   if (place_.size == 1) return absl::OkStatus();
   if (communicator_ == nullptr) {
     return absl::FailedPreconditionError(
@@ -49,7 +55,9 @@ absl::Status DecoderModel::CheckCommunicator() const {
 }
 
 absl::Status DecoderModel::ReserveSamples(int64_t num_samples) {
-  if (place_.size == 1 || num_samples <= sample_capacity_) return absl::OkStatus();
+  if (place_.size == 1 || !place_.is_last_stage() || num_samples <= sample_capacity_) {
+    return absl::OkStatus();
+  }
   const int64_t own = weights_.lm_head.n();
   const int64_t all = has_logits() ? config_.vocab_size : 0;
   const int64_t bytes = num_samples * (own + all) * static_cast<int64_t>(sizeof(float));
@@ -92,6 +100,20 @@ absl::Status DecoderModel::Embed(const StepPlan& plan, ThreadPool* pool) {
                                    .exact = true,
                                    .is_bf16 = table.dtype == DType::kBf16},
                                   pool);
+}
+
+absl::Status DecoderModel::ReceiveRows(int64_t num_rows) {
+  return stage_link_->Receive(x_.data(), num_rows * config_.hidden_size);
+}
+
+// The sum that the next layer's norm would begin with in one stage: the same bits.
+absl::Status DecoderModel::SendRows(int64_t num_rows, ThreadPool* pool) {
+  constexpr int64_t kValuesPerPiece = 4096;
+  const int64_t num_values = num_rows * config_.hidden_size;
+  pool->ParallelFor(num_values, kValuesPerPiece, [this](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) x_.data()[i] += delta_.data()[i];
+  });
+  return stage_link_->Send(x_.data(), num_values);
 }
 
 absl::Status DecoderModel::SumDelta(int64_t num_rows, ThreadPool* pool) {

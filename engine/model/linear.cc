@@ -78,33 +78,50 @@ void Linear::Run(const LinearInput& input, int64_t num_rows, float* y, ThreadPoo
   }
 }
 
-void ActivationBuffer::Allocate(int64_t num_rows, int64_t max_k, bool reordered) {
+void QuantizedRowsBuffer::Allocate(int64_t num_rows, int64_t max_k) {
   const auto rows = static_cast<size_t>(num_rows);
-  const size_t num_codes = rows * static_cast<size_t>(PaddedColumns(max_k));
-  values_ = AlignedBuffer<float>::Zeroed(rows * static_cast<size_t>(max_k));
-  codes_ = AlignedBuffer<int8_t>::Zeroed(num_codes);
-  reordered_ = AlignedBuffer<int8_t>::Zeroed(reordered ? num_codes : 0);
+  codes_ = AlignedBuffer<int8_t>::Zeroed(rows * static_cast<size_t>(PaddedColumns(max_k)));
   scales_ = AlignedBuffer<float>::Zeroed(rows);
   sums_ = AlignedBuffer<int32_t>::Zeroed(rows);
 }
 
-int64_t ActivationBuffer::BytesPerRow(int64_t max_k, bool reordered) {
-  return max_k * 4 + PaddedColumns(max_k) * (reordered ? 2 : 1) + 8;
+int64_t QuantizedRowsBuffer::BytesPerRow(int64_t max_k) { return PaddedColumns(max_k) + 8; }
+
+kernels::QuantizedRows QuantizedRowsBuffer::For(int64_t k) {
+  return {.values = codes_.data(),
+          .scales = scales_.data(),
+          .sums = sums_.data(),
+          .stride = PaddedColumns(k)};
+}
+
+void ActivationBuffer::Allocate(int64_t num_rows, int64_t max_k, const ActivationForms& forms) {
+  const auto rows = static_cast<size_t>(num_rows);
+  const size_t num_codes = rows * static_cast<size_t>(PaddedColumns(max_k));
+  values_ = AlignedBuffer<float>::Zeroed(forms.floats ? rows * static_cast<size_t>(max_k) : 0);
+  quantized_.Allocate(forms.int8 ? num_rows : 0, max_k);
+  reordered_ = AlignedBuffer<int8_t>::Zeroed(forms.reordered ? num_codes : 0);
+}
+
+int64_t ActivationBuffer::BytesPerRow(int64_t max_k, const ActivationForms& forms) {
+  return (forms.floats ? max_k * 4 : 0) +
+         (forms.int8 ? QuantizedRowsBuffer::BytesPerRow(max_k) : 0) +
+         (forms.reordered ? PaddedColumns(max_k) : 0);
 }
 
 LinearInput ActivationBuffer::For(const Linear& linear) {
+  return For(linear.k(), {.floats = linear.takes_floats(),
+                          .int8 = linear.takes_int8(),
+                          .reordered = linear.reorders()});
+}
+
+LinearInput ActivationBuffer::For(int64_t k, const ActivationForms& forms) {
   LinearInput input;
-  if (linear.takes_floats()) {
+  if (forms.floats) {
     input.values = values_.data();
-    input.stride = linear.k();
+    input.stride = k;
   }
-  if (linear.takes_int8()) {
-    input.quantized = {.values = codes_.data(),
-                       .scales = scales_.data(),
-                       .sums = sums_.data(),
-                       .stride = PaddedColumns(linear.k())};
-  }
-  if (linear.reorders()) input.reordered = reordered_.data();
+  if (forms.int8) input.quantized = quantized_.For(k);
+  if (forms.reordered) input.reordered = reordered_.data();
   return input;
 }
 

@@ -68,23 +68,45 @@ class Linear {
   bool reorders_ = false;
 };
 
-// Memory for the input of one linear layer at a time, in any form.
+// Memory for rows of int8 activations.
+class QuantizedRowsBuffer {
+ public:
+  // Room for `num_rows` rows of up to `max_k` elements; what was in it is lost.
+  void Allocate(int64_t num_rows, int64_t max_k);
+  static int64_t BytesPerRow(int64_t max_k);
+
+  // Rows of k elements that start on cache lines. Valid until the next Allocate().
+  kernels::QuantizedRows For(int64_t k);
+
+ private:
+  AlignedBuffer<int8_t> codes_;  // [num_rows, max_k rounded up to 64]
+  AlignedBuffer<float> scales_;  // [num_rows]
+  AlignedBuffer<int32_t> sums_;  // [num_rows]
+};
+
+// The forms that activations have.
+struct ActivationForms {
+  bool floats = false;
+  bool int8 = false;
+  bool reordered = false;  // int8, and there are layers that reorder channels
+};
+
+// Memory for the input of one linear layer at a time, in any of the forms that it was made for.
 class ActivationBuffer {
  public:
-  // Room for `num_rows` rows of up to `max_k` elements; what was in it is lost. `reordered`: layers
-  // that reorder channels are among them.
-  void Allocate(int64_t num_rows, int64_t max_k, bool reordered);
-  static int64_t BytesPerRow(int64_t max_k, bool reordered);
+  // Room for `num_rows` rows of up to `max_k` elements; what was in it is lost.
+  void Allocate(int64_t num_rows, int64_t max_k, const ActivationForms& forms);
+  static int64_t BytesPerRow(int64_t max_k, const ActivationForms& forms);
 
   // A view in the form that `linear` takes. Valid until the next Allocate().
   LinearInput For(const Linear& linear);
+  // The same for several layers that read one input of k elements.
+  LinearInput For(int64_t k, const ActivationForms& forms);
 
  private:
   AlignedBuffer<float> values_;      // [num_rows, max_k]
-  AlignedBuffer<int8_t> codes_;      // [num_rows, max_k rounded up to 64]
-  AlignedBuffer<int8_t> reordered_;  // the same, or empty
-  AlignedBuffer<float> scales_;      // [num_rows]
-  AlignedBuffer<int32_t> sums_;      // [num_rows]
+  QuantizedRowsBuffer quantized_;    // [num_rows, max_k]
+  AlignedBuffer<int8_t> reordered_;  // [num_rows, max_k rounded up to 64]
 };
 
 }  // namespace nibble::engine

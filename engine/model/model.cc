@@ -12,19 +12,41 @@
 
 namespace nibble::engine {
 
+namespace {
+
+// `options` with the layout of experts that a model has, which is none of a dense one.
+absl::StatusOr<LoadOptions> WithExpertLayout(const ModelConfig& config, LoadOptions options) {
+  if (!config.moe.has_value()) {
+    if (options.expert_layout == nullptr) return options;
+    return InvalidArgument("a layout of {} experts was given for a model that has none",
+                           options.expert_layout->num_experts);
+  }
+  const int64_t num_experts = config.moe->num_experts;
+  if (options.expert_layout == nullptr) {
+    options.expert_layout =
+        std::make_shared<const ExpertLayout>(ExpertLayout::Uniform(config.num_layers, num_experts));
+  }
+  NIBBLE_RETURN_IF_ERROR(CheckExpertLayout(*options.expert_layout, config.num_layers, num_experts,
+                                           options.place.expert_size));
+  return options;
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
                                                    const LoadOptions& options, ThreadPool* pool) {
   NIBBLE_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(dir));
   if (const absl::Status split = CheckSplit(config, options.place); !split.ok()) {
     return Annotate(split, dir);
   }
-  NIBBLE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(dir));
   try {
+    absl::StatusOr<LoadOptions> own = WithExpertLayout(config, options);
+    if (!own.ok()) return Annotate(own.status(), dir);
+    NIBBLE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(dir));
     NIBBLE_ASSIGN_OR_RETURN(DecoderWeights weights,
-                            LoadDecoderWeights(checkpoint, config, options, pool));
+                            LoadDecoderWeights(checkpoint, config, *own, pool));
     weights.kv_dtype = options.kv_cache_dtype.value_or(weights.kv_dtype);
-    return std::make_unique<DecoderModel>(std::move(config), options.place, std::move(weights),
-                                          options.isa);
+    return std::make_unique<DecoderModel>(std::move(config), std::move(weights), *own);
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("{}: memory ran out while loading the weights", dir);
   }

@@ -55,7 +55,7 @@ TEST(ShareLoadingTest, RoundedWhileLoadingToTheSameCodes) {
         EXPECT_EQ(linear->n(), share.rows.size());
         EXPECT_EQ(linear->k(), share.columns.size());
         ActivationBuffer buffer;
-        buffer.Allocate(kRows, k, false);
+        buffer.Allocate(kRows, k, {.int8 = true});
         const LinearInput input = buffer.For(*linear);
         for (int64_t row = 0; row < kRows; ++row) {
           input.quantized.scales[row] = 0.01F;
