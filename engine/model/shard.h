@@ -15,7 +15,7 @@
 //   router                 whole, on every rank
 //   embedding, lm_head     by rows of the vocabulary V, which need not divide: rank r of N has rows
 //                          [r * V / N, (r + 1) * V / N); the first stage holds the embedding, the
-//                          last one the head and the norm before it
+//                          last one the head (where tied: the embedding) and the norm before it
 //   everything else        whole, on every rank
 //
 // With fewer KV heads than ranks, N / num_kv_heads neighbours hold the same one.
@@ -74,20 +74,45 @@ struct MatrixShare {
 };
 
 // INVALID_ARGUMENT, naming the dimension, its value and the sizes that would do, for a model that
-// does not split into so many ranks, and for a rank outside its group.
-absl::Status CheckSplit(const ModelConfig& config, const RankPlace& place);
+// does not split into so many ranks and stages, and for a rank outside its group. `num_slots` of a
+// layer's experts: of a layout with replicas (expert_layout.h); 0: as many as experts.
+absl::Status CheckSplit(const ModelConfig& config, const RankPlace& place, int64_t num_slots = 0);
+
+// Into how many parts experts are cut when nobody says: the smallest number that CheckSplit accepts
+// for `size` ranks and whose slices are whole groups of input channels that share a scale
+// (`group_size`; 0: there are none). So slices of all experts (1) where they can be cut. Of a dense
+// model 1. INVALID_ARGUMENT, naming what is in the way, when no number does.
+absl::StatusOr<int> ChooseExpertSize(const ModelConfig& config, int size, int64_t group_size,
+                                     int64_t num_slots = 0);
 
 // The functions below REQUIRE a place that CheckSplit accepts.
 
-// `config` with the rank's own num_heads, num_kv_heads and intermediate_size.
+// `config` with the rank's own num_heads, num_kv_heads and intermediate sizes, and the layers of
+// its stage: num_layers, sliding_window and moe->is_moe_layer, where layer 0 is the stage's first.
+// The number of experts stays the model's.
 ModelConfig RankConfig(const ModelConfig& config, const RankPlace& place);
+
+// The stage's layers. As even as can be, the first stages have one more: the last one has the head.
+Range LayersOf(const ModelConfig& config, const RankPlace& place);
+// Of `num_slots` slots of each layer's experts. Empty for a dense model.
+Range SlotsOf(int64_t num_slots, const RankPlace& place);
 
 Range HeadsOf(const ModelConfig& config, const RankPlace& place);
 Range KvHeadsOf(const ModelConfig& config, const RankPlace& place);
 Range VocabularyOf(const ModelConfig& config, const RankPlace& place);
 
-// The share of a module's weight by the last part of its name: "model.layers.3.mlp.up_proj".
-// nullopt for what is no matrix of the model, which every rank holds whole.
+// The number of the layer, or expert, that a module or tensor is of: 3 and 7 of
+// "model.layers.3.mlp.experts.7.up_proj.weight". nullopt: of none.
+std::optional<int64_t> LayerOf(std::string_view name);
+std::optional<int64_t> ExpertOf(std::string_view name);
+
+// Whether the place's stage holds a module or tensor: "model.layers.3.input_layernorm", "lm_head".
+bool IsOnStage(const ModelConfig& config, const RankPlace& place, std::string_view name);
+
+// The share of a module's weight by its name: "model.layers.3.mlp.up_proj", or the last part of it
+// for what is no expert's. "...experts.7.w1" (Mixtral) or "...experts.7.gate_proj": what a rank
+// that has the expert holds of it. Whoever asks knows that the stage has the module. nullopt for
+// what is no such matrix, which every rank holds whole.
 std::optional<MatrixShare> ShareOf(const ModelConfig& config, const RankPlace& place,
                                    std::string_view module);
 
@@ -95,5 +120,8 @@ std::optional<MatrixShare> ShareOf(const ModelConfig& config, const RankPlace& p
 // the slice, the group size and the numbers of ranks that would do, when `share` cuts one.
 absl::Status CheckOnGroups(const ModelConfig& config, const RankPlace& place,
                            std::string_view module, const MatrixShare& share, int64_t group_size);
+// The same of all experts, before any is read.
+absl::Status CheckExpertsOnGroups(const ModelConfig& config, const RankPlace& place,
+                                  int64_t group_size);
 
 }  // namespace nibble::engine
