@@ -21,27 +21,17 @@ namespace {
 
 using Mode = AllReduceOptions::Mode;
 
+// Unique on these hosts.
+std::string FullId(const GroupPlace& place) {
+  return place.part.empty() ? place.group_id : fmt::format("{}.{}", place.group_id, place.part);
+}
+
 int NumHosts(const GroupPlace& place) {
   int count = 1;
   for (size_t r = 1; r < place.node_of_rank.size(); ++r) {
     if (place.node_of_rank[r] != place.node_of_rank[r - 1]) ++count;
   }
   return count;
-}
-
-absl::Status ValidatePlace(const GroupPlace& place) {
-  if (place.node_of_rank.empty()) return InvalidArgument("a group without ranks");
-  if (place.rank < 0 || place.rank >= place.size()) {
-    return InvalidArgument("rank {} of a group of {}", place.rank, place.size());
-  }
-  for (size_t r = 0; r < place.node_of_rank.size(); ++r) {
-    const int least = r == 0 ? 0 : place.node_of_rank[r - 1];
-    if (place.node_of_rank[r] >= least) continue;
-    return InvalidArgument(
-        "rank {} is on node {}, ranks must be in the order of nodes (at least {})", r,
-        place.node_of_rank[r], least);
-  }
-  return CheckGroupId(place.group_id);
 }
 
 // How the ranks that `place` names will meet; Connect hands it on to the communicator.
@@ -58,22 +48,24 @@ class Member final : public GroupMember {
       NIBBLE_ASSIGN_OR_RETURN(host_,
                               ShmSegment::Prepare({.rank = place_.rank - first_rank,
                                                    .num_ranks = static_cast<int>(last - first),
-                                                   .first_rank = first_rank,
+                                                   .first_rank = place_.first_rank + first_rank,
                                                    .node = *me,
                                                    .group_id = place_.group_id,
-                                                   .generation = place_.generation}));
+                                                   .generation = place_.generation,
+                                                   .part = place_.part}));
     }
     if (NumHosts(place_) > 1) {
       NIBBLE_ASSIGN_OR_RETURN(network_, TcpTransport::Open({.rank = place_.rank,
                                                             .size = place_.size(),
-                                                            .group_id = place_.group_id,
+                                                            .first_rank = place_.first_rank,
+                                                            .group_id = FullId(place_),
                                                             .generation = place_.generation,
                                                             .bind_address = place_.bind_address}));
     }
     address_ = Serialize(GroupAddress{.rank = static_cast<uint32_t>(place_.rank),
                                       .size = static_cast<uint32_t>(place_.size()),
                                       .generation = place_.generation,
-                                      .group_id = place_.group_id,
+                                      .group_id = FullId(place_),
                                       .network = network_ == nullptr ? "" : network_->address()});
     return absl::OkStatus();
   }
@@ -113,21 +105,17 @@ class Member final : public GroupMember {
     }
     std::vector<std::string> network;
     for (uint32_t r = 0; r < addresses.size(); ++r) {
-      absl::StatusOr<GroupAddress> address = ParseGroupAddress(addresses[r]);
-      if (!address.ok()) return Annotate(address.status(), fmt::format("rank {}", r));
-      GroupAddress expected = {.rank = r,
-                               .size = static_cast<uint32_t>(addresses.size()),
-                               .generation = place_.generation,
-                               .group_id = place_.group_id,
-                               .network = address->network};
-      if (*address != expected) {
-        return InvalidArgument(
-            "the address given for rank {} of {} in generation {} of group '{}' is of rank {} of "
-            "{} in generation {} of group '{}'",
-            r, expected.size, expected.generation, expected.group_id, address->rank, address->size,
-            address->generation, address->group_id);
+      absl::StatusOr<std::string> own =
+          CheckGroupAddress(addresses[r], {.rank = r,
+                                           .size = static_cast<uint32_t>(addresses.size()),
+                                           .generation = place_.generation,
+                                           .group_id = FullId(place_),
+                                           .network = {}});
+      if (!own.ok()) {
+        return Annotate(own.status(),
+                        fmt::format("rank {}", place_.first_rank + static_cast<int>(r)));
       }
-      network.push_back(std::move(expected.network));
+      network.push_back(*std::move(own));
     }
     return network;
   }
@@ -141,7 +129,8 @@ class Member final : public GroupMember {
         place_.rank, std::move(links),
         GroupSettings{
             .policy = UnmeasuredPolicy(options.all_reduce, NumHosts(place_), place_.size()),
-            .operation_timeout = options.operation_timeout},
+            .operation_timeout = options.operation_timeout,
+            .first_rank = place_.first_rank},
         isa_);
     communicator_ = communicator.get();
     return communicator;
@@ -163,7 +152,9 @@ class Member final : public GroupMember {
     if (place_.rank == 0 && place_.size() > 1 && options.policy.choices.empty()) {
       const std::string hosts =
           NumHosts(place_) > 1 ? fmt::format(" on {} hosts", NumHosts(place_)) : "";
-      log::Info("all-reduce of {} ranks{}: {}", place_.size(), hosts,
+      const std::string from =
+          place_.part.empty() ? "" : fmt::format(" from rank {}", place_.first_rank);
+      log::Info("all-reduce of {} ranks{}{}: {}", place_.size(), from, hosts,
                 ToString(communicator->policy()));
     }
     return absl::OkStatus();
@@ -181,8 +172,38 @@ class Member final : public GroupMember {
 
 }  // namespace
 
+absl::Status CheckPlace(const GroupPlace& place) {
+  if (place.node_of_rank.empty()) return InvalidArgument("a group without ranks");
+  if (place.rank < 0 || place.rank >= place.size()) {
+    return InvalidArgument("rank {} of a group of {}", place.rank, place.size());
+  }
+  for (size_t r = 0; r < place.node_of_rank.size(); ++r) {
+    const int least = r == 0 ? 0 : place.node_of_rank[r - 1];
+    if (place.node_of_rank[r] >= least) continue;
+    return InvalidArgument(
+        "rank {} is on node {}, ranks must be in the order of nodes (at least {})", r,
+        place.node_of_rank[r], least);
+  }
+  if (place.first_rank < 0) return InvalidArgument("first rank {} is negative", place.first_rank);
+  if (!place.part.empty()) NIBBLE_RETURN_IF_ERROR(CheckGroupId(place.part));
+  return CheckGroupId(place.group_id);
+}
+
+GroupPlace StageOf(const GroupPlace& place, int num_stages) {
+  if (num_stages == 1) return place;
+  const int stage_size = place.size() / num_stages;
+  const int stage = place.rank / stage_size;
+  GroupPlace own = place;
+  own.rank = place.rank % stage_size;
+  own.first_rank = stage * stage_size;
+  own.part = fmt::format("stage{}", stage);
+  const auto begin = place.node_of_rank.begin() + own.first_rank;
+  own.node_of_rank.assign(begin, begin + stage_size);
+  return own;
+}
+
 absl::StatusOr<std::unique_ptr<GroupMember>> GroupMember::Prepare(const GroupPlace& place) {
-  NIBBLE_RETURN_IF_ERROR(ValidatePlace(place));
+  NIBBLE_RETURN_IF_ERROR(CheckPlace(place));
   NIBBLE_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa());
   auto member = std::make_unique<Member>(place, isa);
   NIBBLE_RETURN_IF_ERROR(member->Prepare());

@@ -32,9 +32,19 @@ struct GroupPlace {
   std::string group_id;           // the same for all generations; letters, digits, '-'
   uint64_t generation = 0;        // counts the times this group was formed
   std::string bind_address;  // of this host, for the network; not used when all are on one host
+  // Of a group that is a part of a larger one: its name there (as group_id), and the number there
+  // of this group's rank 0. Errors speak of those numbers.
+  std::string part;
+  int first_rank = 0;
 
   int size() const { return static_cast<int>(node_of_rank.size()); }
 };
+
+// INVALID_ARGUMENT naming field, value and limit.
+absl::Status CheckPlace(const GroupPlace& place);
+// The group of the ranks of place.rank's stage, of `num_stages` that have as many ranks each.
+// REQUIRES a checked place whose size num_stages divides.
+GroupPlace StageOf(const GroupPlace& place, int num_stages);
 
 struct ConnectOptions {
   AllReduceOptions all_reduce;
@@ -64,8 +74,9 @@ class GroupMember {
   virtual void Abort(const std::string& reason) = 0;
 };
 
-// Names in /dev/shm that this group may have left behind when a rank died before all had attached:
-// whoever drives the ranks of this host calls it after a generation failed.
+// Names in /dev/shm that this group, its parts and its links may have left behind when a rank died
+// before all had attached: whoever drives the ranks of this host calls it after a generation
+// failed.
 void RemoveLeftovers(const std::string& group_id, uint64_t generation);
 
 // A group of `size` ranks that are threads of this process, over private memory: for tests,

@@ -73,4 +73,36 @@ absl::StatusOr<GroupAddress> ParseGroupAddress(std::string_view bytes) {
   return address;
 }
 
+absl::StatusOr<std::string> CheckGroupAddress(std::string_view bytes, GroupAddress expected) {
+  NIBBLE_ASSIGN_OR_RETURN(GroupAddress address, ParseGroupAddress(bytes));
+  expected.network = address.network;
+  if (address == expected) return std::move(address.network);
+  return InvalidArgument(
+      "the address given for rank {} of {} in generation {} of group '{}' is of rank {} of {} in "
+      "generation {} of group '{}'",
+      expected.rank, expected.size, expected.generation, expected.group_id, address.rank,
+      address.size, address.generation, address.group_id);
+}
+
+std::string JoinAddresses(std::span<const std::string> addresses) {
+  std::string bytes;
+  for (const std::string& address : addresses) PutBytes(address, &bytes);
+  return bytes;
+}
+
+absl::StatusOr<std::vector<std::string>> SplitAddresses(std::string_view bytes, size_t count) {
+  std::vector<std::string> addresses(count);
+  std::string_view rest = bytes;
+  for (std::string& address : addresses) {
+    if (!TakeBytes(&rest, &address)) {
+      return InvalidArgument("{} bytes are no {} addresses", bytes.size(), count);
+    }
+  }
+  if (!rest.empty()) {
+    return InvalidArgument("{} bytes are {} too many for {} addresses", bytes.size(), rest.size(),
+                           count);
+  }
+  return addresses;
+}
+
 }  // namespace nibble::comm

@@ -8,8 +8,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/status.h"
 
@@ -30,5 +32,12 @@ inline constexpr size_t kMaxGroupAddressBytes = 64 << 10;
 std::string Serialize(const GroupAddress& address);
 // INVALID_ARGUMENT for bytes that are none, or too many.
 absl::StatusOr<GroupAddress> ParseGroupAddress(std::string_view bytes);
+// The network address of an address that must be `expected` but for it. INVALID_ARGUMENT naming
+// what differs.
+absl::StatusOr<std::string> CheckGroupAddress(std::string_view bytes, GroupAddress expected);
+
+// Several addresses of one rank as one, and back: `count` of them, or INVALID_ARGUMENT.
+std::string JoinAddresses(std::span<const std::string> addresses);
+absl::StatusOr<std::vector<std::string>> SplitAddresses(std::string_view bytes, size_t count);
 
 }  // namespace nibble::comm

@@ -28,6 +28,7 @@ std::vector<int> FirstOfHosts(const std::vector<int>& node_of_rank) {
 GroupCommunicator::GroupCommunicator(int rank, GroupLinks links, const GroupSettings& settings,
                                      Isa isa)
     : rank_(rank),
+      first_rank_(settings.first_rank),
       first_of_host_(FirstOfHosts(links.node_of_rank)),
       all_reduce_(isa),
       links_(std::move(links)),
@@ -64,7 +65,7 @@ absl::StatusOr<GroupCommunicator::Operation> GroupCommunicator::Begin() {
 absl::Status GroupCommunicator::End(absl::Status status) {
   if (!status.ok() && broken_.ok()) {
     broken_ = status;
-    Abort(fmt::format("rank {}: {}", rank_, std::string(status.message())));
+    Abort(fmt::format("rank {}: {}", first_rank_ + rank_, std::string(status.message())));
     // This is the thread that uses the network: it closes the connections now, or ranks of other
     // hosts would wait for this one until their timeout.
     if (links_.network != nullptr) links_.network->Progress();

@@ -36,6 +36,7 @@ struct GroupSettings {
   AllReducePolicy policy;
   std::chrono::nanoseconds operation_timeout{std::chrono::seconds(60)};
   uint32_t first_operation = 0;  // where the counter begins that tells operations apart
+  int first_rank = 0;            // what errors call rank 0
 };
 
 class GroupCommunicator final : public Communicator {
@@ -104,6 +105,7 @@ class GroupCommunicator final : public Communicator {
   absl::Status RunBarrier(const Operation& operation);
 
   const int rank_;
+  const int first_rank_;
   int host_ = 0;                      // which of the hosts, counted from 0
   std::vector<int> first_of_host_;    // [num_hosts + 1], a rank
   HierarchicalAllReduce all_reduce_;  // outlives links_, which may carry what is in its memory

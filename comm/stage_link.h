@@ -8,10 +8,13 @@
 // waits only when kMaxUnsent messages have not left yet. Receive waits for the previous stage.
 // Every wait ends at the link's timeout. After an error the link is broken: all later calls return
 // an error at once, and the neighbours run into theirs. One thread calls; Abort may come from any.
+// What has not left when a link is destroyed is dropped.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "base/status.h"
 
@@ -25,11 +28,16 @@ class StageLink {
 
   // To the next stage. REQUIRES that there is one.
   virtual absl::Status Send(const float* data, int64_t num_values) = 0;
-  // From the previous stage: the message must have as many values (DATA_LOSS naming both numbers).
+  // From the previous stage: the message must have as many values (DATA_LOSS naming both sizes).
   // REQUIRES that there is one.
   virtual absl::Status Receive(float* data, int64_t num_values) = 0;
 
   virtual void Abort(const std::string& reason) = 0;
 };
+
+// The links of ranks that are threads of this process, over private memory, by world rank
+// (stage * ranks_per_stage + rank): for tests and evaluation.
+absl::StatusOr<std::vector<std::unique_ptr<StageLink>>> MakeThreadStageLinks(int num_stages,
+                                                                             int ranks_per_stage);
 
 }  // namespace nibble::comm

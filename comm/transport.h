@@ -44,6 +44,12 @@ class Transport {
   virtual absl::StatusOr<Ticket> Send(int peer, uint64_t tag, const void* data, size_t bytes) = 0;
   virtual absl::StatusOr<Ticket> Receive(int peer, uint64_t tag, void* buffer, size_t bytes) = 0;
 
+  // Sends now if that needs no waiting and no ticket, and says whether it did.
+  virtual absl::StatusOr<bool> TrySend(int /*peer*/, uint64_t /*tag*/, const void* /*data*/,
+                                       size_t /*bytes*/) {
+    return false;
+  }
+
   // Ends when it is done. DEADLINE_EXCEEDED naming the peer and the wait's length; UNAVAILABLE
   // naming the peer when it is gone; ABORTED with Abort()'s reason.
   virtual absl::Status Wait(Ticket ticket, Deadline deadline) = 0;

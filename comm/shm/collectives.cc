@@ -38,7 +38,9 @@ ShmCollectives::ShmCollectives(ShmSegment* segment, Isa isa)
       sum_(ChooseSum(isa)),
       round_(segment->progress(segment->rank()).ready.load(std::memory_order_relaxed)),
       done_(round_),
-      deadline_(Deadline::After(std::chrono::nanoseconds(0))) {}
+      deadline_(Deadline::After(std::chrono::nanoseconds(0))) {
+  NIBBLE_CHECK(!segment->place().messages_only);
+}
 
 absl::Status ShmCollectives::Begin(Kind kind, int root, uint64_t amount, Deadline deadline) {
   NIBBLE_CHECK(root >= 0 && root < size());
@@ -83,7 +85,7 @@ absl::Status ShmCollectives::CheckCall(int peer, uint64_t round) {
   return segment_->Fail(
       absl::StatusCode::kInternal,
       fmt::format("{} is in {}, rank {} in {}", segment_->NameOf(peer), DescribeCall(theirs),
-                  segment_->place().first_rank + rank(), DescribeCall(call_)));
+                  segment_->place().name_of(rank()), DescribeCall(call_)));
 }
 
 absl::Status ShmCollectives::WaitAllReady(uint64_t round) {

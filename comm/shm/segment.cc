@@ -90,20 +90,27 @@ absl::StatusOr<std::unique_ptr<ShmSegment>> ShmSegment::Prepare(const SegmentPla
                            place.node);
   }
   NIBBLE_RETURN_IF_ERROR(CheckGroupId(place.group_id));
-  return std::unique_ptr<ShmSegment>(new ShmSegment(
-      place, fmt::format("/{}{}", NamePrefix(place.group_id, place.generation), place.node)));
+  if (!place.part.empty()) NIBBLE_RETURN_IF_ERROR(CheckGroupId(place.part));
+  return std::unique_ptr<ShmSegment>(
+      new ShmSegment(place, fmt::format("/{}{}{}{}", NamePrefix(place.group_id, place.generation),
+                                        place.part, place.part.empty() ? "" : ".", place.node)));
 }
 
 absl::StatusOr<std::vector<std::unique_ptr<ShmSegment>>> ShmSegment::MakeForThreads(
     int num_ranks, uint64_t first_round) {
+  return MakeForThreads(SegmentPlace{.num_ranks = num_ranks, .group_id = "threads"}, first_round);
+}
+
+absl::StatusOr<std::vector<std::unique_ptr<ShmSegment>>> ShmSegment::MakeForThreads(
+    SegmentPlace place, uint64_t first_round) {
   std::vector<std::unique_ptr<ShmSegment>> segments;
-  for (int rank = 0; rank < num_ranks || rank == 0; ++rank) {
-    NIBBLE_ASSIGN_OR_RETURN(auto segment,
-                            Prepare({.rank = rank, .num_ranks = num_ranks, .group_id = "threads"}));
+  for (int rank = 0; rank < place.num_ranks || rank == 0; ++rank) {
+    place.rank = rank;
+    NIBBLE_ASSIGN_OR_RETURN(auto segment, Prepare(place));
     segments.push_back(std::move(segment));
   }
-  NIBBLE_ASSIGN_OR_RETURN(auto map, shm::Map::Make(-1, shm::Layout::For(num_ranks)));
-  map->Initialize(0, first_round);
+  NIBBLE_ASSIGN_OR_RETURN(auto map, shm::Map::Make(-1, segments.front()->layout()));
+  map->Initialize(place.generation, first_round);
   for (auto& segment : segments) {
     segment->SetMap(map);
     NIBBLE_RETURN_IF_ERROR(segment->TakeSeat());
@@ -147,7 +154,7 @@ absl::Status ShmSegment::Create() {
     return Unavailable("cannot create shared memory {}: {}", name_, std::strerror(errno));
   }
   const auto make = [&]() -> absl::Status {
-    const shm::Layout layout = shm::Layout::For(size());
+    const shm::Layout layout = this->layout();
     NIBBLE_RETURN_IF_ERROR(Allocate(fd.get(), layout.total_bytes, name_));
     NIBBLE_ASSIGN_OR_RETURN(auto map, shm::Map::Make(fd.get(), layout));
     map->Initialize(place_.generation, 0);
@@ -190,7 +197,7 @@ absl::Status ShmSegment::TryAttach() {
                                                    name_, info.st_uid, geteuid()));
   }
   if (info.st_size == 0) return NotFound("it has no memory yet");
-  const shm::Layout layout = shm::Layout::For(size());
+  const shm::Layout layout = this->layout();
   if (static_cast<uint64_t>(info.st_size) != layout.total_bytes) {
     return absl::FailedPreconditionError(
         fmt::format("shared memory {} has {} bytes, that of {} ranks has {}", name_, info.st_size,
@@ -218,7 +225,7 @@ absl::Status ShmSegment::CheckHeader(shm::Header& header) const {
   if (header.generation != place_.generation) {
     return differs("generation", header.generation, place_.generation);
   }
-  const uint64_t bytes = shm::Layout::For(size()).total_bytes;
+  const uint64_t bytes = layout().total_bytes;
   if (header.bytes != bytes) return differs("bytes", header.bytes, bytes);
   return absl::OkStatus();
 }
@@ -228,7 +235,7 @@ absl::Status ShmSegment::TakeSeat() {
   int32_t holder = 0;
   if (!mine.pid.compare_exchange_strong(holder, static_cast<int32_t>(getpid()))) {
     return absl::AlreadyExistsError(fmt::format("rank {} of shared memory {} is pid {} already",
-                                                place_.first_rank + rank(), name_, holder));
+                                                place_.name_of(rank()), name_, holder));
   }
   mine.seat.store(shm::kSeated, std::memory_order_seq_cst);
   WakeAll();

@@ -38,12 +38,19 @@
 namespace nibble::comm {
 
 struct SegmentPlace {
-  int rank = 0;          // among the ranks of this host, 0..num_ranks - 1
-  int num_ranks = 1;     // of this host, at most shm::kMaxRanks
-  int first_rank = 0;    // what the whole group calls this host's rank 0: errors speak so
+  int rank = 0;       // among the ranks of this host, 0..num_ranks - 1
+  int num_ranks = 1;  // of this host, at most shm::kMaxRanks
+  // What the whole group calls this host's rank 0, and how far apart the following ones are: errors
+  // speak so.
+  int first_rank = 0;
+  int rank_stride = 1;
   int node = 0;          // >= 0
   std::string group_id;  // 1..64 letters, digits, '-'
   uint64_t generation = 0;
+  std::string part;            // of several segments of one group: a part of the name, as group_id
+  bool messages_only = false;  // no slots: for a transport, without collectives
+
+  int name_of(int rank_here) const { return first_rank + rank_here * rank_stride; }
 };
 
 // INVALID_ARGUMENT unless it can be a part of a segment's name.
@@ -65,6 +72,9 @@ class ShmSegment {
   // `first_round`: where the counters begin.
   static absl::StatusOr<std::vector<std::unique_ptr<ShmSegment>>> MakeForThreads(
       int num_ranks, uint64_t first_round = 0);
+  // Of `place`, whose rank is not read.
+  static absl::StatusOr<std::vector<std::unique_ptr<ShmSegment>>> MakeForThreads(
+      SegmentPlace place, uint64_t first_round = 0);
 
   // Tells the peers that this rank has left.
   ~ShmSegment();
@@ -80,7 +90,7 @@ class ShmSegment {
   int rank() const { return place_.rank; }
   int size() const { return place_.num_ranks; }
   const SegmentPlace& place() const { return place_; }
-  // "/nibble.<group>.<generation>.<node>"
+  // "/nibble.<group>.<generation>.<part.><node>"
   const std::string& name() const { return name_; }
 
   // From any thread, at any time: ends what this rank waits for, now and later, with this reason,
@@ -95,6 +105,7 @@ class ShmSegment {
   std::byte* slot(int rank, uint64_t round) { return map_->slot(rank, round); }
   shm::Ring ring(int from, int to) { return map_->ring(from, to); }
   size_t ring_bytes() const { return map_->layout().ring_bytes; }
+  shm::Layout layout() const { return shm::Layout::For(size(), place_.messages_only); }
 
   bool broken();
   // Returns once done() is true: spins, then sleeps until a peer calls Wake for this rank. done()

@@ -20,7 +20,7 @@ size_t RoundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * u
 
 }  // namespace
 
-Layout Layout::For(int num_ranks) {
+Layout Layout::For(int num_ranks, bool messages_only) {
   const auto ranks = static_cast<size_t>(num_ranks);
   Layout layout{.num_ranks = num_ranks};
   layout.ring_bytes = std::max(kMinRingBytes, kRingBudgetBytes / std::bit_ceil(ranks));
@@ -28,7 +28,7 @@ Layout Layout::For(int num_ranks) {
   layout.progresses = layout.doorbells + ranks * sizeof(Doorbell);
   layout.ring_states = layout.progresses + ranks * sizeof(Progress);
   layout.slots = RoundUp(layout.ring_states + ranks * ranks * sizeof(RingState), kPageBytes);
-  layout.rings = layout.slots + ranks * kNumSlots * kSlotBytes;
+  layout.rings = layout.slots + (messages_only ? 0 : ranks * kNumSlots * kSlotBytes);
   layout.total_bytes = layout.rings + ranks * ranks * layout.ring_bytes;
   return layout;
 }

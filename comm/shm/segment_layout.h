@@ -96,7 +96,7 @@ struct Layout {
   size_t rings = 0;
   size_t total_bytes = 0;
 
-  static Layout For(int num_ranks);
+  static Layout For(int num_ranks, bool messages_only = false);
 };
 
 // A segment in this process's memory.

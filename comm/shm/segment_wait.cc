@@ -60,7 +60,7 @@ void ShmSegment::Abort(const std::string& reason) {
   abort_called_.notify_all();
   if (map == nullptr) return;
   Break(map.get(), absl::StatusCode::kAborted,
-        fmt::format("rank {}: {}", place_.first_rank + rank(), reason));
+        fmt::format("rank {}: {}", place_.name_of(rank()), reason));
 }
 
 bool ShmSegment::broken() {
@@ -156,7 +156,7 @@ absl::Status ShmSegment::WaitSlowly(const void* done, DoneFunction call, const W
       const auto waited = std::chrono::duration_cast<std::chrono::milliseconds>(now - start);
       return Fail(absl::StatusCode::kDeadlineExceeded,
                   fmt::format("{} did not {} while rank {} waited {} ms", NameOf(wait.peer),
-                              wait.verb, place_.first_rank + rank(), waited.count()));
+                              wait.verb, place_.name_of(rank()), waited.count()));
     }
   }
 }
@@ -179,7 +179,7 @@ absl::Status ShmSegment::CheckPeers() {
 
 std::string ShmSegment::NameOf(int peer) const {
   const int32_t pid = map_->doorbell(peer).pid.load(std::memory_order_relaxed);
-  const int rank_in_group = place_.first_rank + peer;
+  const int rank_in_group = place_.name_of(peer);
   return pid == 0 ? fmt::format("rank {}", rank_in_group)
                   : fmt::format("rank {} (pid {})", rank_in_group, pid);
 }

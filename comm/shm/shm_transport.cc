@@ -71,6 +71,19 @@ absl::StatusOr<Ticket> ShmTransport::Receive(int peer, uint64_t tag, void* buffe
   return ticket;
 }
 
+absl::StatusOr<bool> ShmTransport::TrySend(int peer, uint64_t tag, const void* data, size_t bytes) {
+  NIBBLE_RETURN_IF_ERROR(segment_->Health());
+  const Peer& to = peers_[static_cast<size_t>(peer)];
+  const uint64_t consumed =
+      segment_->ring(rank(), peer).state->consumed.load(std::memory_order_seq_cst);
+  const size_t room = ring_bytes_ - (to.written - consumed);
+  if (!to.sends.empty() || bytes > room || kUnit + RoundUp(bytes) > room) return false;
+  NIBBLE_ASSIGN_OR_RETURN(const Ticket ticket, Send(peer, tag, data, bytes));
+  NIBBLE_CHECK(operations_[IndexOf(ticket)].done);
+  free_.push_back(IndexOf(ticket));
+  return true;
+}
+
 absl::StatusOr<Ticket> ShmTransport::Begin(const Operation& operation) {
   NIBBLE_CHECK(operation.peer >= 0 && operation.peer < size() && operation.peer != rank());
   NIBBLE_RETURN_IF_ERROR(segment_->Health());
@@ -224,7 +237,7 @@ absl::Status ShmTransport::SizesDiffer(int peer_rank, uint64_t tag, uint64_t sen
   return segment_->Fail(
       absl::StatusCode::kDataLoss,
       fmt::format("{} sent {} bytes with tag {}, rank {} expects {}", segment_->NameOf(peer_rank),
-                  sent, tag, segment_->place().first_rank + rank(), expected));
+                  sent, tag, segment_->place().name_of(rank()), expected));
 }
 
 void ShmTransport::CopyIntoRing(int peer_rank, uint64_t at, const void* from, size_t length) {

@@ -29,6 +29,7 @@ class ShmTransport : public Transport {
 
   absl::StatusOr<Ticket> Send(int peer, uint64_t tag, const void* data, size_t bytes) override;
   absl::StatusOr<Ticket> Receive(int peer, uint64_t tag, void* buffer, size_t bytes) override;
+  absl::StatusOr<bool> TrySend(int peer, uint64_t tag, const void* data, size_t bytes) override;
   absl::Status Wait(Ticket ticket, Deadline deadline) override;
   void Progress() override;
   void Abort(const std::string& reason) override { segment_->Abort(reason); }

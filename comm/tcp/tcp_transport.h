@@ -27,7 +27,10 @@ namespace nibble::comm {
 // A rank's place among those that this transport connects.
 struct TcpPlace {
   int rank = 0;
-  int size = 1;              // 1..1024
+  int size = 1;  // 1..1024
+  // What errors call rank 0, and how far apart the following ones are.
+  int first_rank = 0;
+  int rank_stride = 1;
   std::string group_id;      // 1..128 bytes; the same on all ranks
   uint64_t generation = 0;   // the same on all ranks; a rank of another one is refused
   std::string bind_address;  // numeric IPv4 or IPv6 address of this host: the only one listened on

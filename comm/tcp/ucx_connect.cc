@@ -24,10 +24,6 @@ constexpr std::chrono::milliseconds kGrace = 300ms;
 constexpr std::chrono::milliseconds kGraceOfAbort = 30ms;
 constexpr std::chrono::nanoseconds kNap = 1ms;
 
-std::string NameOf(const RankAddress& address) {
-  return fmt::format("rank {} ({})", address.rank, HostAndPort(address.host, address.port));
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<TcpTransport>> TcpTransport::Open(const TcpPlace& place) {
@@ -60,12 +56,15 @@ absl::StatusOr<std::unique_ptr<TcpTransport>> TcpTransport::Open(const TcpPlace&
   }
   const int wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (wake_fd < 0) return Unavailable("no eventfd: {}", std::strerror(errno));
-  return std::make_unique<UcxTransport>(std::move(worker), wake_fd, std::move(own));
+  return std::make_unique<UcxTransport>(std::move(worker), wake_fd, std::move(own), place);
 }
 
-UcxTransport::UcxTransport(std::unique_ptr<UcxWorker> worker, int wake_fd, RankAddress own)
+UcxTransport::UcxTransport(std::unique_ptr<UcxWorker> worker, int wake_fd, RankAddress own,
+                           const TcpPlace& place)
     : own_(std::move(own)),
       address_(own_.Serialize()),
+      first_rank_(place.first_rank),
+      rank_stride_(place.rank_stride),
       wake_fd_(wake_fd),
       ucx_(worker->ucx()),
       worker_(std::move(worker)),
@@ -83,6 +82,11 @@ UcxTransport::~UcxTransport() {
   // Without an error all was waited for, and what is still in UCX's hands reaches the peers.
   if (worker_ != nullptr) TearDown(!aborted_.load() && operations_.empty() && greetings_.empty());
   close(wake_fd_);
+}
+
+std::string UcxTransport::NameOf(const RankAddress& address) const {
+  return fmt::format("rank {} ({})", first_rank_ + address.rank * rank_stride_,
+                     HostAndPort(address.host, address.port));
 }
 
 absl::Status UcxTransport::ReadAddresses(std::span<const std::string> addresses) {

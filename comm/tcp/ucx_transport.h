@@ -43,7 +43,8 @@ namespace nibble::comm {
 class UcxTransport final : public TcpTransport {
  public:
   // `wake_fd`: an eventfd, owned from now on. `own`: of this rank; its worker's address is set.
-  UcxTransport(std::unique_ptr<UcxWorker> worker, int wake_fd, RankAddress own);
+  UcxTransport(std::unique_ptr<UcxWorker> worker, int wake_fd, RankAddress own,
+               const TcpPlace& place);
   ~UcxTransport() override;
 
   int rank() const override { return own_.rank; }
@@ -116,6 +117,7 @@ class UcxTransport final : public TcpTransport {
     bool arriving_early = false;  // into the last of `early`
   };
 
+  std::string NameOf(const RankAddress& address) const;
   absl::Status ReadAddresses(std::span<const std::string> addresses);
   absl::Status Greet(Deadline deadline);
   void Say(Peer* peer, Kind kind);
@@ -147,6 +149,8 @@ class UcxTransport final : public TcpTransport {
 
   const RankAddress own_;
   const std::string address_;
+  const int first_rank_;  // as TcpPlace's, as the next
+  const int rank_stride_;
   const int wake_fd_;
   const UcxLibrary& ucx_;
   std::unique_ptr<UcxWorker> worker_;

@@ -29,5 +29,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto address = ParseGroupAddress(bytes);
   if (address.ok() && Serialize(*address) != bytes) std::abort();
   (void)ParseAllReduce(bytes);
+  for (const size_t count : {1, 2, 3}) {
+    const auto addresses = SplitAddresses(bytes, count);
+    if (addresses.ok() && JoinAddresses(*addresses) != bytes) std::abort();
+  }
   return 0;
 }
