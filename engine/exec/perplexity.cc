@@ -131,9 +131,9 @@ class RankFailure {
       status_ = status;
     }
     for (const PerplexityRank& rank : ranks_) {
-      if (rank.communicator != nullptr) {
-        rank.communicator->Abort(std::string(status.message()));
-      }
+      const std::string reason(status.message());
+      if (rank.communicator != nullptr) rank.communicator->Abort(reason);
+      if (rank.link != nullptr) rank.link->Abort(reason);
     }
   }
   absl::Status status() const {
@@ -212,28 +212,34 @@ absl::StatusOr<PerplexityResult> ComputePerplexity(Model* model, std::span<const
 absl::StatusOr<PerplexityResult> ComputePerplexity(std::span<const PerplexityRank> ranks,
                                                    std::span<const int32_t> ids,
                                                    const PerplexityOptions& options) {
-  if (ranks.empty()) return InvalidArgument("perplexity needs at least one rank");
+  const auto has_logits = [](const PerplexityRank& rank) { return rank.model->has_logits(); };
+  const auto scoring = std::find_if(ranks.begin(), ranks.end(), has_logits);
+  if (const auto count = std::count_if(ranks.begin(), ranks.end(), has_logits); count != 1) {
+    return InvalidArgument("perplexity needs one rank that has logits, {} of {} have", count,
+                           ranks.size());
+  }
   RankFailure failure(ranks);
-  const auto run = [&](size_t rank, const PerplexityOptions& own_options) {
-    const PerplexityRank& own = ranks[rank];
-    own.model->SetCommunicator(own.communicator);
-    auto result = ComputePerplexity(own.model, ids, own_options, own.pool);
+  const auto run = [&](const PerplexityRank& rank, const PerplexityOptions& own_options) {
+    rank.model->SetCommunicator(rank.communicator);
+    rank.model->SetStageLink(rank.link);
+    auto result = ComputePerplexity(rank.model, ids, own_options, rank.pool);
     if (!result.ok()) failure.Report(result.status());
     return result;
   };
   std::vector<std::thread> threads;
-  for (size_t rank = 1; rank < ranks.size(); ++rank) {
+  for (const PerplexityRank& rank : ranks) {
+    if (&rank == &*scoring) continue;
     try {
-      threads.emplace_back([&run, &options, rank] {
+      threads.emplace_back([&run, &options, &rank] {
         (void)run(rank, {.context = options.context, .stride = options.stride});
       });
     } catch (const std::system_error& error) {
       failure.Report(
-          ResourceExhausted("no thread for rank {} of {}: {}", rank, ranks.size(), error.what()));
+          ResourceExhausted("no thread for each of {} ranks: {}", ranks.size(), error.what()));
       break;
     }
   }
-  auto result = run(0, options);
+  auto result = run(*scoring, options);
   for (std::thread& thread : threads) thread.join();
   const absl::Status first = failure.status();
   if (!first.ok()) return first;

@@ -15,6 +15,7 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "comm/communicator.h"
+#include "comm/stage_link.h"
 #include "engine/model/model.h"
 
 namespace nibble::engine {
@@ -45,12 +46,14 @@ absl::StatusOr<PerplexityResult> ComputePerplexity(Model* model, std::span<const
 // A share of a model, what joins it to the others, and what computes it.
 struct PerplexityRank {
   Model* model = nullptr;
-  comm::Communicator* communicator = nullptr;
+  comm::Communicator* communicator = nullptr;  // of its stage; may be null with one rank
   ThreadPool* pool = nullptr;
+  comm::StageLink* link = nullptr;  // null with one stage
 };
 
-// The same on `ranks`, by rank: threads of this process, of which the calling one is rank 0, whose
-// logits are scored. When a rank fails, all end, and its error is returned.
+// The same on `ranks`, all of a model's: threads of this process, of which the calling one is the
+// rank that has logits. Stages compute different chunks at a time. When a rank fails, all end, and
+// its error is returned. INVALID_ARGUMENT unless one rank, and no more, has logits.
 absl::StatusOr<PerplexityResult> ComputePerplexity(std::span<const PerplexityRank> ranks,
                                                    std::span<const int32_t> ids,
                                                    const PerplexityOptions& options);

@@ -67,7 +67,7 @@ DecoderModel::DecoderModel(ModelConfig config, DecoderWeights weights, const Loa
     layers.push_back(layer.moe.has_value() ? &*layer.moe : nullptr);
   }
   moe_.emplace(config_, place_, *options.expert_layout, std::move(layers),
-               place_.stage * config_.num_layers / place_.num_stages, options.check_routing, isa_);
+               LayersOf(config_, place_).begin, options.check_routing, isa_);
 }
 
 absl::Status DecoderModel::Forward(const StepPlan& plan, KvCache* cache, float* logits,

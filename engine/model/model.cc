@@ -36,7 +36,8 @@ absl::StatusOr<LoadOptions> WithExpertLayout(const ModelConfig& config, LoadOpti
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
                                                    const LoadOptions& options, ThreadPool* pool) {
   NIBBLE_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(dir));
-  if (const absl::Status split = CheckSplit(config, options.place); !split.ok()) {
+  const int64_t num_slots = options.expert_layout == nullptr ? 0 : options.expert_layout->num_slots;
+  if (const absl::Status split = CheckSplit(config, options.place, num_slots); !split.ok()) {
     return Annotate(split, dir);
   }
   try {

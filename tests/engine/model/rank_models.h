@@ -16,6 +16,7 @@
 
 #include "base/thread_pool.h"
 #include "comm/group.h"
+#include "comm/stage_link.h"
 #include "engine/model/model.h"
 #include "tests/engine/model/model_runner.h"
 
@@ -57,32 +58,54 @@ class FailingCommunicator final : public comm::Communicator {
   std::vector<comm::AllReduceArgs> all_reduces_;
 };
 
+// Tensor-parallel ranks of a stage, parts that its experts are cut into, stages.
+struct RankShape {
+  int size = 1;
+  int expert_size = 1;
+  int num_stages = 1;
+};
+
+// All ranks of a model, by world rank (stage * size + rank).
 class RankModels {
  public:
   RankModels(
-      const std::string& dir, const engine::LoadOptions& options, int size,
+      const std::string& dir, const engine::LoadOptions& options, const RankShape& shape,
       const comm::AllReduceOptions& all_reduce = {.mode = comm::AllReduceOptions::Mode::kNone},
-      int threads = 1) {
-    auto group = comm::MakeThreadGroup(size, all_reduce);
-    EXPECT_TRUE(group.ok()) << group.status();
-    if (!group.ok()) return;
-    group_ = *std::move(group);
-    for (int rank = 0; rank < size; ++rank) {
+      int threads = 1)
+      : shape_(shape) {
+    if (!Connect(all_reduce)) return;
+    for (int rank = 0; rank < shape.num_stages * shape.size; ++rank) {
       engine::LoadOptions own = options;
-      own.place = {.rank = rank, .size = size};
+      own.place = {.rank = rank % shape.size,
+                   .size = shape.size,
+                   .expert_size = shape.expert_size,
+                   .stage = rank / shape.size,
+                   .num_stages = shape.num_stages};
       pools_.push_back(std::make_unique<ThreadPool>(threads));
       models_.push_back(LoadOrFail(dir, own, pools_.back().get()));
       if (models_.back() == nullptr) return;
-      models_.back()->SetCommunicator(group_[static_cast<size_t>(rank)].get());
+      models_.back()->SetCommunicator(communicator(rank));
+      models_.back()->SetStageLink(link(rank));
     }
     loaded_ = true;
   }
+  RankModels(
+      const std::string& dir, const engine::LoadOptions& options, int size,
+      const comm::AllReduceOptions& all_reduce = {.mode = comm::AllReduceOptions::Mode::kNone},
+      int threads = 1)
+      : RankModels(dir, options, RankShape{.size = size}, all_reduce, threads) {}
 
   bool loaded() const { return loaded_; }
   int size() const { return static_cast<int>(models_.size()); }
   engine::Model* model(int rank) { return models_[static_cast<size_t>(rank)].get(); }
   ThreadPool* pool(int rank) { return pools_[static_cast<size_t>(rank)].get(); }
-  comm::Communicator* communicator(int rank) { return group_[static_cast<size_t>(rank)].get(); }
+  comm::Communicator* communicator(int rank) {
+    return groups_[static_cast<size_t>(rank / shape_.size)][static_cast<size_t>(rank % shape_.size)]
+        .get();
+  }
+  comm::StageLink* link(int rank) {
+    return links_.empty() ? nullptr : links_[static_cast<size_t>(rank)].get();
+  }
 
   // Calls body(rank) for all of them, each on a thread of its own.
   void OnAll(const std::function<void(int)>& body) {
@@ -91,7 +114,7 @@ class RankModels {
     for (std::thread& thread : threads) thread.join();
   }
 
-  // Logits of all ids, computed `chunk_size` tokens at a time, as rank 0 has them.
+  // Logits of all ids, computed `chunk_size` tokens at a time, as the rank has them that does.
   std::vector<float> Prefill(const std::vector<int32_t>& ids, int64_t chunk_size,
                              int64_t num_blocks = 16) {
     std::vector<float> logits;
@@ -104,7 +127,23 @@ class RankModels {
   }
 
  private:
-  std::vector<std::unique_ptr<comm::Communicator>> group_;
+  bool Connect(const comm::AllReduceOptions& all_reduce) {
+    for (int stage = 0; stage < shape_.num_stages; ++stage) {
+      auto group = comm::MakeThreadGroup(shape_.size, all_reduce);
+      EXPECT_TRUE(group.ok()) << group.status();
+      if (!group.ok()) return false;
+      groups_.push_back(*std::move(group));
+    }
+    if (shape_.num_stages == 1) return true;
+    auto links = comm::MakeThreadStageLinks(shape_.num_stages, shape_.size);
+    EXPECT_TRUE(links.ok()) << links.status();
+    if (links.ok()) links_ = *std::move(links);
+    return links.ok();
+  }
+
+  const RankShape shape_;
+  std::vector<std::vector<std::unique_ptr<comm::Communicator>>> groups_;  // of each stage
+  std::vector<std::unique_ptr<comm::StageLink>> links_;                   // of several stages
   std::vector<std::unique_ptr<ThreadPool>> pools_;
   std::vector<std::unique_ptr<engine::Model>> models_;
   bool loaded_ = false;
