@@ -17,9 +17,11 @@ namespace {
 constexpr int64_t kMaxSeqs = 4096;
 constexpr int64_t kMaxBatchedTokens = int64_t{1} << 20;
 constexpr int64_t kMaxQueuedRequests = int64_t{1} << 20;
+constexpr int64_t kMaxStepsInFlight = 1024;
 constexpr int64_t kMaxGroupTimeoutNs = int64_t{365} * 24 * 3600 * 1'000'000'000;
 
-absl::Status CheckExecutor(const ExecutorLimits& limits, const EngineConfig& config) {
+absl::Status CheckExecutor(const Executor& executor, const EngineConfig& config) {
+  const ExecutorLimits limits = executor.limits();
   constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
   Violations violations;
   violations.CheckRange<int64_t>("num_blocks of the executor", limits.num_blocks, 1, kMaxInt32);
@@ -27,6 +29,8 @@ absl::Status CheckExecutor(const ExecutorLimits& limits, const EngineConfig& con
   violations.CheckRange<int64_t>("vocab_size of the executor", limits.vocab_size, 1, kMaxInt32);
   violations.CheckRange<int64_t>("max_model_len of the executor", limits.max_model_len, 2,
                                  kMaxInt32);
+  violations.CheckRange<int64_t>("max_steps_in_flight of the executor",
+                                 executor.max_steps_in_flight(), 1, kMaxStepsInFlight);
   NIBBLE_RETURN_IF_ERROR(violations.ToStatus());
   // Slots are int32 in a StepPlan.
   violations.CheckRange<int64_t>("the KV cache's size in tokens",
@@ -65,7 +69,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
   }
   NIBBLE_RETURN_IF_ERROR(config.Validate());
   const ExecutorLimits limits = executor->limits();
-  NIBBLE_RETURN_IF_ERROR(CheckExecutor(limits, config));
+  NIBBLE_RETURN_IF_ERROR(CheckExecutor(*executor, config));
 
   // A sequence must fit the KV cache alone, or preempting all others would not let it go on.
   const int64_t max_model_len =
@@ -92,7 +96,8 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& confi
                                          .max_model_len = max_model_len,
                                          .enable_chunked_prefill = config.enable_chunked_prefill,
                                          .enable_prefix_caching = config.enable_prefix_caching,
-                                         .eos_token_ids = config.eos_token_ids};
+                                         .eos_token_ids = config.eos_token_ids,
+                                         .max_steps_in_flight = executor->max_steps_in_flight()};
   return std::make_unique<EngineLoop>(std::move(complete), scheduler_config, std::move(executor),
                                       tokenizer, observer, clock);
 }

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // The engine: requests in, tokens out. One thread loops over
-//   take what arrived -> Scheduler::Plan() -> Executor::Execute() -> Scheduler::Update() -> hand
-//   out deltas.
+//   take what arrived -> Scheduler::Plan() -> Executor -> Scheduler::Update() -> hand out deltas
+// with as many steps in flight as the executor takes.
 //
 //   auto engine = Engine::Create(config, std::move(executor), &tokenizer, &observer);
 //   auto ids = (*engine)->Submit({request});
@@ -64,9 +64,9 @@ struct StepStats {
   int64_t num_prefilled_tokens = 0;
   int64_t num_prefilled_cached_tokens = 0;
   int64_t num_preemptions = 0;
-  int64_t prefix_cache_queries = 0;  // tokens
-  int64_t prefix_cache_hits = 0;     // tokens
-  double step_seconds = 0.0;
+  int64_t prefix_cache_queries = 0;         // tokens
+  int64_t prefix_cache_hits = 0;            // tokens
+  double step_seconds = 0.0;                // plan to tokens; steps in flight overlap
   std::vector<double> inter_token_seconds;  // one per generated token after a sequence's first
   std::vector<double>
       time_to_first_token_seconds;  // one per sequence that got its first token in this step

@@ -18,7 +18,7 @@ double Seconds(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 // How often a loop that waits for its executor asks for it.
 constexpr std::chrono::milliseconds kReadyPoll{10};
 
-// What a step that was not done leaves to be told: admissions and preemptions stay.
+// What is to be told though no step was done for it: admissions and preemptions stay.
 void AddCounts(const ScheduledStep& step, ScheduledStep* counts) {
   counts->num_preemptions += step.num_preemptions;
   counts->prefix_cache_queries += step.prefix_cache_queries;
@@ -35,7 +35,12 @@ EngineLoop::EngineLoop(EngineConfig config, const SchedulerConfig& scheduler_con
       observer_(observer),
       clock_(clock),
       scheduler_(scheduler_config),
-      step_thread_(std::move(executor)) {
+      max_steps_in_flight_(static_cast<size_t>(scheduler_config.max_steps_in_flight)),
+      step_thread_(std::move(executor), [this] {
+        // The lock keeps this from falling between the loop's look and its sleep.
+        { const std::lock_guard lock(mutex_); }
+        mail_came_.notify_one();
+      }) {
   stats_.kv_blocks_total = scheduler_.pool().num_blocks();
   stats_.last_step_ns = clock_->NowNs();
   published_stats_ = stats_;
@@ -54,6 +59,7 @@ void EngineLoop::Run() {
       EndWithoutToken(id, FinishReason::kAbort, absl::OkStatus());
     }
     if (mail.stopping) {
+      while (!in_flight_.empty()) FinishOldestStep();
       DeliverTokens();
       EndAll(FinishReason::kAbort, absl::OkStatus());
       return;
@@ -70,8 +76,11 @@ EngineLoop::Mailbox EngineLoop::TakeMailbox() {
   if (outage_ && outage_->waiting) {
     mail_came_.wait_for(lock, kReadyPoll, mail_is_there);
   } else {
-    mail_came_.wait(
-        lock, [&] { return mail_is_there() || !scheduler_.empty() || !undelivered_.empty(); });
+    mail_came_.wait(lock, [&] {
+      if (mail_is_there() || !undelivered_.empty()) return true;
+      if (in_flight_.empty()) return !scheduler_.empty();
+      return !nothing_to_plan_ || step_thread_.IsDone();
+    });
   }
   Mailbox mail = std::move(mailbox_);
   mailbox_ = {.stopping = mail.stopping};
@@ -86,8 +95,9 @@ void EngineLoop::AcceptArrivals(std::vector<Arrival> arrivals) {
     active_.emplace(id, std::move(arrival.request));
     scheduler_.Add(std::move(arrival.sequence));
   }
-  // Submit may have accepted these while the step that failed was still running.
   if (arrivals.empty()) return;
+  nothing_to_plan_ = false;
+  // Submit may have accepted these while the step that failed was still running.
   std::unique_lock lock(mutex_);
   const absl::Status health = health_;
   lock.unlock();
@@ -95,31 +105,67 @@ void EngineLoop::AcceptArrivals(std::vector<Arrival> arrivals) {
 }
 
 void EngineLoop::Step() {
+  if (in_flight_.size() < max_steps_in_flight_ && !nothing_to_plan_) BeginStep();
+  DeliverTokens();  // a stop string found here ends its sequence; Update then drops its token
+  if (in_flight_.size() == max_steps_in_flight_ ||
+      (nothing_to_plan_ && !in_flight_.empty() && step_thread_.IsDone())) {
+    FinishOldestStep();
+  }
+}
+
+void EngineLoop::BeginStep() {
   const int64_t start_ns = clock_->NowNs();
-  const ScheduledStep step = scheduler_.Plan();
+  ScheduledStep step = scheduler_.Plan();
   if (step.empty()) {
+    AddCounts(step, &lost_step_);
+    nothing_to_plan_ = !in_flight_.empty();
     DeliverTokens();
     PublishStats();
     return;
   }
   NoteAdmissions(step, start_ns);
   PublishStats();
-  step_thread_.Start(&step.plan);
-  DeliverTokens();  // a stop string found here ends its sequence; Update then drops its token
+  in_flight_.push_back({std::move(step), start_ns});
+  const absl::Status status = step_thread_.Begin(in_flight_.back().step.plan);
+  if (status.ok()) return;
+  AddCounts(in_flight_.back().step, &lost_step_);
+  in_flight_.pop_back();
+  FailSteps(status);
+}
+
+// REQUIRES a step in flight.
+void EngineLoop::FinishOldestStep() {
+  DeliverTokens();
   const absl::StatusOr<StepOutput> output = step_thread_.Wait();
-  const absl::Status status = output.ok() ? CheckOutput(step.plan, *output) : output.status();
+  const StepInFlight done = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  nothing_to_plan_ = false;
+  const absl::Status status = output.ok() ? CheckOutput(done.step.plan, *output) : output.status();
   if (!status.ok()) {
-    AddCounts(step, &lost_step_);
-    if (absl::IsUnavailable(status)) {
-      BeginOutage(status);
-    } else {
-      FailEngine(status);
-    }
+    AddCounts(done.step, &lost_step_);
+    FailSteps(status);
     return;
   }
   outage_.reset();
-  undelivered_ = scheduler_.Update(step, *output);
-  NoteTokens(step, undelivered_, start_ns, clock_->NowNs());
+  undelivered_ = scheduler_.Update(done.step, *output);
+  NoteTokens(done, undelivered_);
+}
+
+// A step was not begun or not done, and none of those in flight will be.
+void EngineLoop::FailSteps(const absl::Status& status) {
+  DeliverTokens();
+  for (const StepInFlight& lost : in_flight_) {
+    // Also one that was begun in ignorance of the loss and was done: it read blocks that were lost.
+    step_thread_.Wait().IgnoreError();
+    AddCounts(lost.step, &lost_step_);
+  }
+  in_flight_.clear();
+  nothing_to_plan_ = false;
+  if (absl::IsUnavailable(status)) {
+    BeginOutage(status);
+  } else {
+    FailEngine(status);
+  }
 }
 
 void EngineLoop::NoteAdmissions(const ScheduledStep& step, int64_t now_ns) {
@@ -148,15 +194,16 @@ absl::Status EngineLoop::CheckOutput(const StepPlan& plan, const StepOutput& out
   return absl::OkStatus();
 }
 
-void EngineLoop::NoteTokens(const ScheduledStep& step, const std::vector<TokenUpdate>& updates,
-                            int64_t start_ns, int64_t end_ns) {
+void EngineLoop::NoteTokens(const StepInFlight& done, const std::vector<TokenUpdate>& updates) {
+  const ScheduledStep& step = done.step;
+  const int64_t end_ns = clock_->NowNs();
   const ScheduledStep lost = std::exchange(lost_step_, {});
   StepStats step_stats{
       .num_prompt_tokens = step.num_prompt_tokens,
       .num_preemptions = step.num_preemptions + lost.num_preemptions,
       .prefix_cache_queries = step.prefix_cache_queries + lost.prefix_cache_queries,
       .prefix_cache_hits = step.prefix_cache_hits + lost.prefix_cache_hits,
-      .step_seconds = Seconds(end_ns - start_ns)};
+      .step_seconds = Seconds(end_ns - done.start_ns)};
   for (const TokenUpdate& update : updates) {
     if (!update.has_token) continue;
     ++step_stats.num_generated_tokens;
@@ -225,6 +272,7 @@ void EngineLoop::EndRequest(std::map<RequestId, ActiveRequest>::iterator request
   auto node = active_.extract(request);
   ActiveRequest& ended = node.mapped();
   const bool was_scheduled = ended.scheduled_ns >= 0;
+  nothing_to_plan_ = false;  // its blocks may be what another one waits for
   // Whoever sees the last delta finds the blocks and the place in the queue free.
   PublishStats();
   if (!was_scheduled) {
@@ -262,6 +310,7 @@ void EngineLoop::FailEngine(const absl::Status& error) {
     outage_expired_ = false;
   }
   EndAll(FinishReason::kError, error);
+  scheduler_.LoseKvCache();  // no step is in flight any more
 }
 
 void EngineLoop::PublishStats() {

@@ -4,22 +4,29 @@
 // The Engine: a mailbox that callers write, and one engine thread that owns everything else.
 //
 // One turn of the loop:
-//   take the mailbox (arrivals, cancellations) -> Plan -> start the step on the step thread
-//   -> meanwhile hand out the tokens of the step before -> wait for the step -> Update
-// During an outage (the executor lost its KV cache and is not ready) only the mailbox is served.
+//   take the mailbox (arrivals, cancellations) -> Plan -> begin the step
+//   -> meanwhile hand out the tokens of the last step that was done
+//   -> when as many steps are in flight as the executor takes: wait for the oldest -> Update
+// With fewer in flight and nothing to plan, the loop waits for the mailbox or the oldest step,
+// whichever comes first. During an outage (the executor lost its KV cache and is not ready) only
+// the mailbox is served.
 //
 // Invariants:
-//   1. Only the engine thread touches scheduler_, active_, undelivered_ and the step thread; only
-//      mutex_ guards the mailbox. No sink or observer is called under mutex_.
+//   1. Only the engine thread touches scheduler_, active_, undelivered_, in_flight_ and the step
+//      thread; only mutex_ guards the mailbox. No sink or observer is called under mutex_.
 //   2. Every accepted request is in exactly one of mailbox_.arrivals and active_ until its sink got
 //      its last delta; num_unfinished_ counts them.
 //   3. A request in active_ is in the scheduler, or its last update is in undelivered_.
 //   4. After a failed step health_ is not OK, and neither the scheduler nor active_ holds anything.
-//   5. During an outage nothing runs, no block is used or cached, and undelivered_ is empty.
+//   5. While the loop waits for the executor nothing runs, no block is used or cached, and
+//      undelivered_ and in_flight_ are empty.
+//   6. in_flight_ are the scheduler's steps in flight and those that the step thread was given, in
+//      order; at most max_steps_in_flight_.
 #pragma once
 
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -73,6 +80,10 @@ class EngineLoop final : public Engine {
     bool waiting = true;  // for the executor to be ready
     absl::Status why;     // what is missing
   };
+  struct StepInFlight {
+    ScheduledStep step;
+    int64_t start_ns = 0;
+  };
   struct Mailbox {
     std::vector<Arrival> arrivals;
     std::vector<RequestId> cancellations;
@@ -88,9 +99,11 @@ class EngineLoop final : public Engine {
   Mailbox TakeMailbox();
   void AcceptArrivals(std::vector<Arrival> arrivals);
   void Step();
+  void BeginStep();
+  void FinishOldestStep();
+  void FailSteps(const absl::Status& status);
   void NoteAdmissions(const ScheduledStep& step, int64_t now_ns);
-  void NoteTokens(const ScheduledStep& step, const std::vector<TokenUpdate>& updates,
-                  int64_t start_ns, int64_t end_ns);
+  void NoteTokens(const StepInFlight& done, const std::vector<TokenUpdate>& updates);
   absl::Status CheckOutput(const StepPlan& plan, const StepOutput& output) const;
   void DeliverTokens();
   void EndAll(FinishReason reason, const absl::Status& error);
@@ -117,12 +130,15 @@ class EngineLoop final : public Engine {
 
   // The engine thread's.
   Scheduler scheduler_;
-  StepThread step_thread_;
+  const size_t max_steps_in_flight_;
+  std::deque<StepInFlight> in_flight_;  // oldest first; plans stay where they are
+  // The scheduler had nothing to add to the steps in flight, and nothing has changed since.
+  bool nothing_to_plan_ = false;
   std::map<RequestId, ActiveRequest> active_;
   std::vector<TokenUpdate> undelivered_;  // of the last step
   bool logged_no_finite_logit_ = false;
   std::optional<Outage> outage_;
-  ScheduledStep lost_step_;  // counts of steps that were not done, for the next statistics
+  ScheduledStep lost_step_;  // counts that no step has told yet, for the next statistics
   EngineStats stats_;
 
   mutable std::mutex mutex_;
@@ -139,6 +155,8 @@ class EngineLoop final : public Engine {
   uint64_t num_drawn_seeds_ = 0;
   int64_t num_queued_ = 0;      // accepted, never scheduled: what max_queued_requests bounds
   int64_t num_unfinished_ = 0;  // accepted, last delta not handed out
+
+  StepThread step_thread_;  // the engine thread's; after what it wakes the loop with
 
   std::mutex stop_mutex_;  // makes Stop() idempotent across threads; guards thread_'s join
   std::thread thread_;     // last: it uses all of the above

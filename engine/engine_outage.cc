@@ -19,7 +19,7 @@ double Seconds(int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 }  // namespace
 
 void EngineLoop::BeginOutage(const absl::Status& why) {
-  NIBBLE_CHECK(undelivered_.empty());
+  NIBBLE_CHECK(undelivered_.empty() && in_flight_.empty());
   const int64_t num_lost = scheduler_.LoseKvCache();
   ++stats_.num_outages;
   stats_.num_lost_sequences += num_lost;
@@ -33,7 +33,8 @@ void EngineLoop::BeginOutage(const absl::Status& why) {
 }
 
 bool EngineLoop::ReadyForSteps() {
-  if (!outage_) return true;
+  // Steps begun after the executor came back end the outage, or begin the next one.
+  if (!outage_ || !in_flight_.empty()) return true;
   const absl::Status ready = step_thread_.Ready();
   if (!ready.ok() && !absl::IsUnavailable(ready)) {
     FailEngine(ready);

@@ -5,50 +5,57 @@
 
 #include <utility>
 
-#include "base/check.h"
-
 namespace nibble::engine {
 
-StepThread::StepThread(std::unique_ptr<Executor> executor)
-    : executor_(std::move(executor)), thread_([this] { Run(); }) {}
+StepThread::StepThread(std::unique_ptr<Executor> executor, std::function<void()> on_done)
+    : executor_(std::move(executor)), on_done_(std::move(on_done)), thread_([this] { Run(); }) {}
 
 StepThread::~StepThread() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
-  changed_.notify_all();
+  begun_.notify_all();
   thread_.join();
 }
 
-void StepThread::Start(const StepPlan* plan) {
+absl::Status StepThread::Begin(const StepPlan& plan) {
+  NIBBLE_RETURN_IF_ERROR(executor_->Begin(plan));
   {
     const std::lock_guard lock(mutex_);
-    NIBBLE_CHECK(plan_ == nullptr && !output_.has_value());
-    plan_ = plan;
+    ++num_begun_;
   }
-  changed_.notify_all();
+  begun_.notify_one();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<StepOutput> StepThread::Wait() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return output_.has_value(); });
-  absl::StatusOr<StepOutput> output = *std::move(output_);
-  output_.reset();
+  done_.wait(lock, [this] { return !outputs_.empty(); });
+  absl::StatusOr<StepOutput> output = std::move(outputs_.front());
+  outputs_.pop_front();
   return output;
+}
+
+bool StepThread::IsDone() const {
+  const std::lock_guard lock(mutex_);
+  return !outputs_.empty();
 }
 
 void StepThread::Run() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    changed_.wait(lock, [this] { return plan_ != nullptr || stopping_; });
+    begun_.wait(lock, [this] { return num_begun_ > 0 || stopping_; });
     if (stopping_) return;
-    const StepPlan* plan = std::exchange(plan_, nullptr);
+    --num_begun_;
     lock.unlock();
-    absl::StatusOr<StepOutput> output = executor_->Execute(*plan);
+    absl::StatusOr<StepOutput> output = executor_->Finish();
     lock.lock();
-    output_ = std::move(output);
-    changed_.notify_all();
+    outputs_.push_back(std::move(output));
+    lock.unlock();
+    done_.notify_one();
+    on_done_();
+    lock.lock();
   }
 }
 

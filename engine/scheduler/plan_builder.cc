@@ -33,16 +33,16 @@ SamplingRow MakeSamplingRow(const Sequence& sequence) {
 
 void AppendTokens(const Chunk& chunk, int64_t block_size, StepPlan* plan) {
   const Sequence& sequence = *chunk.sequence;
-  const int64_t begin = sequence.num_computed_tokens;
-  for (int64_t position = begin; position < begin + chunk.num_tokens; ++position) {
+  const int64_t end = chunk.first + chunk.num_tokens;
+  for (int64_t position = chunk.first; position < end; ++position) {
     plan->token_ids.push_back(sequence.token_ids[static_cast<size_t>(position)]);
     plan->positions.push_back(static_cast<int32_t>(position));
     plan->slot_mapping.push_back(
         static_cast<int32_t>(sequence.block_table.Slot(position, block_size)));
   }
   plan->query_start.push_back(static_cast<int32_t>(plan->token_ids.size()));
-  plan->context_lens.push_back(static_cast<int32_t>(begin + chunk.num_tokens));
-  if (chunk.num_tokens == sequence.num_remaining_tokens()) {
+  plan->context_lens.push_back(static_cast<int32_t>(end));
+  if (end == sequence.num_tokens()) {
     plan->logits_indices.push_back(static_cast<int32_t>(plan->num_tokens() - 1));
     plan->sampling.push_back(MakeSamplingRow(sequence));
   }

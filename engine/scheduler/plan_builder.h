@@ -12,9 +12,10 @@
 
 namespace nibble::engine {
 
-// The next `num_tokens` uncomputed tokens of a sequence whose block table holds them.
+// Tokens of a sequence whose block table holds them.
 struct Chunk {
   const Sequence* sequence = nullptr;
+  int64_t first = 0;
   int64_t num_tokens = 0;
 };
 

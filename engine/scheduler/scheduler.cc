@@ -11,6 +11,11 @@
 namespace nibble::engine {
 namespace {
 
+// A prompt is cut into so many parts for each step in flight.
+constexpr int64_t kPartsPerStep = 4;
+
+int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // What min_tokens forbids: everything that would end the sequence.
 std::vector<int32_t> BannedTokenIds(const SamplingParams& sampling,
                                     const std::vector<int32_t>& eos_token_ids) {
@@ -33,6 +38,8 @@ Scheduler::Scheduler(const SchedulerConfig& config)
   if (!config.enable_chunked_prefill) {
     NIBBLE_CHECK_GE(config.max_num_batched_tokens, config.max_model_len);
   }
+  NIBBLE_CHECK_GE(config.max_steps_in_flight, 1);
+  NIBBLE_CHECK_GE(config.min_share_tokens, 1);
 }
 
 void Scheduler::Add(SequenceSpec spec) {
@@ -68,21 +75,60 @@ void Scheduler::Remove(Sequence* sequence) {
 }
 
 ScheduledStep Scheduler::Plan() {
+  if (sequences_.empty()) return {};
+  NIBBLE_CHECK_LT(num_steps_in_flight_, config_.max_steps_in_flight);
   Draft draft{.budget = config_.max_num_batched_tokens};
   ScheduleDecodes(&draft);
+  draft.prompt_budget = PromptShare(draft.budget);
   SchedulePrefills(&draft);
   if (draft.step.num_preemptions == 0) AdmitWaiting(&draft);
+  if (draft.chunks.empty()) return std::move(draft.step);
   draft.step.plan = BuildStepPlan(draft.chunks, config_.block_size);
+  draft.step.number = ++num_steps_;
+  ++num_steps_in_flight_;
   return std::move(draft.step);
 }
 
 void Scheduler::ScheduleDecodes(Draft* draft) {
+  int64_t num_left = DecodeShare();
   // running_ shrinks from its end while blocks are found, never before the sequence at hand.
-  for (size_t i = 0; i < running_.size(); ++i) {
+  for (size_t i = 0; i < running_.size() && num_left > 0; ++i) {
     Sequence* sequence = running_[i];
     if (sequence->num_remaining_tokens() != 1) continue;
-    if (ReserveForDecode(sequence, draft)) Schedule(*sequence, 1, draft);
+    if (!ReserveForDecode(sequence, draft)) return;  // it was the last
+    Schedule(sequence, 1, draft);
+    --num_left;
   }
+}
+
+// How many of the sequences that can decode now do so in this step. The first bound evens the steps
+// out when sequences end, the second one when there are fewer than fill them all.
+int64_t Scheduler::DecodeShare() const {
+  int64_t num_decoding = 0;
+  int64_t num_able = 0;
+  for (const Sequence* sequence : running_) {
+    num_decoding += sequence->num_remaining_tokens() <= 1 ? 1 : 0;
+    num_able += sequence->num_remaining_tokens() == 1 ? 1 : 0;
+  }
+  return std::min(DivideUp(num_decoding, config_.max_steps_in_flight),
+                  DivideUp(num_able, config_.max_steps_in_flight - num_steps_in_flight_));
+}
+
+int64_t Scheduler::PromptShare(int64_t budget) const {
+  if (config_.max_steps_in_flight == 1) return budget;
+  const int64_t max_parts = kPartsPerStep * config_.max_steps_in_flight;
+  int64_t num_tokens = 0;  // counted until the share is the budget anyway
+  for (const Sequence* sequence : running_) {
+    if (sequence->num_remaining_tokens() > 1) num_tokens += sequence->num_remaining_tokens();
+  }
+  for (const auto& [order, sequence] : waiting_) {
+    if (num_tokens >= max_parts * budget) break;
+    num_tokens += sequence->num_tokens();
+  }
+  // Parts of one size: a small rest would cost a step of its own.
+  const int64_t num_parts =
+      std::clamp<int64_t>(num_tokens / config_.min_share_tokens, 1, max_parts);
+  return std::min(budget, DivideUp(num_tokens, num_parts));
 }
 
 // Makes room for the sequence's next token, preempting from the end of running_; false when that
@@ -103,6 +149,7 @@ void Scheduler::PreemptLast() {
   running_.pop_back();
   victim->block_table.Release(&pool_);
   victim->num_computed_tokens = 0;
+  victim->num_planned_tokens = 0;
   waiting_.emplace(OrderOf(*victim), victim);
 }
 
@@ -110,26 +157,29 @@ int64_t Scheduler::LoseKvCache() {
   const int64_t num_lost = num_running();
   while (!running_.empty()) PreemptLast();
   pool_.ForgetAll();
+  for (const auto& [order, sequence] : waiting_) sequence->awaits_token = false;
+  num_steps_in_flight_ = 0;
   return num_lost;
 }
 
 void Scheduler::SchedulePrefills(Draft* draft) {
   for (Sequence* sequence : running_) {
-    if (sequence->num_remaining_tokens() == 1) continue;  // decodes were scheduled before
-    if (draft->budget == 0) return;
+    if (sequence->num_remaining_tokens() <= 1) continue;  // decodes were scheduled before
+    if (draft->prompt_budget <= 0) return;
     // Admission reserved the blocks. Without chunked prefill a sequence is admitted whole.
-    Schedule(*sequence, std::min(sequence->num_remaining_tokens(), draft->budget), draft);
+    SchedulePrompt(sequence, draft);
   }
 }
 
 void Scheduler::AdmitWaiting(Draft* draft) {
-  while (!waiting_.empty() && num_running() < config_.max_num_seqs && draft->budget > 0) {
+  while (!waiting_.empty() && num_running() < config_.max_num_seqs && draft->prompt_budget > 0) {
     Sequence* sequence = waiting_.begin()->second;
     if (!Admit(sequence, draft)) return;  // nobody overtakes
   }
 }
 
 bool Scheduler::Admit(Sequence* sequence, Draft* draft) {
+  if (sequence->awaits_token) return false;  // it was preempted in flight
   const std::vector<CachedBlock> prefix = BlockTable::FindPrefix(pool_, sequence->token_ids);
   const int64_t num_cached = static_cast<int64_t>(prefix.size()) * config_.block_size;
   const int64_t num_remaining = sequence->num_tokens() - num_cached;
@@ -145,33 +195,47 @@ bool Scheduler::Admit(Sequence* sequence, Draft* draft) {
   sequence->block_table.Adopt(&pool_, prefix);
   sequence->block_table.Reserve(&pool_, sequence->num_tokens());
   sequence->num_computed_tokens = num_cached;
+  sequence->num_planned_tokens = num_cached;
   waiting_.erase(OrderOf(*sequence));
   const auto place = std::ranges::upper_bound(running_, OrderOf(*sequence), {},
                                               [](const Sequence* s) { return OrderOf(*s); });
   running_.insert(place, sequence);
-  if (!sequence->was_scheduled) {
-    sequence->was_scheduled = true;
+  if (sequence->admission == 0) {
     const int64_t num_hits = std::min(num_cached, sequence->num_prompt_tokens);
     draft->step.first_time.push_back({sequence->id, num_hits});
     draft->step.prefix_cache_queries += sequence->num_prompt_tokens;
     draft->step.prefix_cache_hits += num_hits;
   }
-  Schedule(*sequence, std::min(num_remaining, draft->budget), draft);
+  sequence->admission = ++num_admissions_;
+  SchedulePrompt(sequence, draft);
   return true;
 }
 
-void Scheduler::Schedule(const Sequence& sequence, int64_t num_tokens, Draft* draft) {
-  draft->chunks.push_back({&sequence, num_tokens});
+void Scheduler::SchedulePrompt(Sequence* sequence, Draft* draft) {
+  int64_t num_tokens = sequence->num_remaining_tokens();
+  if (config_.enable_chunked_prefill) num_tokens = std::min(num_tokens, draft->prompt_budget);
+  draft->prompt_budget -= num_tokens;
+  Schedule(sequence, num_tokens, draft);
+}
+
+void Scheduler::Schedule(Sequence* sequence, int64_t num_tokens, Draft* draft) {
+  draft->chunks.push_back({sequence, sequence->num_planned_tokens, num_tokens});
   draft->budget -= num_tokens;
-  draft->step.entries.push_back({.id = sequence.id,
+  draft->step.num_prompt_tokens += std::clamp<int64_t>(
+      sequence->num_prompt_tokens - sequence->num_planned_tokens, 0, num_tokens);
+  sequence->num_planned_tokens += num_tokens;
+  sequence->awaits_token = sequence->num_remaining_tokens() == 0;
+  draft->step.entries.push_back({.id = sequence->id,
+                                 .admission = sequence->admission,
                                  .num_tokens = num_tokens,
-                                 .samples = num_tokens == sequence.num_remaining_tokens()});
-  draft->step.num_prompt_tokens +=
-      std::clamp<int64_t>(sequence.num_prompt_tokens - sequence.num_computed_tokens, 0, num_tokens);
+                                 .samples = sequence->awaits_token});
 }
 
 std::vector<TokenUpdate> Scheduler::Update(const ScheduledStep& step, const StepOutput& output) {
   NIBBLE_CHECK_EQ(static_cast<int64_t>(output.tokens.size()), step.plan.num_samples());
+  NIBBLE_CHECK_GT(num_steps_in_flight_, 0);
+  NIBBLE_CHECK_EQ(step.number, num_steps_ - static_cast<uint64_t>(num_steps_in_flight_) + 1);
+  --num_steps_in_flight_;
   std::vector<TokenUpdate> updates;
   updates.reserve(output.tokens.size());
   size_t sample_idx = 0;
@@ -180,6 +244,8 @@ std::vector<TokenUpdate> Scheduler::Update(const ScheduledStep& step, const Step
     const auto found = sequences_.find(entry.id);
     if (found == sequences_.end()) continue;  // finished while the step ran
     Sequence* sequence = found->second.get();
+    // Preempted while the step ran and admitted again: it did not await a token then.
+    if (sequence->admission != entry.admission) continue;
     if (sampled != nullptr && sampled->no_finite_logit) {
       // Nothing of this step is published: keys and values may be at fault too.
       updates.push_back(
@@ -187,9 +253,12 @@ std::vector<TokenUpdate> Scheduler::Update(const ScheduledStep& step, const Step
       Remove(sequence);
       continue;
     }
-    sequence->num_computed_tokens += entry.num_tokens;
-    sequence->block_table.Publish(&pool_, sequence->token_ids, sequence->num_computed_tokens);
+    if (!sequence->block_table.blocks().empty()) {  // else preempted while the step ran
+      sequence->num_computed_tokens += entry.num_tokens;
+      sequence->block_table.Publish(&pool_, sequence->token_ids, sequence->num_computed_tokens);
+    }
     if (sampled == nullptr) continue;
+    sequence->awaits_token = false;
     sequence->token_ids.push_back(sampled->token_id);
     TokenUpdate update{
         .id = entry.id, .token_id = sampled->token_id, .logprobs = sampled->logprobs};
@@ -225,18 +294,29 @@ void Scheduler::CheckInvariants() const {
   pool_.CheckInvariants();
   NIBBLE_CHECK_EQ(waiting_.size() + running_.size(), sequences_.size());  // 1
   NIBBLE_CHECK_LE(num_running(), config_.max_num_seqs);                   // 4
+  NIBBLE_CHECK_GE(num_steps_in_flight_, 0);
+  NIBBLE_CHECK_LE(num_steps_in_flight_, config_.max_steps_in_flight);
   for (const auto& [order, sequence] : waiting_) {
     NIBBLE_CHECK(order == OrderOf(*sequence));             // 1
     NIBBLE_CHECK(sequence->block_table.blocks().empty());  // 2
     NIBBLE_CHECK_EQ(sequence->num_computed_tokens, 0);
+    NIBBLE_CHECK_EQ(sequence->num_planned_tokens, 0);
+    NIBBLE_CHECK(!sequence->awaits_token || num_steps_in_flight_ > 0);  // 6
   }
   std::set<BlockId> held;
   for (size_t i = 0; i < running_.size(); ++i) {
     const Sequence& sequence = *running_[i];
     NIBBLE_CHECK(i == 0 || OrderOf(*running_[i - 1]) < OrderOf(sequence));  // 1
     NIBBLE_CHECK(!waiting_.contains(OrderOf(sequence)));
-    NIBBLE_CHECK_EQ(sequence.block_table.NumMissing(pool_, sequence.num_computed_tokens), 0);  // 3
-    NIBBLE_CHECK_GE(sequence.num_remaining_tokens(), 1);
+    NIBBLE_CHECK_EQ(sequence.block_table.NumMissing(pool_, sequence.num_planned_tokens), 0);  // 3
+    NIBBLE_CHECK_LE(sequence.num_computed_tokens, sequence.num_planned_tokens);
+    NIBBLE_CHECK_LE(sequence.block_table.num_published() * config_.block_size,
+                    sequence.num_computed_tokens);
+    NIBBLE_CHECK_EQ(sequence.awaits_token ? 1 : 0, sequence.num_remaining_tokens() == 0 ? 1 : 0);
+    if (num_steps_in_flight_ == 0) {  // 6
+      NIBBLE_CHECK(!sequence.awaits_token);
+      NIBBLE_CHECK_EQ(sequence.num_computed_tokens, sequence.num_planned_tokens);
+    }
     held.insert(sequence.block_table.blocks().begin(), sequence.block_table.blocks().end());
   }
   NIBBLE_CHECK_EQ(static_cast<int64_t>(held.size()), pool_.num_used());  // 5

@@ -33,14 +33,17 @@ struct Sequence {
   std::vector<int32_t> banned_token_ids;  // until sampling.min_tokens are generated; sorted
 
   BlockTable block_table;
-  int64_t num_computed_tokens = 0;  // first tokens whose keys and values are in the blocks
-  bool was_scheduled = false;       // false until first admitted
+  // First tokens whose keys and values are in the blocks: now, and when the planned steps are done.
+  int64_t num_computed_tokens = 0;
+  int64_t num_planned_tokens = 0;  // >= num_computed_tokens
+  bool awaits_token = false;       // a step under way samples its next token
+  uint64_t admission = 0;          // number of the last one; 0 until first admitted
 
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
   int64_t num_output_tokens() const { return num_tokens() - num_prompt_tokens; }
-  // 1 for a sequence that decodes; more while its prompt (or, after preemption, what it had) is
-  // computed.
-  int64_t num_remaining_tokens() const { return num_tokens() - num_computed_tokens; }
+  // To be planned. 1 for a sequence that decodes, 0 while it awaits its token; more while its
+  // prompt (or, after preemption, what it had) is computed.
+  int64_t num_remaining_tokens() const { return num_tokens() - num_planned_tokens; }
   std::span<const int32_t> prompt_ids() const {
     return std::span(token_ids).first(static_cast<size_t>(num_prompt_tokens));
   }

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -35,10 +36,11 @@ class FakeClock final : public Clock {
 };
 
 // Shared by a test and the executor it gave away. Every step takes `step_ns` of the fake clock. A
-// gate holds steps back until the test lets them go.
+// gate holds steps that were begun until the test lets them go.
 struct FakeDevice {
   FakeClock clock;
   int64_t step_ns = 1'000'000;
+  int max_steps_in_flight = 1;  // set before the engine is made
 
   void CloseGate() {
     const std::lock_guard lock(mutex);
@@ -75,14 +77,16 @@ struct FakeDevice {
   // Guarded by mutex:
   bool gate_open = true;
   int64_t num_begun = 0;
+  int64_t max_in_flight = 0;  // seen
   int64_t max_seqs_in_step = 0;
-  int64_t fail_at_step = -1;      // Execute returns an error
+  int64_t fail_at_step = -1;      // Finish returns an error
   int64_t wrong_id_at_step = -1;  // a token id outside the vocabulary
   int64_t too_few_at_step = -1;   // a token is missing
   int64_t nan_at_step = -1;       // the first row has no finite logit
-  // Execute answers UNAVAILABLE at these steps, and Ready() until it was asked `polls_to_ready`
-  // times (-1: until the test clears `missing`). What the blocks held is gone.
+  // Finish, or Begin, answers UNAVAILABLE at these steps, and Ready() until it was asked
+  // `polls_to_ready` times (-1: until the test clears `missing`). What the blocks held is gone.
   std::set<int64_t> lose_at_steps;
+  std::set<int64_t> lose_at_begins;
   int64_t polls_to_ready = 3;
   int64_t num_polls = 0;
   absl::Status missing;
@@ -104,26 +108,35 @@ class FakeExecutor final : public engine::Executor {
     return device_->missing;
   }
 
+  int max_steps_in_flight() const override { return device_->max_steps_in_flight; }
+
   absl::Status Begin(const engine::StepPlan& plan) override {
-    plan_ = &plan;
+    const std::lock_guard lock(device_->mutex);
+    if (!device_->missing.ok()) return device_->missing;
+    const int64_t step = device_->num_begun++;
+    device_->changed.notify_all();
+    if (device_->lose_at_begins.contains(step)) return Lose(step);
+    steps_.push_back({step, &plan});
+    const auto num_in_flight = static_cast<int64_t>(steps_.size());
+    EXPECT_LE(num_in_flight, device_->max_steps_in_flight);
+    device_->max_in_flight = std::max(device_->max_in_flight, num_in_flight);
+    device_->max_seqs_in_step = std::max(device_->max_seqs_in_step, plan.num_seqs());
     return absl::OkStatus();
   }
+
   absl::StatusOr<engine::StepOutput> Finish() override {
-    const engine::StepPlan& plan = *plan_;
     std::unique_lock lock(device_->mutex);
-    const int64_t step = device_->num_begun++;
-    device_->max_seqs_in_step = std::max(device_->max_seqs_in_step, plan.num_seqs());
-    device_->changed.notify_all();
-    device_->changed.wait(lock, [&] { return device_->gate_open; });
+    device_->changed.wait(lock, [&] { return device_->gate_open || steps_.empty(); });
+    if (steps_.empty()) return Unavailable("nothing is under way");
+    const auto [step, plan] = steps_.front();
+    steps_.pop_front();
     device_->clock.Advance(device_->step_ns);
-    if (step == device_->fail_at_step) return Internal("the device burnt down in step {}", step);
-    if (device_->lose_at_steps.contains(step)) {
-      device_->missing = Unavailable("rank 1 died in step {}", step);
-      device_->num_polls = 0;
-      model_ = MakeModel(limits_);
-      return device_->missing;
+    if (step == device_->fail_at_step) {
+      steps_.clear();
+      return Internal("the device burnt down in step {}", step);
     }
-    engine::StepOutput output = model_.Run(plan);
+    if (device_->lose_at_steps.contains(step)) return Lose(step);
+    engine::StepOutput output = model_.Run(*plan);
     if (step == device_->wrong_id_at_step) {
       output.tokens.at(0).token_id = static_cast<int32_t>(limits_.vocab_size);
     }
@@ -139,10 +152,27 @@ class FakeExecutor final : public engine::Executor {
             static_cast<int32_t>(limits.vocab_size)};
   }
 
+  // Under the device's mutex.
+  absl::Status Lose(int64_t step) {
+    steps_.clear();
+    device_->num_polls = 0;
+    device_->changed.notify_all();
+    const absl::Status lost = Unavailable("rank 1 died in step {}", step);
+    if (device_->polls_to_ready == 0) {
+      // Ready again before anybody asks: steps may still be begun that read what is lost.
+      model_.Corrupt();
+    } else {
+      device_->missing = lost;
+      model_ = MakeModel(limits_);
+    }
+    return lost;
+  }
+
   engine::ExecutorLimits limits_;
   std::shared_ptr<FakeDevice> device_;
+  // Guarded by the device's mutex:
   FakeModel model_;
-  const engine::StepPlan* plan_ = nullptr;
+  std::deque<std::pair<int64_t, const engine::StepPlan*>> steps_;  // under way
 };
 
 // Collects one request's deltas and checks the contract of OutputSink.

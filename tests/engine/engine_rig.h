@@ -29,7 +29,8 @@ class EngineRig {
  public:
   using Adjust = std::function<void(engine::EngineConfig*, engine::ExecutorLimits*)>;
 
-  explicit EngineRig(const Adjust& adjust = {}) {
+  explicit EngineRig(const Adjust& adjust = {}, int max_steps_in_flight = 1) {
+    device_->max_steps_in_flight = max_steps_in_flight;
     auto engine = Create(adjust, device_, &tokenizer_, &observer_);
     EXPECT_TRUE(engine.ok()) << engine.status();
     engine_ = *std::move(engine);
@@ -38,9 +39,11 @@ class EngineRig {
   ~EngineRig() { device_->OpenGate(); }
 
   // The message of a Create that must fail.
-  static std::string CreateError(const Adjust& adjust) {
+  static std::string CreateError(const Adjust& adjust, int max_steps_in_flight = 1) {
     const FakeTokenizer tokenizer = FakeTokenizer::Numbers(1);
-    const auto engine = Create(adjust, std::make_shared<FakeDevice>(), &tokenizer, nullptr);
+    const auto device = std::make_shared<FakeDevice>();
+    device->max_steps_in_flight = max_steps_in_flight;
+    const auto engine = Create(adjust, device, &tokenizer, nullptr);
     return std::string(engine.status().message());
   }
 

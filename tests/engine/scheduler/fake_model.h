@@ -59,6 +59,11 @@ class FakeModel {
     return output;
   }
 
+  // What the slots hold is lost, and wrong tokens are in its place.
+  void Corrupt() {
+    for (Slot& slot : slots_) slot.token_id = -1 - slot.token_id;
+  }
+
  private:
   struct Slot {
     int32_t token_id = -1;

@@ -4,51 +4,25 @@
 #include "engine/scheduler/scheduler.h"
 
 #include <map>
-#include <numeric>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 #include "tests/engine/scheduler/fake_model.h"
+#include "tests/engine/scheduler/sequences.h"
 #include "tests/testing/random.h"
 
 namespace nibble::engine {
 namespace {
 
+using testing::Config;
+using testing::Count;
 using ::testing::ElementsAre;
+using testing::Ids;
 using ::testing::IsEmpty;
-using Tokens = std::vector<int32_t>;
-
-constexpr int32_t kVocabSize = 1000;
-
-SchedulerConfig Config() {
-  return {.max_num_seqs = 8,
-          .max_num_batched_tokens = 32,
-          .num_blocks = 64,
-          .block_size = 4,
-          .max_model_len = 128,
-          .eos_token_ids = {0}};
-}
-
-Tokens Count(int64_t n, int32_t first = 1) {
-  Tokens tokens(static_cast<size_t>(n));
-  std::iota(tokens.begin(), tokens.end(), first);
-  return tokens;
-}
-
-SequenceSpec Spec(RequestId id, Tokens prompt, int64_t max_tokens, int32_t priority = 0) {
-  return {.id = id,
-          .prompt_token_ids = std::move(prompt),
-          .sampling = {.max_tokens = max_tokens},
-          .seed = id * 1000,
-          .priority = priority};
-}
-
-std::vector<RequestId> Ids(const ScheduledStep& step) {
-  std::vector<RequestId> ids;
-  for (const auto& entry : step.entries) ids.push_back(entry.id);
-  return ids;
-}
+using testing::kVocabSize;
+using testing::Spec;
+using testing::Tokens;
 
 // A scheduler with the fake model behind it.
 class Rig {
