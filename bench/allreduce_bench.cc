@@ -7,7 +7,6 @@
 
 #include "nlohmann/json.hpp"
 
-#include "base/thread_pool.h"
 #include "bench/allreduce_cases.h"
 #include "bench/allreduce_ranks.h"
 #include "bench/limits.h"
@@ -50,18 +49,9 @@ void AllReduceBenchOptions::Validate(std::vector<std::string>* violations) const
 
 absl::StatusOr<nlohmann::ordered_json> RunAllReduceBench(const AllReduceBenchOptions& options,
                                                          std::FILE* table) {
-  const RankBody body = [&](comm::GroupCommunicator* communicator) {
-    // Forked ranks share this machine, whatever hosts they play.
-    const int64_t sharing = options.rank < 0 ? options.ranks
-                            : options.transport == "shm"
-                                ? options.ranks
-                                : communicator->size() / communicator->num_hosts();
-    const int64_t share = std::max<int64_t>(1, ThreadPool::HostThreads() / sharing);
-    ThreadPool pool(static_cast<int>(options.threads > 0 ? options.threads : share));
-    return RunAllReduceCases(options, communicator, &pool, table);
-  };
-  if (options.rank >= 0) return RunByHand(options, body);
-  return options.transport == "threads" ? RunThreads(options, body) : RunForked(options, body);
+  return RunOnRanks(options, [&](comm::GroupCommunicator* communicator, ThreadPool* pool) {
+    return RunAllReduceCases(options, communicator, pool, table);
+  });
 }
 
 }  // namespace nibble::bench

@@ -293,4 +293,21 @@ absl::StatusOr<nlohmann::ordered_json> RunByHand(const AllReduceBenchOptions& op
   return result;
 }
 
+absl::StatusOr<nlohmann::ordered_json> RunOnRanks(const AllReduceBenchOptions& options,
+                                                  const RankBodyOnPool& body) {
+  const RankBody with_pool = [&](comm::GroupCommunicator* communicator) {
+    // Forked ranks share this machine, whatever hosts they play.
+    const int64_t sharing = options.rank < 0 ? options.ranks
+                            : options.transport == "shm"
+                                ? options.ranks
+                                : communicator->size() / communicator->num_hosts();
+    const int64_t share = std::max<int64_t>(1, ThreadPool::HostThreads() / sharing);
+    ThreadPool pool(static_cast<int>(options.threads > 0 ? options.threads : share));
+    return body(communicator, &pool);
+  };
+  if (options.rank >= 0) return RunByHand(options, with_pool);
+  return options.transport == "threads" ? RunThreads(options, with_pool)
+                                        : RunForked(options, with_pool);
+}
+
 }  // namespace nibble::bench

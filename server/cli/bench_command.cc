@@ -74,6 +74,24 @@ absl::StatusOr<nlohmann::ordered_json> RunOnModel(
                        .table = Table()});
 }
 
+// No pool here: ranks are forked, and each makes its own.
+template <typename Options, typename Bench>
+int RunOnGroup(const Options& options, const Bench& run) {
+  std::vector<std::string> violations;
+  options.Validate(&violations);
+  const absl::Status status = ToStatus(violations);
+  if (!status.ok()) return Fail(status);
+  absl::StatusOr<nlohmann::ordered_json> result;
+  try {
+    result = run(options, Table());
+  } catch (const std::bad_alloc&) {
+    result = ResourceExhausted("memory ran out: smaller messages or fewer --ranks take less");
+  }
+  if (!result.ok()) return Fail(result.status());
+  if (!result->is_null()) fmt::print("{}\n", DumpJson(*result));
+  return 0;
+}
+
 }  // namespace
 
 int RunBenchGemm(const BenchOptions& options) {
@@ -104,21 +122,12 @@ int RunBenchAttention(const BenchOptions& options) {
   });
 }
 
-// No pool here: its ranks are forked, and each makes its own.
 int RunBenchAllReduce(const BenchOptions& options) {
-  std::vector<std::string> violations;
-  options.allreduce.Validate(&violations);
-  const absl::Status status = ToStatus(violations);
-  if (!status.ok()) return Fail(status);
-  absl::StatusOr<nlohmann::ordered_json> result;
-  try {
-    result = bench::RunAllReduceBench(options.allreduce, Table());
-  } catch (const std::bad_alloc&) {
-    result = ResourceExhausted("memory ran out: smaller --sizes or fewer --ranks take less");
-  }
-  if (!result.ok()) return Fail(result.status());
-  if (!result->is_null()) fmt::print("{}\n", DumpJson(*result));
-  return 0;
+  return RunOnGroup(options.allreduce, bench::RunAllReduceBench);
+}
+
+int RunBenchMoeLayout(const BenchOptions& options) {
+  return RunOnGroup(options.moe_layout, bench::RunMoeLayoutBench);
 }
 
 int RunBenchCodec(const BenchOptions& options) {

@@ -13,6 +13,7 @@
 #include "bench/gemm_bench.h"
 #include "bench/layer_bench.h"
 #include "bench/model_bench.h"
+#include "bench/moe_layout_bench.h"
 #include "bench/step_channel_bench.h"
 #include "server/config.h"
 
@@ -25,6 +26,7 @@ struct BenchOptions {
   bench::AttentionBenchOptions attention;
   bench::CodecBenchOptions codec;
   bench::AllReduceBenchOptions allreduce;
+  bench::MoeLayoutBenchOptions moe_layout;
   server::ModelOptions model;  // of activations, decode, prefill and step-channel
   std::string data;            // text file, of activations
   bench::ActivationBenchOptions activations;
@@ -39,6 +41,7 @@ int RunBenchLayer(const BenchOptions& options);
 int RunBenchAttention(const BenchOptions& options);
 int RunBenchCodec(const BenchOptions& options);
 int RunBenchAllReduce(const BenchOptions& options);
+int RunBenchMoeLayout(const BenchOptions& options);
 int RunBenchActivations(const BenchOptions& options);
 int RunBenchDecode(const BenchOptions& options);
 int RunBenchPrefill(const BenchOptions& options);

@@ -77,21 +77,14 @@ void AddBenchAttention(CLI::App* app, BenchOptions* options) {
   AddBenchThreads(app, options);
 }
 
-void AddBenchAllReduce(CLI::App* app, BenchOptions* options) {
-  bench::AllReduceBenchOptions* allreduce = &options->allreduce;
+// Who the ranks of a group are, how they meet and how they code; all but what is sent.
+void AddGroup(CLI::App* app, bench::AllReduceBenchOptions* allreduce) {
   app->add_option("--ranks", allreduce->ranks, "of the group")->capture_default_str();
   app->add_option("--transport", allreduce->transport, "shm, tcp, or threads of one process")
       ->capture_default_str();
   app->add_option("--hosts", allreduce->hosts,
                   "divide the ranks among so many hosts: shared memory inside, tcp between (0: one "
                   "rank each)")
-      ->capture_default_str();
-  AddList(app, "--sizes", &allreduce->sizes, "bytes of the messages as bf16");
-  app->add_option("--row-size", allreduce->row_size, "values of a row")->capture_default_str();
-  app->add_option("--codecs", allreduce->codecs,
-                  "none, float32, bf16, int8, int6, int5, int4, int3, int2, auto")
-      ->delimiter(',')
-      ->allow_extra_args(false)
       ->capture_default_str();
   app->add_option("--group-size", allreduce->group_size, "values with one scale: 32, 64, 128")
       ->capture_default_str();
@@ -108,6 +101,34 @@ void AddBenchAllReduce(CLI::App* app, BenchOptions* options) {
   app->add_option("--rendezvous", allreduce->rendezvous,
                   "with --rank: an empty folder that all ranks see");
   app->add_option("--bind-address", allreduce->bind_address, "of this host, for tcp")
+      ->capture_default_str();
+}
+
+void AddBenchAllReduce(CLI::App* app, BenchOptions* options) {
+  bench::AllReduceBenchOptions* allreduce = &options->allreduce;
+  AddGroup(app, allreduce);
+  AddList(app, "--sizes", &allreduce->sizes, "bytes of the messages as bf16");
+  app->add_option("--row-size", allreduce->row_size, "values of a row")->capture_default_str();
+  app->add_option("--codecs", allreduce->codecs,
+                  "none, float32, bf16, int8, int6, int5, int4, int3, int2, auto")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
+}
+
+void AddBenchMoeLayout(CLI::App* app, BenchOptions* options) {
+  bench::MoeLayoutBenchOptions* layout = &options->moe_layout;
+  AddGroup(app, &layout->group);
+  AddList(app, "--tokens", &layout->tokens, "of a step");
+  app->add_option("--hidden-size", layout->group.row_size, "values of a token")
+      ->capture_default_str();
+  app->add_option("--experts", layout->num_experts, "of the layer, divided among the ranks")
+      ->capture_default_str();
+  app->add_option("--experts-per-token", layout->num_experts_per_tok, "that a token goes to")
+      ->capture_default_str();
+  app->add_option("--codecs", layout->codecs, "float32, bf16, int8, int6, int5, int4, int3, int2")
+      ->delimiter(',')
+      ->allow_extra_args(false)
       ->capture_default_str();
 }
 
@@ -189,6 +210,8 @@ void AddBench(CLI::App* app, BenchOptions* options, std::function<int()>* run) {
   add("gemm", "the matrix products alone, every variant this CPU runs", AddBenchGemm, RunBenchGemm);
   add("layer", "one decoder layer, op by op", AddBenchLayer, RunBenchLayer);
   add("attention", "paged attention alone", AddBenchAttention, RunBenchAttention);
+  add("moe-layout", "what the ranks of an expert layer exchange: all-reduces or all-to-alls",
+      AddBenchMoeLayout, RunBenchMoeLayout);
   add("allreduce", "a group's all-reduce, every codec and size", AddBenchAllReduce,
       RunBenchAllReduce);
   add("codec", "the codecs of compressed collectives", AddBenchCodec, RunBenchCodec);
