@@ -10,6 +10,7 @@
 #include "kernels/device/thread_scratch.h"
 #include "kernels/gemm/dense_elements.h"
 #include "kernels/gemm/panel_loops.h"
+#include "kernels/gemm/work_list.h"
 
 namespace nibble::kernels {
 namespace {
@@ -44,57 +45,16 @@ void CopyToTile(const int8_t* from, int64_t length, int64_t at, uint8_t* tile_ro
   }
 }
 
+// Chunks of many products between two parallel loops; a bound on tables.
+constexpr int64_t kWaveChunks = 512;
+
 // Scratch memory: of the calling thread for all, and of each thread.
 struct ArrangedRows {};
+struct WaveWork {};
 struct BlockScratch {};
 
-// [tiles of 16 rows, num_steps, 16, 64 bytes], in scratch memory of the calling thread.
-const uint8_t* ArrangeInt8(const AmxGroups& groups, int64_t k, int64_t num_steps,
-                           const GemmArgs& args, ThreadPool* pool) {
-  const int64_t num_tiles = CeilDiv(args.m, kAmxTileRows);
-  const int64_t tile_bytes = num_steps * kAmxTileBytes;
-  uint8_t* const arranged =
-      ThreadScratch<ArrangedRows, uint8_t>(static_cast<size_t>(num_tiles * tile_bytes));
-  // Groups without gaps are one.
-  const bool gaps = groups.packed_group != groups.group && groups.num_groups > 1;
-  const int64_t num_groups = gaps ? groups.num_groups : 1;
-  const int64_t group = gaps ? groups.group : k;
-  pool->ParallelFor(num_tiles, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      uint8_t* out = arranged + tile * tile_bytes;
-      const int64_t rows = std::min(kAmxTileRows, args.m - tile * kAmxTileRows);
-      if (rows < kAmxTileRows || k != num_steps * kAmxRowBytes) {
-        std::fill_n(out, tile_bytes, uint8_t{0});
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        const int8_t* row = args.a8.values + (tile * kAmxTileRows + r) * args.a8.stride;
-        for (int64_t g = 0; g < num_groups; ++g) {
-          CopyToTile(row + g * group, std::min(group, k - g * group), g * groups.packed_group,
-                     out + r * kAmxRowBytes);
-        }
-      }
-    }
-  });
-  return arranged;
-}
-
-const uint8_t* ArrangeBf16(int64_t k, int64_t num_steps, const GemmArgs& args, ThreadPool* pool) {
-  const int64_t num_tiles = CeilDiv(args.m, kAmxTileRows);
-  const int64_t tile_bytes = num_steps * kAmxTileBytes;
-  uint8_t* const arranged =
-      ThreadScratch<ArrangedRows, uint8_t>(static_cast<size_t>(num_tiles * tile_bytes));
-  pool->ParallelFor(num_tiles, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t row = tile * kAmxTileRows;
-      amx::ArrangeBf16({.a = args.a + row * args.a_stride,
-                        .a_stride = args.a_stride,
-                        .rows = std::min(kAmxTileRows, args.m - row),
-                        .k = k,
-                        .num_steps = num_steps,
-                        .out = arranged + tile * tile_bytes});
-    }
-  });
-  return arranged;
+const TileWeight& WeightOf(const GemmJob& job) {
+  return static_cast<const TileWeight&>(*job.weight);
 }
 
 template <typename T>
@@ -114,67 +74,138 @@ void SkipPanels(int64_t panel, AmxBlock* block) {
   block->channel = Advance(block->channel, panel * kAmxPanel);
 }
 
-void MultiplyBlocks(const AmxWeight& weight, const uint8_t* a, const GemmArgs& args,
-                    ThreadPool* pool) {
-  const int64_t num_steps = weight.block.num_steps;
-  const int64_t num_panels = CeilDiv(weight.n, kAmxPanel);
-  const AmxUnits unit =
-      ChooseAmxUnits(args.m, num_steps * kAmxRowBytes, num_panels, pool->num_threads());
-  const int64_t panel_units = CeilDiv(num_panels, unit.panels);
-  const int64_t units = panel_units * CeilDiv(args.m, unit.rows);
-  // Pieces that share the cost of configuring tiles, several for each thread.
-  const int64_t grain = std::max<int64_t>(1, units / (8 * pool->num_threads()));
-  pool->ParallelFor(units, grain, [&](int64_t begin, int64_t end) {
-    auto* const sums = ThreadScratch<BlockScratch, int32_t>(
-        static_cast<size_t>(unit.rows * unit.panels * kAmxPanel));
-    auto* const scratch =
-        ThreadScratch<BlockScratch, uint8_t>(static_cast<size_t>(kAmxScratchBytes));
-    amx::BeginTiles();
-    for (int64_t i = begin; i < end; ++i) {
-      // Panels in the inner loop: the rows stay in the cache.
-      const int64_t row = i / panel_units * unit.rows;
-      const int64_t panel = i % panel_units * unit.panels;
-      const int64_t column = panel * kAmxPanel;
-      AmxBlock block = weight.block;
-      SkipPanels(panel, &block);
-      block.a = a + row * num_steps * kAmxRowBytes;
-      block.rows = std::min(unit.rows, args.m - row);
-      block.a_scales = Advance(args.a8.scales, row);
-      block.num_panels = std::min(unit.panels, num_panels - panel);
-      block.columns = std::min(block.num_panels * kAmxPanel, weight.n - column);
-      block.bias = Advance(args.bias, column);
-      block.sums = sums;
-      block.scratch = scratch;
-      block.d = args.d + row * args.d_stride + column;
-      block.d_stride = args.d_stride;
-      weight.multiply(block);
-    }
-    amx::EndTiles();
-  });
-}
+// Rows of a job that are arranged, then multiplied with all panels.
+struct TileChunk {
+  const GemmJob* job;
+  int64_t first;  // row of the job
+  int64_t rows;
+  int64_t at;      // of its tiles [tiles of 16 rows, num_steps, 16, 64 bytes] in the wave's memory
+  int64_t row_at;  // of its scales there, where rows are gathered
+  AmxUnits unit;
+  int64_t panel_units;
+};
 
-// Rows [first, first + rows) of `args`.
-GemmArgs RowsOf(const GemmArgs& args, int64_t first, int64_t rows) {
-  GemmArgs part = args;
-  part.m = rows;
-  part.a = Advance(args.a, first * args.a_stride);
-  part.a8 = {.values = Advance(args.a8.values, first * args.a8.stride),
-             .scales = Advance(args.a8.scales, first),
-             .sums = Advance(args.a8.sums, first),
-             .stride = args.a8.stride};
-  part.d = args.d + first * args.d_stride;
-  return part;
-}
+class TileWave {
+ public:
+  TileWave() : chunks_(ThreadScratch<WaveWork, TileChunk>(static_cast<size_t>(kWaveChunks))) {}
 
-// Arranges and multiplies chunk by chunk: arrange(rows of args) gives them in tiles.
-template <typename Arrange>
-void MultiplyChunks(const AmxWeight& weight, const GemmArgs& args, ThreadPool* pool,
-                    const Arrange& arrange) {
-  const int64_t rows = AmxChunkRows(args.m, weight.block.num_steps * kAmxRowBytes);
-  for (int64_t first = 0; first < args.m; first += rows) {
-    const GemmArgs chunk = RowsOf(args, first, std::min(rows, args.m - first));
-    MultiplyBlocks(weight, arrange(chunk), chunk, pool);
+  // False when there is no room; an empty wave has room.
+  bool Add(const GemmJob& job, int64_t first, int64_t rows);
+  void Run(ThreadPool* pool);
+
+ private:
+  void Arrange(ThreadPool* pool);
+  void ArrangeTiles(const TileChunk& chunk, int64_t begin, int64_t end);
+  void Multiply(ThreadPool* pool);
+  void MultiplyUnits(const TileChunk& chunk, int64_t begin, int64_t end) const;
+  std::span<WorkItem> Items() const {
+    const auto count = static_cast<size_t>(num_chunks_);
+    return {ThreadScratch<WaveWork, WorkItem>(count), count};
   }
+
+  TileChunk* const chunks_;
+  int64_t num_chunks_ = 0;
+  int64_t num_bytes_ = 0;
+  int64_t num_rows_ = 0;
+  uint8_t* tiles_ = nullptr;
+  float* scales_ = nullptr;  // [num_rows_], of gathered rows
+};
+
+int64_t RowBytes(const TileWeight& weight) { return weight.Block().num_steps * kAmxRowBytes; }
+
+bool TileWave::Add(const GemmJob& job, int64_t first, int64_t rows) {
+  const int64_t bytes = RoundUp(rows, kAmxTileRows) * RowBytes(WeightOf(job));
+  const bool full = num_chunks_ == kWaveChunks || num_bytes_ + bytes > kChunkBytes;
+  if (full && num_chunks_ > 0) return false;
+  chunks_[num_chunks_++] = {.job = &job,
+                            .first = first,
+                            .rows = rows,
+                            .at = num_bytes_,
+                            .row_at = num_rows_,
+                            .unit = {},
+                            .panel_units = 0};
+  num_bytes_ += bytes;
+  num_rows_ += rows;
+  return true;
+}
+
+void TileWave::Run(ThreadPool* pool) {
+  tiles_ = ThreadScratch<ArrangedRows, uint8_t>(static_cast<size_t>(num_bytes_));
+  scales_ = ThreadScratch<ArrangedRows, float>(static_cast<size_t>(num_rows_));
+  Arrange(pool);
+  Multiply(pool);
+  num_chunks_ = num_bytes_ = num_rows_ = 0;
+}
+
+void TileWave::Arrange(ThreadPool* pool) {
+  const std::span<WorkItem> items = Items();
+  for (size_t i = 0; i < items.size(); ++i) {
+    items[i] = {.units = CeilDiv(chunks_[i].rows, kAmxTileRows), .unit_cost = 1};
+  }
+  ForWork(items, pool,
+          [&](int64_t i, int64_t begin, int64_t end) { ArrangeTiles(chunks_[i], begin, end); });
+}
+
+void TileWave::ArrangeTiles(const TileChunk& chunk, int64_t begin, int64_t end) {
+  const GemmJob& job = *chunk.job;
+  const TileWeight& weight = WeightOf(job);
+  const int64_t tile_bytes = RowBytes(weight) * kAmxTileRows;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t row = tile * kAmxTileRows;
+    const int64_t rows = std::min(kAmxTileRows, chunk.rows - row);
+    weight.Arrange(job, chunk.first + row, rows, tiles_ + chunk.at + tile * tile_bytes);
+    if (!TakesInt8(weight.desc().format)) continue;
+    for (int64_t i = row; i < row + rows; ++i) {
+      scales_[chunk.row_at + i] = job.args.a8.scales[job.RowOfA(chunk.first + i)];
+    }
+  }
+}
+
+void TileWave::Multiply(ThreadPool* pool) {
+  const std::span<WorkItem> items = Items();
+  const int64_t threads = CeilDiv(pool->num_threads(), num_chunks_);  // of a chunk
+  for (size_t i = 0; i < items.size(); ++i) {
+    TileChunk& chunk = chunks_[i];
+    const TileWeight& weight = WeightOf(*chunk.job);
+    const int64_t num_panels = CeilDiv(weight.desc().n, kAmxPanel);
+    chunk.unit = ChooseAmxUnits(chunk.rows, RowBytes(weight), num_panels, threads);
+    chunk.panel_units = CeilDiv(num_panels, chunk.unit.panels);
+    items[i] = {.units = chunk.panel_units * CeilDiv(chunk.rows, chunk.unit.rows),
+                .unit_cost = chunk.unit.rows * chunk.unit.panels};
+  }
+  ForWork(items, pool,
+          [&](int64_t i, int64_t begin, int64_t end) { MultiplyUnits(chunks_[i], begin, end); });
+}
+
+void TileWave::MultiplyUnits(const TileChunk& chunk, int64_t begin, int64_t end) const {
+  const GemmArgs& args = chunk.job->args;
+  const TileWeight& weight = WeightOf(*chunk.job);
+  const AmxUnits& unit = chunk.unit;
+  const int64_t num_panels = CeilDiv(weight.desc().n, kAmxPanel);
+  auto* const sums = ThreadScratch<BlockScratch, int32_t>(
+      static_cast<size_t>(unit.rows * unit.panels * kAmxPanel));
+  auto* const scratch = ThreadScratch<BlockScratch, uint8_t>(static_cast<size_t>(kAmxScratchBytes));
+  amx::BeginTiles();
+  for (int64_t i = begin; i < end; ++i) {
+    // Panels in the inner loop: the rows stay in the cache.
+    const int64_t row = i / chunk.panel_units * unit.rows;
+    const int64_t panel = i % chunk.panel_units * unit.panels;
+    const int64_t column = panel * kAmxPanel;
+    AmxBlock block = weight.Block();
+    SkipPanels(panel, &block);
+    block.a = tiles_ + chunk.at + row * block.num_steps * kAmxRowBytes;
+    block.rows = std::min(unit.rows, chunk.rows - row);
+    block.a_scales = scales_ + chunk.row_at + row;
+    block.num_panels = std::min(unit.panels, num_panels - panel);
+    block.columns = std::min(block.num_panels * kAmxPanel, weight.desc().n - column);
+    block.bias = Advance(args.bias, column);
+    block.sums = sums;
+    block.scratch = scratch;
+    block.d = args.d + (chunk.first + row) * args.d_stride + column;
+    block.d_stride = args.d_stride;
+    weight.Multiply(block);
+  }
+  amx::EndTiles();
 }
 
 // [panels, steps, 16, panel, 4 bytes]: element k of channel n is one of 4 (int8) or 2 (bfloat16).
@@ -211,32 +242,36 @@ class TilePanels {
   AlignedBuffer<Element> elements_;
 };
 
-class DenseAmx final : public GemmWeight {
+class DenseAmx final : public TileWeight {
  public:
   DenseAmx(const GemmVariant& variant, const GemmDesc& desc, const DenseSource& source,
            ThreadPool* pool)
-      : GemmWeight(variant, desc), panels_(desc, pool, [&](int64_t n, int64_t k) {
+      : TileWeight(variant, desc, amx::Bf16), panels_(desc, pool, [&](int64_t n, int64_t k) {
           return ToBFloat16(LoadElement(source.weights, source.storage, n * desc.k + k)).bits;
         }) {}
   size_t size_bytes() const override { return panels_.size_bytes(); }
 
-  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
-    const AmxWeight weight = {
-        .n = desc_.n, .k = desc_.k, .block = panels_.Block(), .multiply = amx::Bf16};
-    MultiplyChunks(weight, args, pool, [&](const GemmArgs& rows) {
-      return ArrangeBf16(desc_.k, panels_.num_steps(), rows, pool);
-    });
+  AmxBlock Block() const override { return panels_.Block(); }
+  void Arrange(const GemmJob& job, int64_t first, int64_t rows, uint8_t* tile) const override {
+    const bool gathered = job.a_rows != nullptr;
+    amx::ArrangeBf16({.a = gathered ? job.args.a : job.args.a + first * job.args.a_stride,
+                      .a_stride = job.args.a_stride,
+                      .a_rows = gathered ? job.a_rows + first : nullptr,
+                      .rows = rows,
+                      .k = desc_.k,
+                      .num_steps = panels_.num_steps(),
+                      .out = tile});
   }
 
  private:
   const TilePanels<uint16_t> panels_;
 };
 
-class Int8Amx final : public GemmWeight {
+class Int8Amx final : public TileWeight {
  public:
   Int8Amx(const GemmVariant& variant, const GemmDesc& desc, const Int8Weight& weight,
           ThreadPool* pool)
-      : GemmWeight(variant, desc),
+      : TileWeight(variant, desc, amx::Int8),
         panels_(desc, pool,
                 [&](int64_t n, int64_t k) {
                   return weight.codes[static_cast<size_t>(n * desc.k + k)];
@@ -246,12 +281,14 @@ class Int8Amx final : public GemmWeight {
   }
   size_t size_bytes() const override { return panels_.size_bytes() + channel_.size_bytes(); }
 
-  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
-    AmxWeight weight = {
-        .n = desc_.n, .k = desc_.k, .block = panels_.Block(), .multiply = amx::Int8};
-    weight.block.channel = channel_.data();
+  AmxBlock Block() const override {
+    AmxBlock block = panels_.Block();
+    block.channel = channel_.data();
+    return block;
+  }
+  void Arrange(const GemmJob& job, int64_t first, int64_t rows, uint8_t* tile) const override {
     const AmxGroups one = {.group = desc_.k, .packed_group = desc_.k, .num_groups = 1};
-    MultiplyAmxInt8(weight, one, args, pool);
+    ArrangeInt8Tile(one, panels_.num_steps(), job, first, rows, tile);
   }
 
  private:
@@ -284,11 +321,37 @@ AmxUnits ChooseAmxUnits(int64_t m, int64_t row_bytes, int64_t num_panels, int64_
   return unit;
 }
 
-void MultiplyAmxInt8(const AmxWeight& weight, const AmxGroups& groups, const GemmArgs& args,
-                     ThreadPool* pool) {
-  MultiplyChunks(weight, args, pool, [&](const GemmArgs& rows) {
-    return ArrangeInt8(groups, weight.k, weight.block.num_steps, rows, pool);
-  });
+void ArrangeInt8Tile(const AmxGroups& groups, int64_t num_steps, const GemmJob& job, int64_t first,
+                     int64_t rows, uint8_t* tile) {
+  const int64_t k = job.weight->desc().k;
+  // Groups without gaps are one.
+  const bool gaps = groups.packed_group != groups.group && groups.num_groups > 1;
+  const int64_t num_groups = gaps ? groups.num_groups : 1;
+  const int64_t group = gaps ? groups.group : k;
+  if (rows < kAmxTileRows || k != num_steps * kAmxRowBytes) {
+    std::fill_n(tile, num_steps * kAmxTileBytes, uint8_t{0});
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const int8_t* row = job.args.a8.values + job.RowOfA(first + r) * job.args.a8.stride;
+    for (int64_t g = 0; g < num_groups; ++g) {
+      CopyToTile(row + g * group, std::min(group, k - g * group), g * groups.packed_group,
+                 tile + r * kAmxRowBytes);
+    }
+  }
+}
+
+void MultiplyTiles(std::span<const GemmJob> jobs, ThreadPool* pool) {
+  TileWave wave;
+  for (const GemmJob& job : jobs) {
+    const int64_t chunk = AmxChunkRows(job.args.m, RowBytes(WeightOf(job)));
+    for (int64_t first = 0; first < job.args.m; first += chunk) {
+      const int64_t rows = std::min(chunk, job.args.m - first);
+      if (wave.Add(job, first, rows)) continue;
+      wave.Run(pool);
+      wave.Add(job, first, rows);
+    }
+  }
+  wave.Run(pool);
 }
 
 std::unique_ptr<GemmWeight> PackDenseAmx(const GemmVariant& variant, const GemmDesc& desc,

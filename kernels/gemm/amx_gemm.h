@@ -8,7 +8,6 @@
 
 #include <cstdint>
 
-#include "base/thread_pool.h"
 #include "kernels/gemm/amx_kernels.h"
 #include "kernels/gemm/gemm_variant.h"
 
@@ -22,21 +21,29 @@ struct AmxGroups {
   int64_t num_groups;
 };
 
-// A packed weight. `block` holds what its description of weights has, for the panels from 0 on.
-struct AmxWeight {
-  int64_t n;
-  int64_t k;
-  AmxBlock block;
-  void (*multiply)(const AmxBlock& block);
+// Weights that are multiplied on tiles.
+class TileWeight : public GemmWeight {
+ public:
+  TileWeight(const GemmVariant& variant, const GemmDesc& desc,
+             void (*multiply)(const AmxBlock& block))
+      : GemmWeight(GemmLoops::kTiles, variant, desc), multiply_(multiply) {}
+  void Multiply(const AmxBlock& block) const { multiply_(block); }
+  // What a block has of the weights, for the panels from 0 on.
+  virtual AmxBlock Block() const = 0;
+  // Rows [first, first + rows) of the job, 16 at most, to [num_steps, 16, 64 bytes], zeros where
+  // rows or k end.
+  virtual void Arrange(const GemmJob& job, int64_t first, int64_t rows, uint8_t* tile) const = 0;
+
+ private:
+  void (*const multiply_)(const AmxBlock& block);
 };
 
-// d = the product over groups of k bytes of args.a8. A group starts a new step when packed_group is
-// a multiple of a step.
-void MultiplyAmxInt8(const AmxWeight& weight, const AmxGroups& groups, const GemmArgs& args,
-                     ThreadPool* pool);
+// Arrange for int8 rows. A group starts a new step when packed_group is a multiple of a step.
+void ArrangeInt8Tile(const AmxGroups& groups, int64_t num_steps, const GemmJob& job, int64_t first,
+                     int64_t rows, uint8_t* tile);
 
-// How many rows are arranged and multiplied with all panels before the next: all that take at most
-// 16 MiB, but a whole block (512 rows) always. A multiple of two tiles.
+// How many rows of a job are arranged and multiplied with all panels before the next: all that take
+// at most 16 MiB, but a whole block (512 rows) always. A multiple of two tiles.
 int64_t AmxChunkRows(int64_t m, int64_t row_bytes);
 
 // How the work of a chunk is cut: blocks of `rows` (a multiple of two tiles, but for the last)

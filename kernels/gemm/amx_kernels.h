@@ -75,11 +75,12 @@ void Int4Float(const AmxBlock& block);
 void Int8(const AmxBlock& block);
 void Bf16(const AmxBlock& block);
 
-// One tile row block for Bf16: rows <= 16 of floats [rows, a_stride], rounded to nearest even, into
-// [num_steps, 16, 64 bytes] with zeros where rows or k end.
+// One tile row block for Bf16: rows <= 16 of floats, rounded to nearest even, into [num_steps, 16,
+// 64 bytes] with zeros where rows or k end.
 struct Bf16Rows {
-  const float* a;
+  const float* a;  // rows of a_stride
   int64_t a_stride;
+  const int32_t* a_rows;  // [rows] which of them, or null: the first
   int64_t rows;
   int64_t k;
   int64_t num_steps;

@@ -18,12 +18,12 @@ inline void Store16(int8_t* at, __m128i value) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(at), value);
 }
 
-// Four rows' 16 values to [4, rows, 4]: four dwords of each of four rows, transposed.
-inline void CopyFourRows(const int8_t* a, int64_t a_stride, int64_t rows, int8_t* out) {
-  const __m128i r0 = Load16(a);
-  const __m128i r1 = Load16(a + a_stride);
-  const __m128i r2 = Load16(a + 2 * a_stride);
-  const __m128i r3 = Load16(a + 3 * a_stride);
+// Four rows' 16 values from k on to [4, rows, 4]: four dwords of each of four rows, transposed.
+inline void CopyFourRows(const int8_t* const from[4], int64_t k, int64_t rows, int8_t* out) {
+  const __m128i r0 = Load16(from[0] + k);
+  const __m128i r1 = Load16(from[1] + k);
+  const __m128i r2 = Load16(from[2] + k);
+  const __m128i r3 = Load16(from[3] + k);
   const __m128i low01 = _mm_unpacklo_epi32(r0, r1);
   const __m128i low23 = _mm_unpacklo_epi32(r2, r3);
   const __m128i high01 = _mm_unpackhi_epi32(r0, r1);
@@ -34,18 +34,23 @@ inline void CopyFourRows(const int8_t* a, int64_t a_stride, int64_t rows, int8_t
   Store16(out + rows * 12, _mm_unpackhi_epi64(high01, high23));
 }
 
-// `length` values of each row to [length rounded up to step / 4, rows, 4].
-void CopyRows(const TileSource& s, const int8_t* a, int64_t length, int8_t* out) {
+inline const int8_t* Row(const TileSource& s, int64_t row) {
+  return RowAt(s.a, s.a_stride, s.a_rows, row);
+}
+
+// `length` values of each row from `begin` on to [length rounded up to step / 4, rows, 4].
+void CopyRows(const TileSource& s, int64_t begin, int64_t length, int8_t* out) {
   const int64_t whole = length / 16 * 16;
   int64_t row = 0;
   for (; row + 4 <= s.rows; row += 4) {
-    const int8_t* from = a + row * s.a_stride;
+    const int8_t* const from[4] = {Row(s, row) + begin, Row(s, row + 1) + begin,
+                                   Row(s, row + 2) + begin, Row(s, row + 3) + begin};
     for (int64_t k = 0; k < whole; k += 16) {
-      CopyFourRows(from + k, s.a_stride, s.rows, out + k * s.rows + row * 4);
+      CopyFourRows(from, k, s.rows, out + k * s.rows + row * 4);
     }
   }
   for (; row < s.rows; ++row) {
-    const int8_t* from = a + row * s.a_stride;
+    const int8_t* from = Row(s, row) + begin;
     for (int64_t k = 0; k < whole; k += 4) {
       __builtin_memcpy(out + k * s.rows + row * 4, from + k, 4);
     }
@@ -53,7 +58,7 @@ void CopyRows(const TileSource& s, const int8_t* a, int64_t length, int8_t* out)
   const int64_t padded = (length + s.step - 1) / s.step * s.step;
   for (int64_t k = whole; k < padded; ++k) {
     for (row = 0; row < s.rows; ++row) {
-      const int8_t value = k < length ? a[row * s.a_stride + k] : int8_t{0};
+      const int8_t value = k < length ? Row(s, row)[begin + k] : int8_t{0};
       out[(k / 4 * s.rows + row) * 4 + k % 4] = value;
     }
   }
@@ -79,18 +84,18 @@ int32_t Sum(const int8_t* a, int64_t length) {
 
 void ArrangeTile(const TileSource& s) {
   const bool gaps = s.group % s.step != 0;
-  if (s.tile != nullptr && !gaps) CopyRows(s, s.a, s.k, s.tile);
+  if (s.tile != nullptr && !gaps) CopyRows(s, 0, s.k, s.tile);
   int8_t* out = s.tile;
   int32_t* starts = s.group_starts;
   for (int64_t begin = 0; begin < s.k && (gaps || starts != nullptr); begin += s.group) {
     const int64_t length = s.k - begin < s.group ? s.k - begin : s.group;
     if (s.tile != nullptr && gaps) {
-      CopyRows(s, s.a + begin, length, out);
+      CopyRows(s, begin, length, out);
       out += (length + s.step - 1) / s.step * s.step * s.rows;
     }
     if (starts != nullptr) {
       for (int64_t row = 0; row < s.rows; ++row) {
-        *starts++ = s.group_factor * Sum(s.a + row * s.a_stride + begin, length);
+        *starts++ = s.group_factor * Sum(Row(s, row) + begin, length);
       }
     }
   }

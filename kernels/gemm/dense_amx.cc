@@ -30,11 +30,15 @@ inline __m512i Load16(const float* a, int64_t count) {
 }  // namespace
 
 void ArrangeBf16(const Bf16Rows& rows) {
+  const float* from[kAmxTileRows];
+  for (int64_t r = 0; r < kAmxTileRows; ++r) {
+    from[r] = r < rows.rows ? RowAt(rows.a, rows.a_stride, rows.a_rows, r) : rows.a;
+  }
   for (int64_t step = 0; step < rows.num_steps; ++step) {
     const int64_t k = step * (kAmxRowBytes / 2);
     for (int64_t r = 0; r < kAmxTileRows; ++r) {
       uint8_t* out = rows.out + (step * kAmxTileRows + r) * kAmxRowBytes;
-      const float* a = rows.a + r * rows.a_stride + k;
+      const float* a = from[r] + k;
       const int64_t count = r < rows.rows ? rows.k - k : 0;
       _mm256_store_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(Load16(a, count)));
       _mm256_store_si256(reinterpret_cast<__m256i*>(out + 32),

@@ -48,7 +48,9 @@ struct Bf16 {
 // output, in the order of k: storing it to d between two stretches of k changes no bit.
 template <typename Storage, int kRows>
 void Tile(const DenseBlock& block, const uint8_t* b, int64_t row, int64_t begin, int64_t end) {
-  const float* a = block.a + row * block.a_stride;
+  const float* a[kRows];
+  NIBBLE_UNROLL
+  for (int r = 0; r < kRows; ++r) a[r] = RowAt(block.a, block.a_stride, block.a_rows, row + r);
   float* d = block.d + row * block.d_stride;
   __m256 acc[kRows][kVectors];
   NIBBLE_UNROLL
@@ -63,7 +65,7 @@ void Tile(const DenseBlock& block, const uint8_t* b, int64_t row, int64_t begin,
   for (int64_t k = begin; k < end; ++k) {
     __m256 x[kRows];
     NIBBLE_UNROLL
-    for (int r = 0; r < kRows; ++r) x[r] = _mm256_set1_ps(a[r * block.a_stride + k]);
+    for (int r = 0; r < kRows; ++r) x[r] = _mm256_set1_ps(a[r][k]);
     NIBBLE_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const __m256 w = Storage::Load(b, v);

@@ -56,7 +56,9 @@ struct Bf16 {
 // output, in the order of k: storing it to d between two stretches of k changes no bit.
 template <typename Storage, int kRows>
 void Tile(const DenseBlock& block, const uint8_t* b, int64_t row, int64_t begin, int64_t end) {
-  const float* a = block.a + row * block.a_stride;
+  const float* a[kRows];
+  NIBBLE_UNROLL
+  for (int r = 0; r < kRows; ++r) a[r] = RowAt(block.a, block.a_stride, block.a_rows, row + r);
   float* d = block.d + row * block.d_stride;
   __m512 acc[kRows][kVectors];
   NIBBLE_UNROLL
@@ -74,7 +76,7 @@ void Tile(const DenseBlock& block, const uint8_t* b, int64_t row, int64_t begin,
     b += kPanel * Storage::kBytes;
     NIBBLE_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const __m512 x = _mm512_set1_ps(a[r * block.a_stride + k]);
+      const __m512 x = _mm512_set1_ps(a[r][k]);
       NIBBLE_UNROLL
       for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm512_fmadd_ps(x, w[v], acc[r][v]);
     }

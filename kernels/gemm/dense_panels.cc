@@ -1,59 +1,22 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Dense and W4A16 weights in panels, and the loops over panels and blocks of rows.
+// Dense and W4A16 weights in panels.
 
 #include <algorithm>
 
 #include "base/aligned_buffer.h"
 #include "kernels/gemm/dense_elements.h"
-#include "kernels/gemm/gemm_kernels.h"
-#include "kernels/gemm/gemm_variant.h"
 #include "kernels/gemm/panel_loops.h"
 
 namespace nibble::kernels {
 namespace {
 
-constexpr int64_t kMaxRows = 192;  // of a block
-// d = A * B^T over panels, on all threads; panel_weights(panel) is a DenseBlock with what it has of
-// the weights. Rows come in equal blocks of whole tiles; a block's panel of weights is
-// read once.
-template <typename PanelWeights>
-void MultiplyPanels(const DenseKernels& kernels, int64_t n, int64_t k, const GemmArgs& args,
-                    ThreadPool* pool, const PanelWeights& panel_weights) {
-  const int64_t num_panels = CeilDiv(n, kernels.panel);
-  const int64_t num_blocks = CeilDiv(args.m, kMaxRows / kernels.tile_rows * kernels.tile_rows);
-  const int64_t rows = RoundUp(CeilDiv(args.m, num_blocks), kernels.tile_rows);
-  const int64_t units = num_panels * num_blocks;
-  // Some pieces per thread, so that a thread that lost its core for a while does not hold up the
-  // others; not more, because panels that follow each other stream best.
-  const int64_t grain = std::max<int64_t>(1, units / (8 * pool->num_threads()));
-  pool->ParallelFor(units, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t first = unit % num_blocks * rows;
-      if (first >= args.m) continue;
-      const int64_t panel = unit / num_blocks;
-      const int64_t column = panel * kernels.panel;
-      DenseBlock block = panel_weights(panel);
-      block.k = k;
-      block.columns = std::min(kernels.panel, n - column);
-      block.bias = args.bias == nullptr ? nullptr : args.bias + column;
-      block.a = args.a + first * args.a_stride;
-      block.a_stride = args.a_stride;
-      block.rows = std::min(rows, args.m - first);
-      block.d = args.d + first * args.d_stride + column;
-      block.d_stride = args.d_stride;
-      kernels.multiply(block);
-    }
-  });
-}
-
-class DensePanels final : public GemmWeight {
+class DensePanels final : public FloatPanels {
  public:
   DensePanels(const GemmVariant& variant, const GemmDesc& desc, const DenseSource& source,
               ThreadPool* pool)
-      : GemmWeight(variant, desc),
-        kernels_(*variant.dense_kernels),
+      : FloatPanels(variant, desc, *variant.dense_kernels),
         num_panels_(CeilDiv(desc.n, kernels_.panel)),
         panel_bytes_(desc.k * kernels_.panel * static_cast<int64_t>(SizeOf(desc.storage))),
         elements_(
@@ -64,10 +27,8 @@ class DensePanels final : public GemmWeight {
   }
   size_t size_bytes() const override { return elements_.size(); }
 
-  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
-    MultiplyPanels(kernels_, desc_.n, desc_.k, args, pool, [&](int64_t panel) {
-      return DenseBlock{.weights = elements_.data() + panel * panel_bytes_};
-    });
+  DenseBlock Panel(int64_t panel) const override {
+    return {.weights = elements_.data() + panel * panel_bytes_};
   }
 
  private:
@@ -91,18 +52,16 @@ class DensePanels final : public GemmWeight {
     }
   }
 
-  const DenseKernels& kernels_;
   const int64_t num_panels_;
   const int64_t panel_bytes_;
   AlignedBuffer<uint8_t> elements_;  // [num_panels, k, panel] of desc.storage
 };
 
-class Int4FloatPanels final : public GemmWeight {
+class Int4FloatPanels final : public FloatPanels {
  public:
   Int4FloatPanels(const GemmVariant& variant, const GemmDesc& desc, const Int4Weight& weight,
                   ThreadPool* pool)
-      : GemmWeight(variant, desc),
-        kernels_(*variant.dense_kernels),
+      : FloatPanels(variant, desc, *variant.dense_kernels),
         num_panels_(CeilDiv(desc.n, kernels_.panel)),
         panel_words_(CeilDiv(desc.k, 8) * kernels_.panel),
         panel_scales_(weight.num_groups() * kernels_.panel),
@@ -118,14 +77,12 @@ class Int4FloatPanels final : public GemmWeight {
     return codes_.size_bytes() + scales_.size_bytes() + zeros_.size_bytes();
   }
 
-  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
-    MultiplyPanels(kernels_, desc_.n, desc_.k, args, pool, [&](int64_t panel) {
-      const int64_t scales = panel * panel_scales_;
-      return DenseBlock{.weights = codes_.data() + panel * panel_words_,
-                        .scales = scales_.data() + scales,
-                        .zeros = zeros_.empty() ? nullptr : zeros_.data() + scales,
-                        .group = desc_.group_size};
-    });
+  DenseBlock Panel(int64_t panel) const override {
+    const int64_t scales = panel * panel_scales_;
+    return {.weights = codes_.data() + panel * panel_words_,
+            .scales = scales_.data() + scales,
+            .zeros = zeros_.empty() ? nullptr : zeros_.data() + scales,
+            .group = desc_.group_size};
   }
 
  private:
@@ -144,7 +101,6 @@ class Int4FloatPanels final : public GemmWeight {
     }
   }
 
-  const DenseKernels& kernels_;
   const int64_t num_panels_;
   const int64_t panel_words_;
   const int64_t panel_scales_;

@@ -155,7 +155,22 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4Float(const Int4Weight& we
 void Run(const PackedWeight& weight, const GemmArgs& args, ThreadPool* pool) {
   if (args.m == 0 || weight.desc().n == 0) return;
   // Only pack functions of the catalog make packed weights.
-  static_cast<const GemmWeight&>(weight).Multiply(args, pool);
+  const GemmWeight& by_rows = static_cast<const GemmWeight&>(weight).ForRows(args.m);
+  const GemmJob job = {.weight = &by_rows, .args = args, .a_rows = nullptr};
+  MultiplyJobs(by_rows.loops(), {&job, 1}, pool);
+}
+
+void MultiplyJobs(GemmLoops loops, std::span<const GemmJob> jobs, ThreadPool* pool) {
+  switch (loops) {
+    case GemmLoops::kRef:
+      return MultiplyRef(jobs, pool);
+    case GemmLoops::kIntegerPanels:
+      return MultiplyIntegerPanels(jobs, pool);
+    case GemmLoops::kFloatPanels:
+      return MultiplyFloatPanels(jobs, pool);
+    case GemmLoops::kTiles:
+      return MultiplyTiles(jobs, pool);
+  }
 }
 
 }  // namespace nibble::kernels

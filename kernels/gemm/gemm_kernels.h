@@ -47,8 +47,9 @@ struct DenseBlock {
   int64_t k;
   int64_t columns;    // of the panel that exist: 1..panel
   const float* bias;  // [columns] or null
-  const float* a;     // [rows, a_stride]
+  const float* a;     // rows of a_stride
   int64_t a_stride;
+  const int32_t* a_rows;  // [rows] which of them, or null: the first
   int64_t rows;
   float* d;  // [rows, d_stride]
   int64_t d_stride;
@@ -118,12 +119,13 @@ struct Int8Kernels {
   void (*multiply)(const Int8Block& block);
 };
 
-// One tile of activations, by RowBlock: rows [rows, a_stride] to [packed k / 4, rows, 4], and the
-// starts of groups. Each group of `group` values (the last one what is left of k) is padded with
+// One tile of activations, by RowBlock: rows of a_stride to [packed k / 4, rows, 4], and the starts
+// of groups. Each group of `group` values (the last one what is left of k) is padded with
 // zeros to the next multiple of `step`.
 struct TileSource {
   const int8_t* a;
   int64_t a_stride;
+  const int32_t* a_rows;  // [rows] which of them, or null: the first
   int64_t rows;
   int64_t k;
   int64_t group;
@@ -132,6 +134,15 @@ struct TileSource {
   int32_t* group_starts;  // [num_groups, rows], or null
   int32_t group_factor;   // times the sum of a group is its start
 };
+
+// Row `row` of a block, in memory. Unnamed: compiled for one instruction set, it may serve no
+// other.
+namespace {
+template <typename T>
+inline const T* RowAt(const T* a, int64_t a_stride, const int32_t* a_rows, int64_t row) {
+  return a + (a_rows == nullptr ? row : int64_t{a_rows[row]}) * a_stride;
+}
+}  // namespace
 
 namespace avx2 {
 void ArrangeTile(const TileSource& source);

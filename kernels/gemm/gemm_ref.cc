@@ -11,10 +11,17 @@
 namespace nibble::kernels {
 namespace {
 
-class DenseRef final : public GemmWeight {
+class RefWeight : public GemmWeight {
+ public:
+  RefWeight(const GemmVariant& variant, const GemmDesc& desc)
+      : GemmWeight(GemmLoops::kRef, variant, desc) {}
+  virtual void Multiply(const GemmJob& job, ThreadPool* pool) const = 0;
+};
+
+class DenseRef final : public RefWeight {
  public:
   DenseRef(const GemmVariant& variant, const GemmDesc& desc, const DenseSource& source)
-      : GemmWeight(variant, desc),
+      : RefWeight(variant, desc),
         elements_(static_cast<size_t>(desc.n * desc.k) * SizeOf(desc.storage)) {
     for (int64_t i = 0; i < desc.n * desc.k; ++i) {
       StoreElement(LoadElement(source.weights, source.storage, i), desc.storage, i,
@@ -24,7 +31,8 @@ class DenseRef final : public GemmWeight {
   size_t size_bytes() const override { return elements_.size(); }
 
   // d[m, n] = float(sum_k a[m, k] * b[n, k] in double) + bias[n]
-  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+  void Multiply(const GemmJob& job, ThreadPool* pool) const override {
+    const GemmArgs& args = job.args;
     const int64_t k = desc_.k;
     pool->ParallelFor(desc_.n, 1, [&](int64_t begin, int64_t end) {
       std::vector<float> b(static_cast<size_t>(k));
@@ -35,7 +43,7 @@ class DenseRef final : public GemmWeight {
         for (int64_t m = 0; m < args.m; ++m) {
           double sum = 0.0;
           for (int64_t i = 0; i < k; ++i) {
-            sum += static_cast<double>(args.a[m * args.a_stride + i]) *
+            sum += static_cast<double>(args.a[job.RowOfA(m) * args.a_stride + i]) *
                    static_cast<double>(b[static_cast<size_t>(i)]);
           }
           const auto value = static_cast<float>(sum);
@@ -49,23 +57,24 @@ class DenseRef final : public GemmWeight {
   std::vector<uint8_t> elements_;  // [n, k] of desc.storage
 };
 
-class Int4FloatRef final : public GemmWeight {
+class Int4FloatRef final : public RefWeight {
  public:
   Int4FloatRef(const GemmVariant& variant, const GemmDesc& desc, const Int4Weight& weight)
-      : GemmWeight(variant, desc), weight_(weight) {}
+      : RefWeight(variant, desc), weight_(weight) {}
   size_t size_bytes() const override {
     return weight_.codes.size() + weight_.scales.size() * sizeof(float) +
            weight_.zero_points.size();
   }
 
   // d[m, n] = float(sum_k a[m, k] * float(scale * (code - zero)) in double) + bias[n]
-  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+  void Multiply(const GemmJob& job, ThreadPool* pool) const override {
+    const GemmArgs& args = job.args;
     pool->ParallelFor(desc_.n, 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         for (int64_t m = 0; m < args.m; ++m) {
           double sum = 0.0;
           for (int64_t k = 0; k < desc_.k; ++k) {
-            sum += static_cast<double>(args.a[m * args.a_stride + k]) *
+            sum += static_cast<double>(args.a[job.RowOfA(m) * args.a_stride + k]) *
                    static_cast<double>(weight_.Dequantize(n, k));
           }
           const auto value = static_cast<float>(sum);
@@ -79,10 +88,10 @@ class Int4FloatRef final : public GemmWeight {
   const Int4Weight weight_;
 };
 
-class Int4Ref final : public GemmWeight {
+class Int4Ref final : public RefWeight {
  public:
   Int4Ref(const GemmVariant& variant, const GemmDesc& desc, const Int4Source& source)
-      : GemmWeight(variant, desc),
+      : RefWeight(variant, desc),
         weight_(source.weight),
         integers_(source.integers),
         channel_(source.channel) {}
@@ -92,7 +101,8 @@ class Int4Ref final : public GemmWeight {
            channel_.size() * sizeof(float);
   }
 
-  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+  void Multiply(const GemmJob& job, ThreadPool* pool) const override {
+    const GemmArgs& args = job.args;
     pool->ParallelFor(desc_.n, 1, [&](int64_t begin, int64_t end) {
       std::vector<int8_t> q(static_cast<size_t>(desc_.k));
       for (int64_t n = begin; n < end; ++n) {
@@ -100,8 +110,9 @@ class Int4Ref final : public GemmWeight {
           q[static_cast<size_t>(i)] = static_cast<int8_t>(weight_.Code(n, i) - weight_.Zero(n, i));
         }
         for (int64_t m = 0; m < args.m; ++m) {
+          const int64_t row = job.RowOfA(m);
           const float value =
-              Element(args.a8.values + m * args.a8.stride, q.data(), n, args.a8.scales[m]);
+              Element(args.a8.values + row * args.a8.stride, q.data(), n, args.a8.scales[row]);
           args.d[m * args.d_stride + n] = args.bias != nullptr ? value + args.bias[n] : value;
         }
       }
@@ -134,25 +145,27 @@ class Int4Ref final : public GemmWeight {
   const std::vector<float> channel_;     // [n]
 };
 
-class Int8Ref final : public GemmWeight {
+class Int8Ref final : public RefWeight {
  public:
   Int8Ref(const GemmVariant& variant, const GemmDesc& desc, const Int8Weight& weight)
-      : GemmWeight(variant, desc), weight_(weight) {}
+      : RefWeight(variant, desc), weight_(weight) {}
   size_t size_bytes() const override {
     return weight_.codes.size() + weight_.scales.size() * sizeof(float);
   }
 
   // d[m, n] = float(sum_k a8[m, k] * codes[n, k]) * (s_a[m] * scales[n]) + bias[n]
-  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
+  void Multiply(const GemmJob& job, ThreadPool* pool) const override {
+    const GemmArgs& args = job.args;
     pool->ParallelFor(desc_.n, 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const int8_t* codes = weight_.codes.data() + n * desc_.k;
         for (int64_t m = 0; m < args.m; ++m) {
-          const int8_t* a = args.a8.values + m * args.a8.stride;
+          const int64_t row = job.RowOfA(m);
+          const int8_t* a = args.a8.values + row * args.a8.stride;
           int64_t acc = 0;
           for (int64_t k = 0; k < desc_.k; ++k) acc += int64_t{a[k]} * codes[k];
           const float value = static_cast<float>(acc) *
-                              (args.a8.scales[m] * weight_.scales[static_cast<size_t>(n)]);
+                              (args.a8.scales[row] * weight_.scales[static_cast<size_t>(n)]);
           args.d[m * args.d_stride + n] = args.bias != nullptr ? value + args.bias[n] : value;
         }
       }
@@ -164,6 +177,10 @@ class Int8Ref final : public GemmWeight {
 };
 
 }  // namespace
+
+void MultiplyRef(std::span<const GemmJob> jobs, ThreadPool* pool) {
+  for (const GemmJob& job : jobs) static_cast<const RefWeight*>(job.weight)->Multiply(job, pool);
+}
 
 std::unique_ptr<GemmWeight> PackDenseRef(const GemmVariant& variant, const GemmDesc& desc,
                                          const DenseSource& source, ThreadPool* /*pool*/) {

@@ -5,7 +5,9 @@
 // and its lines in gemm_catalog.cc.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -15,19 +17,47 @@ namespace nibble::kernels {
 
 struct GemmVariant;  // below
 
+// The loops around the kernels: those of one take the products of many weights at once, of
+// different formats too.
+enum class GemmLoops { kRef, kIntegerPanels, kFloatPanels, kTiles };
+inline constexpr GemmLoops kAllGemmLoops[] = {GemmLoops::kRef, GemmLoops::kIntegerPanels,
+                                              GemmLoops::kFloatPanels, GemmLoops::kTiles};
+
 // Weights packed by a variant. Immutable after the pack function returns.
 class GemmWeight : public PackedWeight {
  public:
-  GemmWeight(const GemmVariant& variant, const GemmDesc& desc) : variant_(variant), desc_(desc) {}
+  GemmWeight(GemmLoops loops, const GemmVariant& variant, const GemmDesc& desc)
+      : variant_(variant), desc_(desc), loops_(loops) {}
   const GemmDesc& desc() const final { return desc_; }
   Isa isa() const final;
   std::string variant_name() const final;
-  virtual void Multiply(const GemmArgs& args, ThreadPool* pool) const = 0;
+  GemmLoops loops() const { return loops_; }
+  // What multiplies `rows` rows by this weight: itself, or a form of it for few rows.
+  virtual const GemmWeight& ForRows(int64_t /*rows*/) const { return *this; }
 
  protected:
   const GemmVariant& variant_;  // in the catalog, which lives for the whole process
   const GemmDesc desc_;
+
+ private:
+  const GemmLoops loops_;
 };
+
+// One product: a weight times rows of A.
+struct GemmJob {
+  const GemmWeight* weight;
+  GemmArgs args;
+  const int32_t* a_rows;  // [args.m] row i of D reads row a_rows[i] of A; null: row i
+  int64_t RowOfA(int64_t i) const { return a_rows == nullptr ? i : int64_t{a_rows[i]}; }
+};
+
+// Computes all jobs, at least one, of weights with these loops and with args.m and n above 0.
+void MultiplyJobs(GemmLoops loops, std::span<const GemmJob> jobs, ThreadPool* pool);
+// The same by loops.
+void MultiplyRef(std::span<const GemmJob> jobs, ThreadPool* pool);
+void MultiplyIntegerPanels(std::span<const GemmJob> jobs, ThreadPool* pool);
+void MultiplyFloatPanels(std::span<const GemmJob> jobs, ThreadPool* pool);
+void MultiplyTiles(std::span<const GemmJob> jobs, ThreadPool* pool);
 
 // Checked input of a pack function: rows of `storage`, converted to desc.storage while packing.
 struct DenseSource {

@@ -7,8 +7,6 @@
 
 #include "base/aligned_buffer.h"
 #include "kernels/gemm/amx_gemm.h"
-#include "kernels/gemm/gemm_kernels.h"
-#include "kernels/gemm/gemm_variant.h"
 #include "kernels/gemm/panel_loops.h"
 
 namespace nibble::kernels {
@@ -16,24 +14,22 @@ namespace {
 
 constexpr int64_t kBytesPerStep = kInt4StepK / 2;  // of one output channel
 
-class Int4Panels final : public GemmWeight {
+class Int4Panels final : public IntegerPanels {
  public:
   Int4Panels(const GemmVariant& variant, const GemmDesc& desc, const Int4Source& source,
              ThreadPool* pool)
-      : GemmWeight(variant, desc),
+      // Groups longer than a kernel takes are cut; CheckW4A8 saw to it that the cuts meet their
+      // ends.
+      : IntegerPanels(variant, desc, variant.int4_kernels->panel,
+                      {.groups = {.k = desc.k,
+                                  .group = std::min({desc.group_size, desc.k, kMaxPackedGroup}),
+                                  .step = kInt4StepK},
+                       .group_factor = source.weight.zero_points.empty() ? -8 : -1,
+                       .max_tile_rows = variant.int4_kernels->max_tile_rows}),
         kernels_(*variant.int4_kernels),
-        // Groups longer than a kernel takes are cut; CheckW4A8 saw to it that the cuts meet their
-        // ends.
-        shape_{.n = desc.n,
-               .panel = kernels_.panel,
-               .groups = {.k = desc.k,
-                          .group = std::min({desc.group_size, desc.k, kMaxPackedGroup}),
-                          .step = kInt4StepK},
-               .group_factor = source.weight.zero_points.empty() ? -8 : -1,
-               .max_tile_rows = kernels_.max_tile_rows},
-        num_groups_(shape_.groups.num_groups()),
-        packed_k_(shape_.groups.packed_k()) {
-    const int64_t panel = kernels_.panel;
+        num_groups_(layout_.groups.num_groups()),
+        packed_k_(layout_.groups.packed_k()) {
+    const int64_t panel = panel_;
     const int64_t num_panels = CeilDiv(desc.n, panel);
     const auto channels = static_cast<size_t>(num_panels * panel);
     const size_t per_group = channels * static_cast<size_t>(num_groups_);
@@ -57,23 +53,32 @@ class Int4Panels final : public GemmWeight {
     return codes_.size_bytes() + integers_.size_bytes() + integer_offset_.size_bytes() +
            zeros_.size_bytes() + float_scales_.size_bytes() + channel_.size_bytes();
   }
-  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
-    if (kernels_.on_tiles != nullptr && args.m > kernels_.max_few_rows) {
-      return MultiplyOnTiles(args, pool);
-    }
-    ForPanels(shape_, args, pool,
-              [&](int64_t panel, const RowBlock& rows) { kernels_.multiply(Block(panel, rows)); });
+  void MultiplyPanel(int64_t panel, const RowBlock& rows) const override {
+    kernels_.multiply(Block(panel, rows));
+  }
+  const PackedGroups& groups() const { return layout_.groups; }
+  // What blocks of tiles have of the weights, but for the steps.
+  AmxBlock TileBlock() const {
+    const auto at = [](const auto& buffer) { return buffer.empty() ? nullptr : buffer.data(); };
+    return {.int4 = {.codes = codes_.data(),
+                     .integers = at(integers_),
+                     .integer_offset = at(integer_offset_),
+                     .zeros = at(zeros_),
+                     .float_scales = at(float_scales_),
+                     .packed_k = packed_k_,
+                     .group = layout_.groups.packed_group(),
+                     .num_groups = num_groups_},
+            .channel = at(channel_)};
   }
 
  private:
-  void MultiplyOnTiles(const GemmArgs& args, ThreadPool* pool) const;
   void PackCodes(const Int4Source& source, int64_t row);
   void PackScales(const Int4Source& source, int64_t row);
   Int4Block Block(int64_t panel, const RowBlock& rows) const {
     const auto at = [](const auto& buffer, int64_t offset) {
       return buffer.empty() ? nullptr : buffer.data() + offset;
     };
-    const int64_t channels = panel * kernels_.panel;
+    const int64_t channels = panel * panel_;
     return {.codes = codes_.data() + channels * packed_k_ / 2,
             .integers = at(integers_, channels * num_groups_),
             .integer_offset = at(integer_offset_, channels),
@@ -81,13 +86,12 @@ class Int4Panels final : public GemmWeight {
             .float_scales = at(float_scales_, channels * num_groups_),
             .channel = at(channel_, channels),
             .num_groups = num_groups_,
-            .group = shape_.groups.packed_group(),
-            .last_group = shape_.groups.packed_last_group(),
+            .group = layout_.groups.packed_group(),
+            .last_group = layout_.groups.packed_last_group(),
             .rows = rows};
   }
 
   const Int4Kernels& kernels_;
-  const PanelShape shape_;
   const int64_t num_groups_;
   const int64_t packed_k_;
   AlignedBuffer<uint8_t> codes_;           // [num_panels, packed_k / 8, panel, 4]
@@ -98,35 +102,10 @@ class Int4Panels final : public GemmWeight {
   AlignedBuffer<float> channel_;           // [num_panels, panel]
 };
 
-void Int4Panels::MultiplyOnTiles(const GemmArgs& args, ThreadPool* pool) const {
-  const auto at = [](const auto& buffer) { return buffer.empty() ? nullptr : buffer.data(); };
-  const PackedGroups& groups = shape_.groups;
-  // The float form scales each group's sum: it must not share a tile step with the next group.
-  const bool whole_steps = desc_.scale_form == ScaleForm::kFloat;
-  const int64_t packed_group = groups.packed_group();
-  const int64_t group = whole_steps ? RoundUp(packed_group, kAmxRowBytes) : packed_group;
-  const int64_t k = (num_groups_ - 1) * group + groups.packed_last_group();
-  const AmxWeight weight = {.n = desc_.n,
-                            .k = desc_.k,
-                            .block = {.num_steps = CeilDiv(k, kAmxRowBytes),
-                                      .int4 = {.codes = codes_.data(),
-                                               .integers = at(integers_),
-                                               .integer_offset = at(integer_offset_),
-                                               .zeros = at(zeros_),
-                                               .float_scales = at(float_scales_),
-                                               .packed_k = packed_k_,
-                                               .group = packed_group,
-                                               .num_groups = num_groups_},
-                                      .channel = at(channel_)},
-                            .multiply = kernels_.on_tiles};
-  MultiplyAmxInt8(weight, {.group = groups.group, .packed_group = group, .num_groups = num_groups_},
-                  args, pool);
-}
-
 void Int4Panels::PackCodes(const Int4Source& source, int64_t row) {
-  const int64_t panel = kernels_.panel;
-  const int64_t group = shape_.groups.group;
-  const int64_t packed_group = shape_.groups.packed_group();
+  const int64_t panel = panel_;
+  const int64_t group = layout_.groups.group;
+  const int64_t packed_group = layout_.groups.packed_group();
   uint8_t* out =
       codes_.data() + row / panel * (packed_k_ * panel / 2) + row % panel * kBytesPerStep;
   int64_t k = 0;
@@ -152,7 +131,7 @@ void Int4Panels::PackCodes(const Int4Source& source, int64_t row) {
 
 void Int4Panels::PackScales(const Int4Source& source, int64_t row) {
   const Int4Weight& weight = source.weight;
-  const int64_t panel = kernels_.panel;
+  const int64_t panel = panel_;
   const int64_t source_groups = weight.num_groups();
   int32_t offset = 0;
   if (!source.integers.empty()) {
@@ -162,7 +141,7 @@ void Int4Panels::PackScales(const Int4Source& source, int64_t row) {
     channel_[static_cast<size_t>(row)] = source.channel[static_cast<size_t>(row)];
   }
   for (int64_t g = 0; g < num_groups_; ++g) {
-    const int64_t k = g * shape_.groups.group;
+    const int64_t k = g * layout_.groups.group;
     const auto from = static_cast<size_t>(row * source_groups + k / weight.group_size);
     const auto to = static_cast<size_t>((row / panel * num_groups_ + g) * panel + row % panel);
     if (source.integers.empty()) {
@@ -174,10 +153,52 @@ void Int4Panels::PackScales(const Int4Source& source, int64_t row) {
   }
 }
 
+// The same panels, multiplied on tiles; few rows are not.
+class Int4Tiles final : public TileWeight {
+ public:
+  Int4Tiles(const GemmVariant& variant, const GemmDesc& desc, const Int4Source& source,
+            ThreadPool* pool)
+      : TileWeight(variant, desc, variant.int4_kernels->on_tiles),
+        max_few_rows_(variant.int4_kernels->max_few_rows),
+        panels_(variant, desc, source, pool) {
+    const PackedGroups& groups = panels_.groups();
+    // The float form scales each group's sum: it must not share a tile step with the next group.
+    const bool whole_steps = desc.scale_form == ScaleForm::kFloat;
+    groups_ = {.group = groups.group,
+               .packed_group = whole_steps ? RoundUp(groups.packed_group(), kAmxRowBytes)
+                                           : groups.packed_group(),
+               .num_groups = groups.num_groups()};
+    const int64_t k = (groups_.num_groups - 1) * groups_.packed_group + groups.packed_last_group();
+    num_steps_ = CeilDiv(k, kAmxRowBytes);
+  }
+  size_t size_bytes() const override { return panels_.size_bytes(); }
+  const GemmWeight& ForRows(int64_t rows) const override {
+    if (rows <= max_few_rows_) return panels_;
+    return *this;
+  }
+  AmxBlock Block() const override {
+    AmxBlock block = panels_.TileBlock();
+    block.num_steps = num_steps_;
+    return block;
+  }
+  void Arrange(const GemmJob& job, int64_t first, int64_t rows, uint8_t* tile) const override {
+    ArrangeInt8Tile(groups_, num_steps_, job, first, rows, tile);
+  }
+
+ private:
+  const int64_t max_few_rows_;
+  const Int4Panels panels_;
+  AmxGroups groups_;
+  int64_t num_steps_;
+};
+
 }  // namespace
 
 std::unique_ptr<GemmWeight> PackInt4Panels(const GemmVariant& variant, const GemmDesc& desc,
                                            const Int4Source& source, ThreadPool* pool) {
+  if (variant.int4_kernels->on_tiles != nullptr) {
+    return std::make_unique<Int4Tiles>(variant, desc, source, pool);
+  }
   return std::make_unique<Int4Panels>(variant, desc, source, pool);
 }
 

@@ -6,26 +6,22 @@
 #include <algorithm>
 
 #include "base/aligned_buffer.h"
-#include "kernels/gemm/gemm_kernels.h"
-#include "kernels/gemm/gemm_variant.h"
 #include "kernels/gemm/panel_loops.h"
 
 namespace nibble::kernels {
 namespace {
 
-class Int8Panels final : public GemmWeight {
+class Int8Panels final : public IntegerPanels {
  public:
   Int8Panels(const GemmVariant& variant, const GemmDesc& desc, const Int8Weight& source,
              ThreadPool* pool)
-      : GemmWeight(variant, desc),
+      : IntegerPanels(variant, desc, variant.int8_kernels->panel,
+                      {.groups = {.k = desc.k, .group = desc.k, .step = kInt8StepK},
+                       .group_factor = 0,
+                       .max_tile_rows = variant.int8_kernels->max_tile_rows}),
         kernels_(*variant.int8_kernels),
-        shape_{.n = desc.n,
-               .panel = kernels_.panel,
-               .groups = {.k = desc.k, .group = desc.k, .step = kInt8StepK},
-               .group_factor = 0,
-               .max_tile_rows = kernels_.max_tile_rows},
-        packed_k_(shape_.groups.packed_k()) {
-    const int64_t panel = kernels_.panel;
+        packed_k_(layout_.groups.packed_k()) {
+    const int64_t panel = panel_;
     const int64_t num_panels = CeilDiv(desc.n, panel);
     const auto channels = static_cast<size_t>(num_panels * panel);
     weights_ = AlignedBuffer<uint8_t>::ZeroPages(channels * static_cast<size_t>(packed_k_));
@@ -38,19 +34,17 @@ class Int8Panels final : public GemmWeight {
   }
   size_t size_bytes() const override { return weights_.size_bytes() + channel_.size_bytes(); }
 
-  void Multiply(const GemmArgs& args, ThreadPool* pool) const override {
-    ForPanels(shape_, args, pool, [&](int64_t panel, const RowBlock& rows) {
-      const int64_t channels = panel * kernels_.panel;
-      kernels_.multiply({.weights = weights_.data() + channels * packed_k_,
-                         .channel = channel_.data() + channels,
-                         .rows = rows});
-    });
+  void MultiplyPanel(int64_t panel, const RowBlock& rows) const override {
+    const int64_t channels = panel * panel_;
+    kernels_.multiply({.weights = weights_.data() + channels * packed_k_,
+                       .channel = channel_.data() + channels,
+                       .rows = rows});
   }
 
  private:
   // What pads k meets activations of 0.
   void PackRow(const Int8Weight& source, int64_t row) {
-    const int64_t panel = kernels_.panel;
+    const int64_t panel = panel_;
     const int offset = kernels_.offset_weights ? 128 : 0;
     uint8_t* out = weights_.data() + row / panel * panel * packed_k_ + row % panel * 4;
     const int8_t* codes = source.codes.data() + row * desc_.k;
@@ -61,7 +55,6 @@ class Int8Panels final : public GemmWeight {
   }
 
   const Int8Kernels& kernels_;
-  const PanelShape shape_;
   const int64_t packed_k_;
   AlignedBuffer<uint8_t> weights_;  // [num_panels, packed_k / 4, panel, 4]
   AlignedBuffer<float> channel_;    // [num_panels, panel]
