@@ -51,6 +51,16 @@ std::string_view ToString(LayerOp op) {
   return kNames[static_cast<size_t>(op)];
 }
 
+absl::StatusOr<engine::Linear> MakeRandomLinear(const WeightKind& kind, int64_t n, int64_t k,
+                                                Isa isa, ThreadPool* pool) {
+  kernels::GemmDesc desc = kind.desc;
+  desc.n = n;
+  desc.k = k;
+  std::vector<engine::Linear::Part> parts(1);
+  NIBBLE_ASSIGN_OR_RETURN(parts[0].weight, PackRandomWeight(desc, isa, pool));
+  return engine::Linear(std::move(parts), {});
+}
+
 int64_t LayerWeights::size_bytes() const {
   return qkv.size_bytes() + o.size_bytes() + gate_up.size_bytes() + down.size_bytes();
 }
@@ -59,15 +69,7 @@ absl::StatusOr<std::vector<LayerWeights>> MakeLayerCopies(const LayerShape& shap
                                                           const WeightKind& kind,
                                                           int64_t rotated_bytes, Isa isa,
                                                           ThreadPool* pool) {
-  const auto make = [&](int64_t n, int64_t k) -> absl::StatusOr<engine::Linear> {
-    kernels::GemmDesc desc = kind.desc;
-    desc.n = n;
-    desc.k = k;
-    NIBBLE_ASSIGN_OR_RETURN(auto weight, PackRandomWeight(desc, isa, pool));
-    std::vector<engine::Linear::Part> parts(1);
-    parts[0].weight = std::move(weight);
-    return engine::Linear(std::move(parts), {});
-  };
+  const auto make = [&](int64_t n, int64_t k) { return MakeRandomLinear(kind, n, k, isa, pool); };
   const int64_t q_size = shape.num_heads * shape.head_dim;
   const int64_t qkv_size = q_size + 2 * shape.num_kv_heads * shape.head_dim;
   std::vector<LayerWeights> copies;
@@ -123,7 +125,7 @@ LayerStep::LayerStep(const LayerShape& shape, const LayerCase& layer_case,
   attended_ = allocate(q_size_);
   gate_up_ = allocate(2 * shape.intermediate_size);
   activations_.Allocate(rows, std::max({shape.hidden_size, q_size_, shape.intermediate_size}),
-                        false);
+                        {.floats = true, .int8 = true});
   rope_ = kernels::MakeRopeTable({.rotary_dim = shape.head_dim}, case_.context, pool);
   block_tables_ = ShuffledBlocks(cache_.num_blocks());
   const int64_t blocks_per_seq = cache_.num_blocks() / case_.num_seqs;

@@ -37,6 +37,10 @@ enum class LayerOp {
 inline constexpr size_t kNumLayerOps = 10;
 std::string_view ToString(LayerOp op);
 
+// One weight, no bias.
+absl::StatusOr<engine::Linear> MakeRandomLinear(const WeightKind& kind, int64_t n, int64_t k,
+                                                Isa isa, ThreadPool* pool);
+
 struct LayerWeights {
   engine::Linear qkv;
   engine::Linear o;
