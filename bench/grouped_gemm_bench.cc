@@ -247,7 +247,7 @@ void GroupedGemmBenchOptions::Validate(std::vector<std::string>* violations) con
 
 absl::StatusOr<nlohmann::ordered_json> RunGroupedGemmBench(const GroupedGemmBenchOptions& options,
                                                            ThreadPool* pool, std::FILE* table) {
-  Report report("grouped_gemm",
+  Report report("grouped-gemm",
                 {{"shape", "shape", 14},
                  {"variant", "variant", 26},
                  {"tokens", "tokens", 7},

@@ -102,6 +102,14 @@ int RunBenchGemm(const BenchOptions& options) {
   });
 }
 
+int RunBenchGroupedGemm(const BenchOptions& options) {
+  return Print([&] {
+    return RunOnPool(options.threads, options.grouped_gemm, [&](ThreadPool* pool) {
+      return bench::RunGroupedGemmBench(options.grouped_gemm, pool, Table());
+    });
+  });
+}
+
 int RunBenchLayer(const BenchOptions& options) {
   const absl::StatusOr<Isa> isa = ChooseIsa();
   if (!isa.ok()) return Fail(isa.status());
@@ -124,6 +132,16 @@ int RunBenchAttention(const BenchOptions& options) {
 
 int RunBenchAllReduce(const BenchOptions& options) {
   return RunOnGroup(options.allreduce, bench::RunAllReduceBench);
+}
+
+int RunBenchMoe(const BenchOptions& options) {
+  const absl::StatusOr<Isa> isa = ChooseIsa();
+  if (!isa.ok()) return Fail(isa.status());
+  return Print([&] {
+    return RunOnPool(options.threads, options.moe, [&](ThreadPool* pool) {
+      return bench::RunMoeBench(options.moe, *isa, pool, Table());
+    });
+  });
 }
 
 int RunBenchMoeLayout(const BenchOptions& options) {

@@ -11,8 +11,10 @@
 #include "bench/attention_bench.h"
 #include "bench/codec_bench.h"
 #include "bench/gemm_bench.h"
+#include "bench/grouped_gemm_bench.h"
 #include "bench/layer_bench.h"
 #include "bench/model_bench.h"
+#include "bench/moe_bench.h"
 #include "bench/moe_layout_bench.h"
 #include "bench/step_channel_bench.h"
 #include "server/config.h"
@@ -22,10 +24,12 @@ namespace nibble::cli {
 struct BenchOptions {
   int threads = 0;  // of the commands that load no model; 0: all CPUs of this process
   bench::GemmBenchOptions gemm;
+  bench::GroupedGemmBenchOptions grouped_gemm;
   bench::LayerBenchOptions layer;
   bench::AttentionBenchOptions attention;
   bench::CodecBenchOptions codec;
   bench::AllReduceBenchOptions allreduce;
+  bench::MoeBenchOptions moe;
   bench::MoeLayoutBenchOptions moe_layout;
   server::ModelOptions model;  // of activations, decode, prefill and step-channel
   std::string data;            // text file, of activations
@@ -37,10 +41,12 @@ struct BenchOptions {
 };
 
 int RunBenchGemm(const BenchOptions& options);
+int RunBenchGroupedGemm(const BenchOptions& options);
 int RunBenchLayer(const BenchOptions& options);
 int RunBenchAttention(const BenchOptions& options);
 int RunBenchCodec(const BenchOptions& options);
 int RunBenchAllReduce(const BenchOptions& options);
+int RunBenchMoe(const BenchOptions& options);
 int RunBenchMoeLayout(const BenchOptions& options);
 int RunBenchActivations(const BenchOptions& options);
 int RunBenchDecode(const BenchOptions& options);

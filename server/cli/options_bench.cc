@@ -36,6 +36,35 @@ void AddBenchGemm(CLI::App* app, BenchOptions* options) {
   AddBenchThreads(app, options);
 }
 
+void AddBenchGroupedGemm(CLI::App* app, BenchOptions* options) {
+  bench::GroupedGemmBenchOptions* grouped = &options->grouped_gemm;
+  app->add_option("--filter", grouped->filter,
+                  "only shapes with this in their name: mixtral up, mixtral down, qwen3 up, qwen3 "
+                  "down");
+  app->add_option("--format", grouped->formats,
+                  "f32, bf16, f16, w8a8, w4a16, w4a8-folded, w4a8-integer, w4a8-float")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  AddList(app, "--tokens", &grouped->tokens, "that go to experts together");
+  app->add_option("--seconds", grouped->seconds, "time for each row")->capture_default_str();
+  AddBenchThreads(app, options);
+}
+
+void AddBenchMoe(CLI::App* app, BenchOptions* options) {
+  bench::MoeBenchOptions* moe = &options->moe;
+  app->add_option("--shape", moe->shapes, "models whose layers have this shape")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  app->add_option("--weights", moe->weights,
+                  "f32, bf16, f16, w8a8, w4a16, w4a8-folded, w4a8-integer or w4a8-float")
+      ->capture_default_str();
+  AddList(app, "--tokens", &moe->tokens, "of a step: sequences that decode one each");
+  app->add_option("--seconds", moe->seconds, "time for each row")->capture_default_str();
+  AddBenchThreads(app, options);
+}
+
 void AddBenchLayer(CLI::App* app, BenchOptions* options) {
   bench::LayerBenchOptions* layer = &options->layer;
   app->add_option("--shape", layer->shape, "a model whose layers have this shape")
@@ -208,8 +237,12 @@ void AddBench(CLI::App* app, BenchOptions* options, std::function<int()>* run) {
     subcommand->callback([=] { *run = [=] { return command(*options); }; });
   };
   add("gemm", "the matrix products alone, every variant this CPU runs", AddBenchGemm, RunBenchGemm);
+  add("grouped-gemm", "the products of experts beside a dense one of the same work",
+      AddBenchGroupedGemm, RunBenchGroupedGemm);
   add("layer", "one decoder layer, op by op", AddBenchLayer, RunBenchLayer);
   add("attention", "paged attention alone", AddBenchAttention, RunBenchAttention);
+  add("moe", "a layer with experts beside a dense one of the same active parameters", AddBenchMoe,
+      RunBenchMoe);
   add("moe-layout", "what the ranks of an expert layer exchange: all-reduces or all-to-alls",
       AddBenchMoeLayout, RunBenchMoeLayout);
   add("allreduce", "a group's all-reduce, every codec and size", AddBenchAllReduce,

@@ -20,7 +20,7 @@ TEST(GroupedGemmBenchTest, MeasuresGroupedBesideDense) {
   options.rotated_bytes = 1 << 16;
   const auto result = RunGroupedGemmBench(options, &pool, nullptr);
   ASSERT_TRUE(result.ok()) << result.status();
-  EXPECT_EQ((*result)["bench"], "grouped_gemm");
+  EXPECT_EQ((*result)["bench"], "grouped-gemm");
   ASSERT_EQ((*result)["results"].size(), 4U);
   const auto& one = (*result)["results"][0];
   EXPECT_EQ(one["shape"], "small");

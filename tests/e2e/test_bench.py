@@ -12,6 +12,8 @@ from nibble_server import ROOT, STORIES
 
 COMMANDS = {
     "gemm": ["--n", 4096, "--k", 4096, "--m", "1,2", "--seconds", 0, "--filter", "w4a8_folded"],
+    "grouped-gemm": ["--filter", "qwen3 up", "--tokens", "1,2", "--seconds", 0],
+    "moe": ["--shape", "stories-mixtral", "--tokens", "1,2", "--seconds", 0],
     "layer": ["--shape", "llama-3.2-1b", "--batch", 1, "--context", 16, "--prompt", 8, "--seconds", 0],
     "attention": ["--batch", 1, "--context", 64, "--prompt", 8, "--head-dim", 64, "--seconds", 0],
     "decode": [STORIES, "-q", "w4a8", "--batch", "1,2", "--steps", 2, "--repetitions", 1],
@@ -37,6 +39,8 @@ def test_standard_output_is_one_json_document(nibble, command):
     (["gemm", "--n", 0], "--n is 0, want 1 to"),
     (["gemm", "--threads", 5000], "--threads is 5000, want 0 to 1024"),
     (["gemm", "--filter", "nothing"], "--filter 'nothing'"),
+    (["grouped-gemm", "--format", "w5a8"], "--format 'w5a8' is none of"),
+    (["moe", "--shape", "unheard-of"], "--shape is 'unheard-of', want mixtral-8x7b"),
     (["layer", "--shape", "unheard-of"], "--shape is 'unheard-of', want llama-3.2-1b"),
     (["attention", "--kv-cache-dtype", "int3"], "--kv-cache-dtype is 'int3', want"),
     (["decode", STORIES, "--batch", "1,0"], "--batch is 0, want 1 to"),
