@@ -4,8 +4,10 @@
 """Writes a Hugging Face checkpoint of a well-known shape with random weights, to measure speed with.
 
     python3 bench/make_random_checkpoint.py --shape llama-3.2-1b --output DIR
+    python3 bench/make_random_checkpoint.py --shape mixtral-8x7b --layers 2 --output DIR
 
-Needs numpy. Weights are bfloat16, normal, 0.02 wide; norms are one. The tokenizer is a byte-level BPE of the shape's
+Shapes with experts have a dense twin, NAME-active: the same model whose feed-forward networks have the parameters that
+one token meets. Needs numpy. Weights are bfloat16, normal, 0.02 wide; norms are one. The tokenizer is a byte-level BPE of the shape's
 vocabulary size whose merges are made of letters by rule: it encodes any text, and English at three to four letters a
 token, but what the model says means nothing. Memory stays below 200 MB; the same arguments write the same bytes.
 """
@@ -31,14 +33,42 @@ SHAPES = {
     "llama-3-8b": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=128,
                        intermediate_size=14336, vocab_size=128256, tie_word_embeddings=False, rope_theta=500000.0,
                        max_position_embeddings=8192),
+    "mixtral-8x7b": dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=128,
+                         intermediate_size=14336, vocab_size=32000, tie_word_embeddings=False, rope_theta=1000000.0,
+                         max_position_embeddings=32768, rms_norm_eps=1e-5, sliding_window=None, num_local_experts=8,
+                         num_experts_per_tok=2, architecture="MixtralForCausalLM"),
+    "qwen3-30b-a3b": dict(hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
+                          intermediate_size=6144, moe_intermediate_size=768, vocab_size=151936, tie_word_embeddings=False,
+                          rope_theta=1000000.0, max_position_embeddings=40960, rms_norm_eps=1e-6, num_experts=128,
+                          num_experts_per_tok=8, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[],
+                          architecture="Qwen3MoeForCausalLM"),
     # Wide rows and little arithmetic: the share of communication that a large model has on hosts of many cores.
     "wide": dict(hidden_size=4096, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=4, head_dim=64,
                  intermediate_size=512, vocab_size=2048, tie_word_embeddings=True, rope_theta=10000.0,
                  max_position_embeddings=8192),
+    "tiny-mixtral": dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+                         intermediate_size=256, vocab_size=2048, tie_word_embeddings=False, rope_theta=10000.0,
+                         max_position_embeddings=2048, rms_norm_eps=1e-5, sliding_window=None, num_local_experts=8,
+                         num_experts_per_tok=2, architecture="MixtralForCausalLM"),
     "tiny": dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
                  intermediate_size=512, vocab_size=2048, tie_word_embeddings=True, rope_theta=10000.0,
                  max_position_embeddings=2048),
 }
+EXPERT_KEYS = ("moe_intermediate_size", "num_local_experts", "num_experts", "num_experts_per_tok", "norm_topk_prob",
+               "decoder_sparse_step", "mlp_only_layers")
+MODEL_TYPES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "mistral", "MixtralForCausalLM": "mixtral",
+               "Qwen3ForCausalLM": "qwen3", "Qwen3MoeForCausalLM": "qwen3_moe"}
+DENSE_TWIN = {"MixtralForCausalLM": "MistralForCausalLM", "Qwen3MoeForCausalLM": "Qwen3ForCausalLM"}
+
+
+def dense_twin(shape):
+    """The feed-forward networks are as wide as the experts of one token together."""
+    dense = {key: value for key, value in shape.items() if key not in EXPERT_KEYS}
+    inner = shape.get("moe_intermediate_size", shape["intermediate_size"])
+    return dict(dense, intermediate_size=inner * shape["num_experts_per_tok"], architecture=DENSE_TWIN[shape["architecture"]])
+
+
+SHAPES.update({f"{name}-active": dense_twin(shape) for name, shape in list(SHAPES.items()) if "architecture" in shape})
 NUM_SPECIAL = 256  # ids at the end of the vocabulary, as Llama 3 has them
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_of_turn|>", "<|end_of_turn|>"]
 WEIGHT_STD = 0.02
@@ -49,9 +79,29 @@ CHAT_TEMPLATE = (
     "<|end_of_turn|>{% endfor %}{% if add_generation_prompt %}<|start_of_turn|>assistant\n\n{% endif %}")
 
 
+def feed_forward(shape):
+    """(name, shape) of a layer's, as the architecture's checkpoints on the hub have them."""
+    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    if shape["architecture"] == "MixtralForCausalLM":
+        yield "block_sparse_moe.gate.weight", (shape["num_local_experts"], hidden)
+        for expert in range(shape["num_local_experts"]):
+            for name, dims in (("w1", (inner, hidden)), ("w2", (hidden, inner)), ("w3", (inner, hidden))):
+                yield f"block_sparse_moe.experts.{expert}.{name}.weight", dims
+        return
+    prefixes = ["mlp."]
+    if "num_experts" in shape:
+        yield "mlp.gate.weight", (shape["num_experts"], hidden)
+        prefixes = [f"mlp.experts.{expert}." for expert in range(shape["num_experts"])]
+        inner = shape["moe_intermediate_size"]
+    for prefix in prefixes:
+        yield prefix + "gate_proj.weight", (inner, hidden)
+        yield prefix + "up_proj.weight", (inner, hidden)
+        yield prefix + "down_proj.weight", (hidden, inner)
+
+
 def tensors(shape):
     """(name, shape) of every tensor, in file order."""
-    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    hidden = shape["hidden_size"]
     q = shape["num_attention_heads"] * shape["head_dim"]
     kv = shape["num_key_value_heads"] * shape["head_dim"]
     yield "model.embed_tokens.weight", (shape["vocab_size"], hidden)
@@ -62,10 +112,12 @@ def tensors(shape):
         yield prefix + "self_attn.k_proj.weight", (kv, hidden)
         yield prefix + "self_attn.v_proj.weight", (kv, hidden)
         yield prefix + "self_attn.o_proj.weight", (hidden, q)
+        if shape["architecture"].startswith("Qwen3"):
+            yield prefix + "self_attn.q_norm.weight", (shape["head_dim"],)
+            yield prefix + "self_attn.k_norm.weight", (shape["head_dim"],)
         yield prefix + "post_attention_layernorm.weight", (hidden,)
-        yield prefix + "mlp.gate_proj.weight", (inner, hidden)
-        yield prefix + "mlp.up_proj.weight", (inner, hidden)
-        yield prefix + "mlp.down_proj.weight", (hidden, inner)
+        for name, dims in feed_forward(shape):
+            yield prefix + name, dims
     yield "model.norm.weight", (hidden,)
     if not shape["tie_word_embeddings"]:
         yield "lm_head.weight", (shape["vocab_size"], hidden)
@@ -149,18 +201,24 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-3.2-1b")
     parser.add_argument("--output", type=pathlib.Path, required=True, help="directory to make")
+    parser.add_argument("--layers", type=int, help="only so many of the shape's layers")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    shape = SHAPES[arguments.shape]
+    shape = {"architecture": "LlamaForCausalLM", "rms_norm_eps": 1e-5, **SHAPES[arguments.shape]}
+    if arguments.layers is not None:
+        if not 1 <= arguments.layers <= shape["num_hidden_layers"]:
+            parser.error(f"--layers is {arguments.layers}, want 1 to {shape['num_hidden_layers']}")
+        shape["num_hidden_layers"] = arguments.layers
     try:
         arguments.output.mkdir(parents=True)
     except FileExistsError:
         parser.error(f"--output {arguments.output}: exists already")
     first_special = shape["vocab_size"] - NUM_SPECIAL
+    config = {key: value for key, value in shape.items() if key != "architecture"}
     write_json(arguments.output / "config.json", dict(
-        architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", rms_norm_eps=1e-5, torch_dtype="bfloat16",
-        attention_bias=False, mlp_bias=False, bos_token_id=first_special, eos_token_id=[first_special + 1, first_special + 3],
-        **shape))
+        architectures=[shape["architecture"]], model_type=MODEL_TYPES[shape["architecture"]], hidden_act="silu",
+        torch_dtype="bfloat16", attention_bias=False, mlp_bias=False, bos_token_id=first_special,
+        eos_token_id=[first_special + 1, first_special + 3], **config))
     write_json(arguments.output / "tokenizer.json", tokenizer(shape["vocab_size"]))
     write_json(arguments.output / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[0], "eos_token": SPECIAL[1],
