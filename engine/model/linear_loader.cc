@@ -59,8 +59,9 @@ absl::StatusOr<Weight> QuantizeTensor(const TensorView& tensor, const MatrixShar
 }
 
 // Bytes that a module takes as a whole, near enough to compare a head with the layers.
-double ModelBytes(const MatrixShare& share, double bytes_per_weight) {
-  return static_cast<double>(share.n) * static_cast<double>(share.k) * bytes_per_weight;
+double ModelBytes(const LinearModule& module, double bytes_per_weight) {
+  return static_cast<double>(module.share.n) * static_cast<double>(module.share.k) *
+         bytes_per_weight * module.step_share;
 }
 
 int64_t StoredBytes(const TensorView& tensor, int64_t num_elements) {
@@ -68,14 +69,15 @@ int64_t StoredBytes(const TensorView& tensor, int64_t num_elements) {
 }
 
 // The values as floats in the checkpoint's order of channels: what dequantizing in Python gives.
-// REQUIRES: a channel order.
-AlignedBuffer<float> Expand(const StoredInt4& stored, ThreadPool* pool) {
+std::vector<float> Expand(const StoredInt4& stored, ThreadPool* pool) {
   const Int4Weight& weight = stored.weight;
-  AlignedBuffer<float> values(static_cast<size_t>(weight.n * weight.k));
+  std::vector<float> values(static_cast<size_t>(weight.n * weight.k));
   pool->ParallelFor(weight.n, 16, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t column = 0; column < weight.k; ++column) {
-        const int64_t channel = stored.channel_order[static_cast<size_t>(column)];
+        const int64_t channel = stored.channel_order.empty()
+                                    ? column
+                                    : stored.channel_order[static_cast<size_t>(column)];
         values[static_cast<size_t>(row * weight.k + channel)] = weight.Dequantize(row, column);
       }
     }
@@ -83,7 +85,38 @@ AlignedBuffer<float> Expand(const StoredInt4& stored, ThreadPool* pool) {
   return values;
 }
 
+std::vector<float> Expand(const Int8Weight& weight) {
+  std::vector<float> values(static_cast<size_t>(weight.n * weight.k));
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] =
+        static_cast<float>(weight.codes[i]) * weight.scales[i / static_cast<size_t>(weight.k)];
+  }
+  return values;
+}
+
 }  // namespace
+
+void LinearCounts::Add(const LinearCounts& other) {
+  dense += other.dense;
+  folded += other.folded;
+  integer += other.integer;
+  int8 += other.int8;
+  int4_floats += other.int4_floats;
+  expanded += other.expanded;
+  meant_for_floats += other.meant_for_floats;
+  model_bytes += other.model_bytes;
+}
+
+LinearLoader LinearLoader::Fork(ThreadPool* pool) const {
+  LinearLoader fork(checkpoint_, config_, options_, dtype_, total_bytes_, pool);
+  fork.is_fork_ = true;
+  return fork;
+}
+
+void LinearLoader::Join(const LinearLoader& fork) {
+  counts_.Add(fork.counts_);
+  Consumed(fork.bytes_done_);
+}
 
 absl::StatusOr<const WeightScheme*> LinearLoader::StoredScheme(const std::string& module) const {
   const TensorView* plain = checkpoint_.Find(module + ".weight");
@@ -141,7 +174,9 @@ absl::StatusOr<Linear> LinearLoader::Load(const std::vector<LinearModule>& modul
   std::vector<Source> sources;
   for (const LinearModule& module : modules) {
     Source source = {.module = &module};
-    NIBBLE_ASSIGN_OR_RETURN(source.scheme, StoredScheme(module.name));
+    if (!module.tensor.has_value()) {
+      NIBBLE_ASSIGN_OR_RETURN(source.scheme, StoredScheme(module.name));
+    }
     NIBBLE_ASSIGN_OR_RETURN(source.form, ChooseForm(module.name, source.scheme));
     sources.push_back(source);
   }
@@ -165,6 +200,41 @@ absl::StatusOr<Linear> LinearLoader::LoadPlain(const LinearModule& module, Weigh
   return Linear(std::move(parts), {});
 }
 
+absl::StatusOr<std::vector<float>> LinearLoader::LoadFloats(const LinearModule& module) {
+  NIBBLE_ASSIGN_OR_RETURN(const WeightScheme* scheme, StoredScheme(module.name));
+  const TensorView* plain = checkpoint_.Find(module.name + ".weight");
+  if (plain != nullptr && plain->dtype != DType::kI8) scheme = nullptr;
+  NIBBLE_RETURN_IF_ERROR(LoadBias({&module, 1}).status());
+  if (scheme == nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(plain, PlainTensor(module));
+    Consumed(static_cast<int64_t>(plain->bytes.size()));
+    return TensorToFloats(*plain, pool_);
+  }
+  const Source source = {.module = &module, .scheme = scheme, .form = WeightForm::kInt4Floats};
+  if (scheme->weight_bits == 8) {
+    NIBBLE_ASSIGN_OR_RETURN(const Int8Weight weight, ReadInt8(source));
+    return Expand(weight);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const StoredInt4 stored, ReadInt4(source));
+  return Expand(stored, pool_);
+}
+
+absl::StatusOr<Linear> LinearLoader::LoadFloatLayer(const LinearModule& module) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, LoadFloats(module));
+  auto packed = kernels::PackDense(values.data(), DType::kF32, module.share.n, module.share.k,
+                                   DType::kF32, options_.isa, pool_);
+  if (!packed.ok()) return Annotate(packed.status(), module.name);
+  counts_.model_bytes += ModelBytes(module, sizeof(float));
+  std::vector<Linear::Part> parts;
+  parts.push_back({.weight = *std::move(packed)});
+  return Linear(std::move(parts), {});
+}
+
+absl::StatusOr<const TensorView*> LinearLoader::PlainTensor(const LinearModule& module) const {
+  if (module.tensor.has_value()) return &*module.tensor;
+  return checkpoint_.Get(module.name + ".weight", {module.share.n, module.share.k});
+}
+
 absl::Status LinearLoader::Add(Sources sources, std::vector<Linear::Part>* parts) {
   switch (sources.front().form) {
     case WeightForm::kDense:
@@ -186,14 +256,13 @@ absl::Status LinearLoader::AddDense(Sources sources, std::vector<Linear::Part>* 
   AlignedBuffer<uint8_t> rows(static_cast<size_t>(n) * row_bytes);
   uint8_t* next = rows.data();
   for (const Source& source : sources) {
-    const auto& [name, share, bias] = *source.module;
-    NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                            checkpoint_.Get(name + ".weight", {share.n, share.k}));
+    const MatrixShare& share = source.module->share;
+    NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor, PlainTensor(*source.module));
     NIBBLE_RETURN_IF_ERROR(ConvertShare(*tensor, share, dtype_, next, pool_));
     next += static_cast<size_t>(share.rows.size()) * row_bytes;
     Consumed(StoredBytes(*tensor, share.num_elements()));
     ++counts_.dense;
-    counts_.model_bytes += ModelBytes(share, static_cast<double>(SizeOf(dtype_)));
+    counts_.model_bytes += ModelBytes(*source.module, static_cast<double>(SizeOf(dtype_)));
   }
   auto packed = kernels::PackDense(rows.data(), dtype_, n, k, dtype_, options_.isa, pool_);
   if (!packed.ok()) return Annotate(packed.status(), sources.front().module->name);
@@ -216,7 +285,7 @@ absl::Status LinearLoader::AddInt4(Sources sources, std::vector<Linear::Part>* p
     }
     whole.channel_order = std::move(stored.channel_order);
     AppendRows(std::move(stored.weight), &whole.weight);
-    counts_.model_bytes += ModelBytes(sources[i].module->share, 0.5);
+    counts_.model_bytes += ModelBytes(*sources[i].module, 0.5);
   }
   return PackInt4(whole, sources[first], static_cast<int64_t>(sources.size() - first), parts);
 }
@@ -224,15 +293,15 @@ absl::Status LinearLoader::AddInt4(Sources sources, std::vector<Linear::Part>* p
 template <typename Weight>
 absl::StatusOr<Weight> LinearLoader::QuantizeModule(const LinearModule& module) {
   const MatrixShare& share = module.share;
-  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor,
-                          checkpoint_.Get(module.name + ".weight", {share.n, share.k}));
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor, PlainTensor(module));
   NIBBLE_ASSIGN_OR_RETURN(Weight weight, QuantizeTensor<Weight>(*tensor, share, pool_));
   Consumed(StoredBytes(*tensor, share.rows.size() * share.k));
   return weight;
 }
 
 absl::StatusOr<StoredInt4> LinearLoader::ReadInt4(const Source& source) {
-  const auto& [name, share, bias] = *source.module;
+  const std::string& name = source.module->name;
+  const MatrixShare& share = source.module->share;
   const int64_t group_size =
       source.scheme == nullptr ? kRtnOptions.group_size : source.scheme->GroupSizeOf(share.k);
   NIBBLE_RETURN_IF_ERROR(CheckOnGroups(config_, options_.place, name, share, group_size));
@@ -265,7 +334,7 @@ absl::Status LinearLoader::PackInt4(const StoredInt4& stored, const Source& firs
     return absl::OkStatus();
   }
   if (first.form == WeightForm::kInt4Floats) {
-    const AlignedBuffer<float> values = Expand(stored, pool_);
+    const std::vector<float> values = Expand(stored, pool_);
     auto packed = kernels::PackDense(values.data(), DType::kF32, weight.n, weight.k, DType::kF32,
                                      options_.isa, pool_);
     if (!packed.ok()) return Annotate(packed.status(), first.module->name);
@@ -292,7 +361,7 @@ absl::Status LinearLoader::AddInt8(Sources sources, std::vector<Linear::Part>* p
     NIBBLE_ASSIGN_OR_RETURN(Int8Weight weight, ReadInt8(source));
     AppendRows(std::move(weight), &whole);
     ++counts_.int8;
-    counts_.model_bytes += ModelBytes(source.module->share, 1.0);
+    counts_.model_bytes += ModelBytes(*source.module, 1.0);
   }
   auto packed = kernels::PackInt8(whole, options_.isa, pool_);
   if (!packed.ok()) return Annotate(packed.status(), sources.front().module->name);
@@ -339,7 +408,7 @@ absl::StatusOr<std::vector<float>> LinearLoader::LoadVector(const std::string& n
 
 void LinearLoader::Consumed(int64_t num_bytes) {
   bytes_done_ = std::min(bytes_done_ + num_bytes, total_bytes_);
-  if (options_.progress) options_.progress(bytes_done_, total_bytes_);
+  if (options_.progress && !is_fork_) options_.progress(bytes_done_, total_bytes_);
 }
 
 }  // namespace nibble::engine

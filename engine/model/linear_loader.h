@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -37,6 +38,10 @@ struct LinearModule {
   std::string name;   // "model.layers.0.self_attn.q_proj"
   MatrixShare share;  // what of it this rank holds
   bool bias = false;
+  // Of a module that is stored plain in one tensor with others: its [share.n, share.k].
+  std::optional<TensorView> tensor;
+  // How much of it a step of one token reads: of an expert less than 1, as LinearCounts says.
+  double step_share = 1.0;
 };
 
 // What was loaded so far.
@@ -49,9 +54,12 @@ struct LinearCounts {
   int64_t expanded = 0;          // 4-bit weights as float32
   int64_t meant_for_floats = 0;  // stored for 16-bit activations, running with int8
 
-  // Of the linear layers as whole modules, whatever this rank's share: the same on every rank.
+  // What a step of one token reads of the layers loaded, as whole modules, whatever this rank's
+  // share: the same on every rank of a stage. So an expert counts as the part of the tokens that
+  // choose it, times the ranks that have others.
   double model_bytes = 0.0;
 
+  void Add(const LinearCounts& other);
   int64_t total() const { return dense + folded + integer + int8 + int4_floats + expanded; }
 };
 
@@ -79,6 +87,16 @@ class LinearLoader {
   // tensors disagree.
   absl::StatusOr<const WeightScheme*> StoredScheme(const std::string& module) const;
 
+  // A whole module as float32, whatever the checkpoint holds it in, and a layer of that. Rules for
+  // all linear layers do not mean it where its tensor is plain. Not in the counts of forms.
+  absl::StatusOr<std::vector<float>> LoadFloats(const LinearModule& module);
+  absl::StatusOr<Linear> LoadFloatLayer(const LinearModule& module);
+
+  // A loader for other layers at the same time on one more thread, which runs `pool` alone. What it
+  // loaded is counted, and told as progress, by Join().
+  LinearLoader Fork(ThreadPool* pool) const;
+  void Join(const LinearLoader& fork);
+
   absl::StatusOr<std::vector<float>> LoadVector(const std::string& name, int64_t size);
   void Consumed(int64_t num_bytes);  // of the checkpoint, for the progress
 
@@ -93,6 +111,7 @@ class LinearLoader {
   };
   using Sources = std::span<const Source>;
 
+  absl::StatusOr<const TensorView*> PlainTensor(const LinearModule& module) const;
   absl::StatusOr<WeightForm> ChooseForm(const std::string& module,
                                         const WeightScheme* scheme) const;
   // Parts of `sources`, which all have one form.
@@ -115,6 +134,7 @@ class LinearLoader {
   const DType dtype_;
   const int64_t total_bytes_;
   ThreadPool* pool_;
+  bool is_fork_ = false;
   int64_t bytes_done_ = 0;
   LinearCounts counts_;
 };

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/model/expert_loader.h"
 #include "engine/model/linear_loader.h"
 #include "engine/model/memory.h"
 #include "engine/model/shard.h"
@@ -22,6 +23,13 @@ constexpr double kHeadShare = 1.0 / 8;
 const char kEmbedding[] = "model.embed_tokens";
 const char kHead[] = "lm_head";
 
+// Of linear layers, those that a step of one token reads; norms are next to nothing.
+double StepLinearParameters(const ModelConfig& config) {
+  const int64_t embeddings =
+      config.vocab_size * config.hidden_size * (config.tie_word_embeddings ? 1 : 2);
+  return static_cast<double>(config.num_active_parameters() - embeddings);
+}
+
 class DecoderLoader {
  public:
   DecoderLoader(const Checkpoint& checkpoint, const ModelConfig& config, const LoadOptions& options,
@@ -31,17 +39,18 @@ class DecoderLoader {
         options_(options),
         dtype_(options.dtype.value_or(config.dtype)),
         pool_(pool),
-        total_bytes_(BytesToRead()),
-        linears_(checkpoint, config, options, dtype_, total_bytes_, pool) {}
+        total_bytes_(BytesToRead(checkpoint, config, options)),
+        linears_(checkpoint, config, options, dtype_, total_bytes_, pool),
+        experts_(checkpoint, config, options, &linears_, pool) {}
 
   absl::StatusOr<DecoderWeights> Load();
 
  private:
   LinearModule Module(const std::string& name, bool bias = false) const;
-  int64_t BytesToRead() const;
   absl::StatusOr<EmbeddingTable> LoadEmbedding();
   absl::StatusOr<DecoderLayer> LoadLayer(int64_t layer_idx);
   absl::StatusOr<Linear> LoadHead();
+  absl::Status ChooseHead();
   WeightForm ChooseHeadForm() const;
   bool TakesInt8() const;  // some linear layer does
   std::string QuantizationName() const;
@@ -54,7 +63,11 @@ class DecoderLoader {
   ThreadPool* pool_;
   const int64_t total_bytes_;
   LinearLoader linears_;
-  std::string head_name_;  // "int8"
+  ExpertLoader experts_;
+  // Of the head, on every stage: one that has none says what the last one has.
+  WeightForm head_form_ = WeightForm::kDense;
+  bool head_is_stored_ = false;  // in a quantized form
+  std::string head_name_;        // "int8"
 };
 
 absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
@@ -67,15 +80,21 @@ absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
   NIBBLE_RETURN_IF_ERROR(CheckMemory(LeastWeightBytes(config_, options_), "the model's weights"));
   DecoderWeights weights;
   weights.kv_dtype = dtype_;
-  NIBBLE_ASSIGN_OR_RETURN(weights.embedding, LoadEmbedding());
-  weights.layers.reserve(static_cast<size_t>(config_.num_layers));
-  for (int64_t l = 0; l < config_.num_layers; ++l) {
+  if (options_.place.is_first_stage()) {
+    NIBBLE_ASSIGN_OR_RETURN(weights.embedding, LoadEmbedding());
+  }
+  const Range layers = LayersOf(config_, options_.place);
+  weights.layers.reserve(static_cast<size_t>(layers.size()));
+  for (int64_t l = layers.begin; l < layers.end; ++l) {
     NIBBLE_ASSIGN_OR_RETURN(DecoderLayer layer, LoadLayer(l));
     weights.layers.push_back(std::move(layer));
   }
-  NIBBLE_ASSIGN_OR_RETURN(weights.final_norm,
-                          linears_.LoadVector("model.norm.weight", config_.hidden_size));
-  NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, LoadHead());
+  NIBBLE_RETURN_IF_ERROR(ChooseHead());
+  if (options_.place.is_last_stage()) {
+    NIBBLE_ASSIGN_OR_RETURN(weights.final_norm,
+                            linears_.LoadVector("model.norm.weight", config_.hidden_size));
+    NIBBLE_ASSIGN_OR_RETURN(weights.lm_head, LoadHead());
+  }
   weights.quantization_name = QuantizationName();
   weights.warnings = Warnings();
   if (options_.progress) options_.progress(total_bytes_, total_bytes_);
@@ -84,26 +103,6 @@ absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
 
 LinearModule DecoderLoader::Module(const std::string& name, bool bias) const {
   return {.name = name, .share = *ShareOf(config_, options_.place, name), .bias = bias};
-}
-
-// By tensors and shares; within what scales and zero points of slices differ by.
-int64_t DecoderLoader::BytesToRead() const {
-  const bool rounds = options_.quantization != Quantization::kNone && !config_.quantization;
-  double bytes = 0.0;
-  for (const TensorView& tensor : checkpoint_.tensors()) {
-    const std::string_view name = tensor.name;
-    const auto share = ShareOf(config_, options_.place, name.substr(0, name.rfind('.')));
-    double part = 1.0;
-    if (share.has_value()) {
-      part = static_cast<double>(share->rows.size()) / static_cast<double>(share->n);
-      // What is rounded is read in whole rows.
-      if (!rounds) {
-        part *= static_cast<double>(share->columns.size()) / static_cast<double>(share->k);
-      }
-    }
-    bytes += static_cast<double>(tensor.bytes.size()) * part;
-  }
-  return static_cast<int64_t>(bytes);
 }
 
 absl::StatusOr<EmbeddingTable> DecoderLoader::LoadEmbedding() {
@@ -152,6 +151,10 @@ absl::StatusOr<DecoderLayer> DecoderLoader::LoadLayer(int64_t layer_idx) {
   NIBBLE_ASSIGN_OR_RETURN(layer.o, linears_.Load({Module(attention + "o_proj", config_.o_bias)}));
   NIBBLE_ASSIGN_OR_RETURN(layer.post_attention_norm,
                           linears_.LoadVector(prefix + "post_attention_layernorm.weight", hidden));
+  if (config_.HasExperts(layer_idx)) {
+    NIBBLE_ASSIGN_OR_RETURN(layer.moe, experts_.Load(layer_idx));
+    return layer;
+  }
   NIBBLE_ASSIGN_OR_RETURN(layer.gate_up, linears_.Load({Module(mlp + "gate_proj", mlp_bias),
                                                         Module(mlp + "up_proj", mlp_bias)}));
   NIBBLE_ASSIGN_OR_RETURN(layer.down, linears_.Load({Module(mlp + "down_proj", mlp_bias)}));
@@ -163,7 +166,8 @@ bool DecoderLoader::TakesInt8() const {
   return counts.folded + counts.integer + counts.int8 > 0;
 }
 
-// By the whole model, so that all ranks choose what one would.
+// By the whole model, so that all ranks choose what one would: a stage takes the others' layers to
+// be stored as its own.
 WeightForm DecoderLoader::ChooseHeadForm() const {
   switch (options_.head_quantization) {
     case HeadQuantization::kNone:
@@ -179,12 +183,14 @@ WeightForm DecoderLoader::ChooseHeadForm() const {
   const double head_bytes = static_cast<double>(config_.vocab_size) *
                             static_cast<double>(config_.hidden_size) *
                             static_cast<double>(SizeOf(dtype_));
-  const double step_bytes = head_bytes + linears_.counts().model_bytes;
+  const RankPlace stage = {.stage = options_.place.stage, .num_stages = options_.place.num_stages};
+  const double stages =
+      StepLinearParameters(config_) / StepLinearParameters(RankConfig(config_, stage));
+  const double step_bytes = head_bytes + linears_.counts().model_bytes * stages;
   return head_bytes > kHeadShare * step_bytes ? WeightForm::kInt8 : WeightForm::kDense;
 }
 
-absl::StatusOr<Linear> DecoderLoader::LoadHead() {
-  const LinearModule module = Module(config_.tie_word_embeddings ? kEmbedding : kHead);
+absl::Status DecoderLoader::ChooseHead() {
   bool stored = false;
   for (const std::string_view suffix : {".weight_packed", ".qweight", ".weight_scale"}) {
     stored = stored || checkpoint_.Find(fmt::format("{}{}", kHead, suffix)) != nullptr;
@@ -205,17 +211,23 @@ absl::StatusOr<Linear> DecoderLoader::LoadHead() {
           "bits",
           kHead, scheme->weight_bits);
     }
+    head_is_stored_ = true;
     head_name_ = fmt::format("int{}, as stored", scheme->weight_bits);
-    return linears_.Load({module});
+    return absl::OkStatus();
   }
-  const WeightForm form = ChooseHeadForm();
-  head_name_ = form == WeightForm::kInt8   ? "int8"
-               : form == WeightForm::kInt4 ? "int4"
-                                           : std::string(ToString(dtype_));
-  if (config_.tie_word_embeddings && form != WeightForm::kDense) {
+  head_form_ = ChooseHeadForm();
+  head_name_ = head_form_ == WeightForm::kInt8   ? "int8"
+               : head_form_ == WeightForm::kInt4 ? "int4"
+                                                 : std::string(ToString(dtype_));
+  if (config_.tie_word_embeddings && head_form_ != WeightForm::kDense) {
     head_name_ += fmt::format(" beside the {} embedding", ToString(dtype_));
   }
-  return linears_.LoadPlain(module, form);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Linear> DecoderLoader::LoadHead() {
+  const LinearModule module = Module(config_.tie_word_embeddings ? kEmbedding : kHead);
+  return head_is_stored_ ? linears_.Load({module}) : linears_.LoadPlain(module, head_form_);
 }
 
 std::string DecoderLoader::QuantizationName() const {
@@ -256,27 +268,6 @@ std::vector<std::string> DecoderLoader::Warnings() const {
 }
 
 }  // namespace
-
-int64_t LeastWeightBytes(const ModelConfig& config, const LoadOptions& options) {
-  const RankPlace& place = options.place;
-  const auto hidden = static_cast<double>(config.hidden_size);
-  const double all_vocab_params = static_cast<double>(config.vocab_size) * hidden;
-  const double vocab_params = static_cast<double>(VocabularyOf(config, place).size()) * hidden;
-  const double linear_params = static_cast<double>(RankConfig(config, place).num_parameters()) -
-                               all_vocab_params * (config.tie_word_embeddings ? 1 : 2);
-  const auto dense_bytes = static_cast<double>(SizeOf(options.dtype.value_or(config.dtype)));
-  const int stored_bits =
-      config.quantization.has_value() ? config.quantization->min_weight_bits() : 0;
-  double linear_bytes = stored_bits == 0 ? dense_bytes : stored_bits / 8.0;
-  if (options.quantization == Quantization::kW4A8 || options.quantization == Quantization::kW4A16) {
-    linear_bytes = 0.5;
-  }
-  if (options.quantization == Quantization::kW8A8) linear_bytes = 1.0;
-  const double head_bytes =
-      options.head_quantization == HeadQuantization::kNone && stored_bits == 0 ? dense_bytes : 0.5;
-  return static_cast<int64_t>(linear_params * linear_bytes +
-                              vocab_params * (dense_bytes + head_bytes));
-}
 
 absl::StatusOr<DecoderWeights> LoadDecoderWeights(const Checkpoint& checkpoint,
                                                   const ModelConfig& config,

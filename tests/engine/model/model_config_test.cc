@@ -66,7 +66,10 @@ TEST(ModelConfigTest, NumParametersCountsEveryFixture) {
   for (const char* name :
        {"tests/fixtures/models/llama", "tests/fixtures/models/llama3",
         "tests/fixtures/models/llama_linear_bias", "tests/fixtures/models/mistral",
-        "tests/fixtures/models/qwen2", "tests/fixtures/models/qwen3", "models/stories-mixtral"}) {
+        "tests/fixtures/models/qwen2", "tests/fixtures/models/qwen3",
+        "tests/fixtures/models/mixtral", "tests/fixtures/models/mixtral_fused",
+        "tests/fixtures/models/qwen2_moe", "tests/fixtures/models/qwen3_moe",
+        "tests/fixtures/models/qwen3_moe_norm", "models/stories-mixtral"}) {
     const std::string dir = std::string(NIBBLE_SOURCE_DIR "/") + name;
     const auto config = LoadModelConfig(dir);
     ASSERT_TRUE(config.ok()) << config.status();
