@@ -160,7 +160,7 @@ class FakeExecutor final : public engine::Executor {
     const absl::Status lost = Unavailable("rank 1 died in step {}", step);
     if (device_->polls_to_ready == 0) {
       // Ready again before anybody asks: steps may still be begun that read what is lost.
-      model_.Corrupt();
+      model_.Lose();
     } else {
       device_->missing = lost;
       model_ = MakeModel(limits_);

@@ -67,14 +67,22 @@ struct Served {
   EngineStats stats;
 };
 
-// All kinds at once, with the executor lost at these steps.
-Served Answers(const std::set<int64_t>& lose_at_steps, int64_t polls) {
-  EngineRig rig(SmallSteps);
+// Where the executor is lost, and how.
+struct Losses {
+  std::set<int64_t> at_steps;
+  std::set<int64_t> at_begins;
+  int64_t polls_to_ready = 1;
+};
+
+// All kinds at once.
+Served Answers(const Losses& losses, int max_steps_in_flight = 1) {
+  EngineRig rig(SmallSteps, max_steps_in_flight);
   rig.device().CloseGate();
   {
     const std::lock_guard lock(rig.device().mutex);
-    rig.device().lose_at_steps = lose_at_steps;
-    rig.device().polls_to_ready = polls;
+    rig.device().lose_at_steps = losses.at_steps;
+    rig.device().lose_at_begins = losses.at_begins;
+    rig.device().polls_to_ready = losses.polls_to_ready;
   }
   Served run;
   std::vector<std::shared_ptr<FakeSink>> sinks;
@@ -100,21 +108,43 @@ Served Answers(const std::set<int64_t>& lose_at_steps, int64_t polls) {
 }
 
 TEST(EngineOutageTest, ALossAtAnyStepChangesNoAnswer) {
-  const Served whole = Answers({}, 1);
+  const Served whole = Answers({});
   EXPECT_EQ(whole.stats.num_outages, 0);
   for (int64_t step = 0; step < 24; ++step) {
-    const Served run = Answers({step}, 1 + step % 3);
+    const Served run = Answers({.at_steps = {step}, .polls_to_ready = 1 + step % 3});
     EXPECT_EQ(run.answers, whole.answers) << "lost at step " << step;
     EXPECT_EQ(run.stats.num_outages, 1);
     EXPECT_GE(run.stats.num_lost_sequences, 1);
   }
 }
 
+// With polls_to_ready 0, steps are begun before the loop knows of the loss.
+TEST(EngineOutageTest, ALossTakesAllStepsInFlightAndChangesNoAnswer) {
+  const Served whole = Answers({});
+  for (const int max_steps_in_flight : {2, 3, 5}) {
+    EXPECT_EQ(Answers({}, max_steps_in_flight).answers, whole.answers);
+    for (int64_t step = 0; step < 24; ++step) {
+      Losses losses{.polls_to_ready = step % 3};
+      (step % 2 == 0 ? losses.at_steps : losses.at_begins).insert(step);
+      const Served run = Answers(losses, max_steps_in_flight);
+      EXPECT_EQ(run.answers, whole.answers)
+          << "lost at step " << step << " with " << max_steps_in_flight << " in flight";
+      EXPECT_EQ(run.stats.num_outages, 1);
+    }
+  }
+}
+
 TEST(EngineOutageTest, RepeatedLossesChangeNoAnswer) {
-  const Served whole = Answers({}, 1);
-  const Served run = Answers({0, 1, 2, 7, 9, 10, 20, 21, 22, 23, 40}, 2);
+  const Served whole = Answers({});
+  Losses losses{.at_steps = {0, 1, 2, 7, 9, 10, 20, 21, 22, 23, 40}, .polls_to_ready = 2};
+  const Served run = Answers(losses);
   EXPECT_EQ(run.answers, whole.answers);
   EXPECT_EQ(run.stats.num_outages, 11);
+  losses.at_begins = {1, 5, 12, 13, 30};
+  for (const int64_t polls : {0, 2}) {
+    losses.polls_to_ready = polls;
+    EXPECT_EQ(Answers(losses, 3).answers, whole.answers);
+  }
 }
 
 TEST(EngineOutageTest, APrefixThatWasCachedIsComputedAgain) {
@@ -293,7 +323,7 @@ TEST(EngineOutageTest, BadGroupTimeoutsAreRefused) {
 }
 
 // Clients come, cancel and go while the executor is lost again and again.
-TEST(EngineOutageTest, RandomLossesUnderLoadLoseNoTokenAndNoBlock) {
+void RandomLossesUnderLoad(int max_steps_in_flight, int64_t polls_to_ready) {
   std::vector<Answer> expected;
   for (const Kind& kind : Kinds()) {
     EngineRig alone;
@@ -301,17 +331,20 @@ TEST(EngineOutageTest, RandomLossesUnderLoadLoseNoTokenAndNoBlock) {
     const RequestOutput last = sink->WaitForEnd();
     expected.push_back({sink->text(), sink->token_ids(), 0, *last.finish_reason});
   }
-  EngineRig rig([](EngineConfig* config, ExecutorLimits* limits) {
-    SmallSteps(config, limits);
-    limits->num_blocks = 30;
-  });
+  EngineRig rig(
+      [](EngineConfig* config, ExecutorLimits* limits) {
+        SmallSteps(config, limits);
+        limits->num_blocks = 30;
+      },
+      max_steps_in_flight);
   {
     const std::lock_guard lock(rig.device().mutex);
     testing::Random random(5);
     for (int64_t step = 0; step < 20'000; step += random.Int(1, 60)) {
-      rig.device().lose_at_steps.insert(step);
+      (random.Int(0, 2) > 0 ? rig.device().lose_at_steps : rig.device().lose_at_begins)
+          .insert(step);
     }
-    rig.device().polls_to_ready = 1;
+    rig.device().polls_to_ready = polls_to_ready;
     rig.device().step_ns = 1000;
   }
   std::atomic<int> num_whole{0};
@@ -343,6 +376,13 @@ TEST(EngineOutageTest, RandomLossesUnderLoadLoseNoTokenAndNoBlock) {
   EXPECT_GT(num_whole, 50);
   EXPECT_GT(rig.engine().Stats().num_outages, 5);
   EXPECT_GT(rig.engine().Stats().num_lost_sequences, 5);
+}
+
+TEST(EngineOutageTest, RandomLossesUnderLoadLoseNoTokenAndNoBlock) { RandomLossesUnderLoad(1, 1); }
+
+TEST(EngineOutageTest, RandomLossesOfSeveralStepsLoseNoTokenAndNoBlock) {
+  RandomLossesUnderLoad(2, 1);
+  RandomLossesUnderLoad(3, 0);
 }
 
 }  // namespace

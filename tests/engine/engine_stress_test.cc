@@ -44,7 +44,7 @@ Kind MakeKind(int i) {
   return kind;
 }
 
-TEST(EngineStressTest, ConcurrentClientsWithRandomCancels) {
+void ConcurrentClientsWithRandomCancels(int max_steps_in_flight) {
   constexpr int kNumKinds = 20;
   std::vector<std::vector<int32_t>> expected;
   {
@@ -56,7 +56,7 @@ TEST(EngineStressTest, ConcurrentClientsWithRandomCancels) {
       expected.push_back(sink->token_ids());
     }
   }
-  EngineRig rig(TinyPool);
+  EngineRig rig(TinyPool, max_steps_in_flight);
   std::atomic<int> num_whole{0};
   std::vector<std::thread> clients;
   for (uint32_t client = 0; client < 4; ++client) {
@@ -87,6 +87,13 @@ TEST(EngineStressTest, ConcurrentClientsWithRandomCancels) {
   int64_t num_preemptions = 0;
   for (const StepStats& step : rig.observer().steps()) num_preemptions += step.num_preemptions;
   EXPECT_GT(num_preemptions, 0);
+  EXPECT_EQ(rig.device().max_in_flight, max_steps_in_flight);
+}
+
+TEST(EngineStressTest, ConcurrentClientsWithRandomCancels) {
+  for (const int max_steps_in_flight : {1, 2, 3}) {
+    ConcurrentClientsWithRandomCancels(max_steps_in_flight);
+  }
 }
 
 TEST(EngineStressTest, StreamsShareSteps) {
@@ -121,7 +128,7 @@ TEST(EngineStressTest, AHundredClientsThatVanishLeaveNothing) {
 
 TEST(EngineStressTest, SubmitCancelDrainAndStopMayRace) {
   for (uint32_t round = 0; round < 30; ++round) {
-    EngineRig rig(TinyPool);
+    EngineRig rig(TinyPool, 1 + static_cast<int>(round / 2 % 3));
     std::array<std::vector<std::shared_ptr<FakeSink>>, 2> accepted;
     std::vector<std::thread> threads;
     for (size_t client = 0; client < accepted.size(); ++client) {
