@@ -9,12 +9,25 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "base/slab_memory.h"
+
 namespace nibble {
 namespace {
 
 constexpr size_t kHugePageBytes = size_t{2} << 20;
 
 bool IsMapped(size_t bytes) { return !kAddressSanitizer && bytes >= kLargeBlockBytes; }
+
+// AllocateZeroPages takes these from slabs.
+bool IsSlabBlock(size_t bytes) {
+  return !kAddressSanitizer && bytes >= SlabMemory::kMinBlockBytes && !IsMapped(bytes);
+}
+
+// Never destroyed: objects of static storage may free blocks later than it would be.
+SlabMemory& Slabs() {
+  static auto* const slabs = new SlabMemory;
+  return *slabs;
+}
 
 size_t RoundUp(size_t value, size_t step) { return (value + step - 1) / step * step; }
 
@@ -43,6 +56,7 @@ void* AllocateMemory(size_t bytes) noexcept {
 }
 
 void* AllocateZeroPages(size_t bytes) noexcept {
+  if (IsSlabBlock(bytes)) return Slabs().Allocate(bytes);
   void* const memory = AllocateMemory(bytes);
   if (memory != nullptr && !IsMapped(bytes)) std::memset(memory, 0, bytes);
   return memory;
@@ -50,6 +64,7 @@ void* AllocateZeroPages(size_t bytes) noexcept {
 
 void FreeMemory(void* memory, size_t bytes) noexcept {
   if (memory == nullptr) return;
+  if (IsSlabBlock(bytes) && Slabs().Free(memory, bytes)) return;
   if (IsMapped(bytes)) {
     munmap(memory, RoundUp(bytes, 4096));
   } else {

@@ -30,8 +30,8 @@ inline constexpr size_t kLargeBlockBytes = size_t{4} << 20;
 
 // `bytes` > 0 of indeterminate memory; null when there is none.
 void* AllocateMemory(size_t bytes) noexcept;
-// The same, reading as zeros. Pages of a large block come into being where they are first written:
-// on the memory node of the thread that does it. Until then the process does not have them.
+// The same, reading as zeros, for what stays: from 64 KiB on in huge pages (slab_memory.h) that
+// come into being where they are first written, on the memory node of the thread that does it.
 void* AllocateZeroPages(size_t bytes) noexcept;
 // `bytes` as allocated; null is allowed.
 void FreeMemory(void* memory, size_t bytes) noexcept;
