@@ -8,6 +8,7 @@
 #include <bit>
 #include <map>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -116,16 +117,24 @@ SequenceSpec MakeSpec(RequestId id) {
   return spec;
 }
 
-class BatchInvarianceTest : public ::testing::TestWithParam<Quantization> {
+struct Subject {
+  std::string name;
+  Quantization quantization;
+  bool has_experts;
+};
+void PrintTo(const Subject& subject, std::ostream* out) { *out << subject.name; }
+
+class BatchInvarianceTest : public ::testing::TestWithParam<Subject> {
  protected:
   // Two layers over which a mistake in the first one's order spreads.
   static std::string ModelDir() {
     testing::TinyCheckpoint checkpoint(2);
     checkpoint.config["max_position_embeddings"] = 128;
-    return checkpoint.Write("batch_invariance_" + std::to_string(static_cast<int>(GetParam())));
+    if (GetParam().has_experts) checkpoint.UseExperts(6, 2);
+    return checkpoint.Write("batch_invariance_" + GetParam().name);
   }
   static LoadOptions Options() {
-    return {.quantization = GetParam(), .isa = HostCpuFeatures().Best()};
+    return {.quantization = GetParam().quantization, .isa = HostCpuFeatures().Best()};
   }
 };
 
@@ -149,11 +158,12 @@ TEST_P(BatchInvarianceTest, AloneAndAmong31Others) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Quantizations, BatchInvarianceTest,
-                         ::testing::Values(Quantization::kNone, Quantization::kW4A8),
-                         [](const ::testing::TestParamInfo<Quantization>& test) -> std::string {
-                           return test.param == Quantization::kNone ? "float32" : "w4a8";
-                         });
+INSTANTIATE_TEST_SUITE_P(, BatchInvarianceTest,
+                         ::testing::Values(Subject{"float32", Quantization::kNone, false},
+                                           Subject{"w4a8", Quantization::kW4A8, false},
+                                           Subject{"experts_float32", Quantization::kNone, true},
+                                           Subject{"experts_w4a8", Quantization::kW4A8, true}),
+                         [](const auto& test) { return test.param.name; });
 
 // A prompt of 700 tokens crosses attention's tiles (64 positions) and segments (512); its second
 // half is found in the cache or not, under full attention and a window that starts in other tiles.

@@ -3,6 +3,7 @@
 
 // Perplexity of a model in shares.
 
+#include <thread>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -10,6 +11,7 @@
 
 #include "engine/exec/perplexity.h"
 #include "tests/engine/model/rank_models.h"
+#include "tests/engine/model/tiny_checkpoint.h"
 #include "tests/testing/random.h"
 
 namespace nibble::engine {
@@ -30,7 +32,8 @@ std::vector<int32_t> Ids() {
 std::vector<PerplexityRank> RanksOf(RankModels* models) {
   std::vector<PerplexityRank> ranks;
   for (int rank = 0; rank < models->size(); ++rank) {
-    ranks.push_back({models->model(rank), models->communicator(rank), models->pool(rank)});
+    ranks.push_back(
+        {models->model(rank), models->communicator(rank), models->pool(rank), models->link(rank)});
   }
   return ranks;
 }
@@ -55,6 +58,64 @@ TEST(PerplexityRanksTest, IsThatOfOneRank) {
     EXPECT_NEAR(got->mean_nll, want->mean_nll, 1e-5);
     EXPECT_EQ(last_done, 199);
   }
+}
+
+// Stages work on different chunks at a time; the last one's first rank scores, on this thread.
+TEST(PerplexityRanksTest, IsThatOfOneRankInStagesAndExpertParts) {
+  testing::TinyCheckpoint checkpoint(3);
+  checkpoint.UseExperts(4, 2);
+  const std::string dir = checkpoint.Write("perplexity_experts");
+  std::vector<int32_t> ids = Ids();
+  for (int32_t& id : ids) id %= testing::TinyCheckpoint::kVocab;
+  RankModels one(dir, kFloat32, 1);
+  ASSERT_TRUE(one.loaded());
+  const PerplexityOptions options = {.context = 64, .stride = 32};
+  const auto want = ComputePerplexity(one.model(0), ids, options, one.pool(0));
+  ASSERT_TRUE(want.ok()) << want.status();
+  for (const testing::RankShape& shape :
+       std::vector<testing::RankShape>{{.num_stages = 3},
+                                       {.size = 2, .expert_size = 2},
+                                       {.size = 2, .expert_size = 2, .num_stages = 2}}) {
+    RankModels models(dir, kFloat32, shape);
+    ASSERT_TRUE(models.loaded());
+    int64_t last_done = 0;
+    PerplexityOptions own = options;
+    const auto caller = std::this_thread::get_id();
+    own.progress = [&](int64_t done, int64_t) {
+      EXPECT_EQ(std::this_thread::get_id(), caller);
+      last_done = done;
+    };
+    const auto got = ComputePerplexity(RanksOf(&models), ids, own);
+    ASSERT_TRUE(got.ok()) << got.status();
+    EXPECT_EQ(got->num_scored, want->num_scored);
+    EXPECT_EQ(last_done, want->num_scored);
+    if (shape.size == 1) {
+      EXPECT_EQ(got->mean_nll, want->mean_nll);  // the same bits
+    } else {
+      EXPECT_NEAR(got->mean_nll, want->mean_nll, 1e-5);
+    }
+  }
+}
+
+TEST(PerplexityRanksTest, AStageThatFailsEndsAll) {
+  RankModels models(kModelDir, kFloat32, testing::RankShape{.size = 2, .num_stages = 2});
+  ASSERT_TRUE(models.loaded());
+  for (const size_t failing_rank : {0, 3}) {
+    RankModels fresh(kModelDir, kFloat32, testing::RankShape{.size = 2, .num_stages = 2});
+    ASSERT_TRUE(fresh.loaded());
+    std::vector<PerplexityRank> ranks = RanksOf(&fresh);
+    testing::FailingCommunicator failing(ranks[failing_rank].communicator, 5);
+    ranks[failing_rank].communicator = &failing;
+    const auto result = ComputePerplexity(ranks, Ids(), {.context = 64, .stride = 32});
+    EXPECT_EQ(result.status(), testing::FailingCommunicator::Fault());
+  }
+  // Without the last stage nobody has logits.
+  std::vector<PerplexityRank> ranks = RanksOf(&models);
+  ranks.resize(2);
+  EXPECT_THAT(
+      std::string(
+          ComputePerplexity(ranks, Ids(), {.context = 64, .stride = 32}).status().message()),
+      ::testing::HasSubstr("one rank that has logits, 0 of 2"));
 }
 
 TEST(PerplexityRanksTest, OneRankThatFailsEndsAll) {

@@ -22,9 +22,9 @@
 
 namespace nibble::testing {
 
-// Passes everything on and keeps what all-reduces were asked for; fails the one of a number,
-// counted from 0.
-class FailingCommunicator final : public comm::Communicator {
+// Passes everything on and keeps what all-reduces were asked for, and the number of all other
+// calls; fails the all-reduce of a number, counted from 0.
+class FailingCommunicator : public comm::Communicator {
  public:
   FailingCommunicator(comm::Communicator* next, int fail_at) : next_(next), fail_at_(fail_at) {}
 
@@ -39,23 +39,35 @@ class FailingCommunicator final : public comm::Communicator {
     return next_->AllReduce(args, pool);
   }
   const std::vector<comm::AllReduceArgs>& all_reduces() const { return all_reduces_; }
+  int num_all_gathers() const { return num_all_gathers_; }
+  int num_gathers() const { return num_gathers_; }
+  int num_others() const { return num_others_; }
   absl::Status AllGather(const void* send, size_t bytes, void* recv) override {
+    ++num_all_gathers_;
     return next_->AllGather(send, bytes, recv);
   }
   absl::Status Gather(const void* send, const size_t* bytes_of_rank, void* recv,
                       int root) override {
+    ++num_gathers_;
     return next_->Gather(send, bytes_of_rank, recv, root);
   }
   absl::Status Broadcast(void* data, size_t bytes, int root) override {
+    ++num_others_;
     return next_->Broadcast(data, bytes, root);
   }
-  absl::Status Barrier() override { return next_->Barrier(); }
+  absl::Status Barrier() override {
+    ++num_others_;
+    return next_->Barrier();
+  }
   void Abort(const std::string& reason) override { next_->Abort(reason); }
 
  private:
   comm::Communicator* next_;
   const int fail_at_;
   std::vector<comm::AllReduceArgs> all_reduces_;
+  int num_all_gathers_ = 0;
+  int num_gathers_ = 0;
+  int num_others_ = 0;
 };
 
 // Tensor-parallel ranks of a stage, parts that its experts are cut into, stages.

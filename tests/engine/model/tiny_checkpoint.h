@@ -86,6 +86,33 @@ struct TinyCheckpoint {
     }
   }
 
+  // Makes a Mixtral of it. Call before tensors are changed.
+  void UseExperts(int64_t num_experts, int64_t num_experts_per_tok) {
+    config["architectures"] = {"MixtralForCausalLM"};
+    config["model_type"] = "mixtral";
+    config["num_local_experts"] = num_experts;
+    config["num_experts_per_tok"] = num_experts_per_tok;
+    Random random(12);
+    for (int64_t l = 0; l < config["num_hidden_layers"].get<int64_t>(); ++l) {
+      const std::string layer = fmt::format("model.layers.{}.", l);
+      for (const char* name : {"gate_proj", "up_proj", "down_proj"}) {
+        tensors.erase(fmt::format("{}mlp.{}.weight", layer, name));
+      }
+      const std::string moe = layer + "block_sparse_moe.";
+      tensors[moe + "gate.weight"] = {.shape = {num_experts, kHidden},
+                                      .values = random.Normals(num_experts * kHidden, 0.1F)};
+      for (int64_t e = 0; e < num_experts; ++e) {
+        const std::string expert = fmt::format("{}experts.{}.", moe, e);
+        const auto add = [&](const char* name, int64_t n, int64_t k) {
+          tensors[expert + name] = {.shape = {n, k}, .values = random.Normals(n * k, 0.1F)};
+        };
+        add("w1.weight", kIntermediate, kHidden);
+        add("w2.weight", kHidden, kIntermediate);
+        add("w3.weight", kIntermediate, kHidden);
+      }
+    }
+  }
+
   static std::vector<std::string> LinearModules() {
     std::vector<std::string> names;
     for (const char* name : {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
