@@ -11,7 +11,7 @@ namespace nibble::kernels {
 namespace {
 
 // Some microseconds of work: fewer tokens do not pay for waking a thread.
-constexpr int64_t kTokensPerPiece = 64;
+constexpr int64_t kTokensPerPiece = 32;
 
 }  // namespace
 
