@@ -13,8 +13,8 @@
 //                       the reading peak measured right before. dense_...: the same of dense
 //   share_of_roofline   the longer of reading those and of the arithmetic, over moe_us
 //   tokens_per_s        of this layer alone
-//   over_hits           moe_us over what the experts hit predict: the time of the first number of
-//                       tokens, times the experts hit now over those hit then
+//   over_predicted      moe_us over what is predicted: reading the experts hit at the rate of the
+//                       shape's first row, or computing as long as dense does, the longer of both
 //   router_us, route_us, permute_us, combine_us   parts of moe_us, measured apart
 #pragma once
 
