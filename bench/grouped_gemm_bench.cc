@@ -246,7 +246,8 @@ void GroupedGemmBenchOptions::Validate(std::vector<std::string>* violations) con
 }
 
 absl::StatusOr<nlohmann::ordered_json> RunGroupedGemmBench(const GroupedGemmBenchOptions& options,
-                                                           ThreadPool* pool, std::FILE* table) {
+                                                           Isa isa, ThreadPool* pool,
+                                                           std::FILE* table) {
   Report report("grouped-gemm",
                 {{"shape", "shape", 14},
                  {"variant", "variant", 26},
@@ -263,7 +264,6 @@ absl::StatusOr<nlohmann::ordered_json> RunGroupedGemmBench(const GroupedGemmBenc
                  {"random_hit", "rnd hit", 8, 1},
                  {"random_us", "rnd us", 10, 1}},
                 table);
-  const Isa isa = HostCpuFeatures().Best();
   RooflineMeter meter(pool);
   const nlohmann::ordered_json peaks = {{std::string(ToString(isa)), ToJson(meter.Measure(isa))}};
   bool any = false;

@@ -21,6 +21,7 @@
 
 #include "nlohmann/json_fwd.hpp"
 
+#include "base/cpu_features.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
 
@@ -49,9 +50,9 @@ struct GroupedGemmBenchOptions {
   void Validate(std::vector<std::string>* violations) const;
 };
 
-// On the best instruction set of this CPU. INVALID_ARGUMENT when no shape matches the filter, or
-// for a format that is none.
+// INVALID_ARGUMENT when no shape matches the filter, or for a format that is none.
 absl::StatusOr<nlohmann::ordered_json> RunGroupedGemmBench(const GroupedGemmBenchOptions& options,
-                                                           ThreadPool* pool, std::FILE* table);
+                                                           Isa isa, ThreadPool* pool,
+                                                           std::FILE* table);
 
 }  // namespace nibble::bench

@@ -103,9 +103,11 @@ int RunBenchGemm(const BenchOptions& options) {
 }
 
 int RunBenchGroupedGemm(const BenchOptions& options) {
+  const absl::StatusOr<Isa> isa = ChooseIsa();
+  if (!isa.ok()) return Fail(isa.status());
   return Print([&] {
     return RunOnPool(options.threads, options.grouped_gemm, [&](ThreadPool* pool) {
-      return bench::RunGroupedGemmBench(options.grouped_gemm, pool, Table());
+      return bench::RunGroupedGemmBench(options.grouped_gemm, *isa, pool, Table());
     });
   });
 }

@@ -6,6 +6,8 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 
+#include "base/cpu_features.h"
+
 namespace nibble::bench {
 namespace {
 
@@ -18,7 +20,7 @@ TEST(GroupedGemmBenchTest, MeasuresGroupedBesideDense) {
   options.filter = "small";
   options.seconds = 0.0;
   options.rotated_bytes = 1 << 16;
-  const auto result = RunGroupedGemmBench(options, &pool, nullptr);
+  const auto result = RunGroupedGemmBench(options, HostCpuFeatures().Best(), &pool, nullptr);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ((*result)["bench"], "grouped-gemm");
   ASSERT_EQ((*result)["results"].size(), 4U);
@@ -45,7 +47,7 @@ TEST(GroupedGemmBenchTest, AFilterThatNothingMatchesIsAnError) {
   ThreadPool pool(1);
   GroupedGemmBenchOptions options;
   options.filter = "dense";
-  const auto result = RunGroupedGemmBench(options, &pool, nullptr);
+  const auto result = RunGroupedGemmBench(options, HostCpuFeatures().Best(), &pool, nullptr);
   ASSERT_FALSE(result.ok());
   EXPECT_NE(result.status().ToString().find("dense"), std::string::npos);
 }
