@@ -21,10 +21,9 @@
 //
 // Several steps in flight. The stages of a pipeline work at once when each has a step, so running
 // sequences and prompts are spread over the P = max_steps_in_flight steps:
-// - A step takes an equal share of the sequences that decode: at most 1/P of them, and at most what
-//   leaves as many for each step that can be planned before one is done. Smaller batches cost
-//   nothing: every stage reads its weights P times for a round of tokens, but that is what one
-//   large step's way through P idle stages takes too.
+// - A step takes at most 1/P of the sequences that decode, and at most what leaves as many for each
+//   step that can be planned before one is done. Nothing is lost with smaller batches: a round of P
+//   of them takes as long as the way of one of all sequences through P stages, or less.
 // - A step takes 1/(4 P) of the prompt tokens that are to be computed, running and waiting, so that
 //   filling and emptying the pipeline costs a fraction (P - 1)/(4 P) of a prompt's time; but no
 //   less than min_share_tokens, below which a stage is busy with its weights rather than with

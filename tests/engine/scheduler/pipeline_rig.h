@@ -63,10 +63,14 @@ class PipelineRig {
     scheduler_.CheckInvariants();
   }
 
-  // Plans as many steps as may be in flight, then finishes one.
-  void Turn() {
+  void Fill() {
     while (!is_full() && !Plan().empty()) {
     }
+  }
+
+  // Plans as many steps as may be in flight, then finishes one.
+  void Turn() {
+    Fill();
     if (!in_flight_.empty()) Finish();
   }
 

@@ -47,7 +47,7 @@ TEST(SchedulerPipelineTest, FewSequencesGiveEveryStepOne) {
   for (RequestId id = 1; id <= 4; ++id) rig.scheduler().Add(Spec(id, Count(3), 20));
   rig.Turn();
   for (int i = 0; i < 6; ++i) {
-    while (!rig.is_full()) rig.Plan();
+    rig.Fill();
     std::vector<size_t> sizes;
     for (const auto& ids : IdsInFlight(rig)) sizes.push_back(ids.size());
     std::ranges::sort(sizes);
@@ -58,12 +58,13 @@ TEST(SchedulerPipelineTest, FewSequencesGiveEveryStepOne) {
 
 TEST(SchedulerPipelineTest, StepsAreEvenAgainAfterSequencesEnd) {
   PipelineRig rig(ConfigFor(2));
-  for (RequestId id = 1; id <= 8; ++id) {
-    rig.scheduler().Add(Spec(id, Count(3), id <= 4 ? 20 : 3));  // one group ends early
+  for (RequestId id = 1; id <= 6; ++id) {
+    rig.scheduler().Add(Spec(id, Count(3), id <= 4 ? 20 : 3));  // 1, 2, 3 and 4 are left
   }
-  while (rig.finished().size() < 4) rig.Turn();
-  for (int i = 0; i < 2; ++i) rig.Turn();
-  while (!rig.is_full()) rig.Plan();
+  while (rig.finished().size() < 2) rig.Turn();
+  for (int i = 0; i < 3; ++i) rig.Turn();
+  rig.Fill();
+  ASSERT_TRUE(rig.is_full());
   for (const auto& ids : IdsInFlight(rig)) EXPECT_EQ(ids.size(), 2U);
   rig.RunAll();
   for (RequestId id = 1; id <= 4; ++id) EXPECT_EQ(rig.generated().at(id).size(), 20U);
@@ -267,8 +268,7 @@ TEST(SchedulerPipelineTest, FinishFreesBlocksForTheNextPlanThoughStepsAreInFligh
   EXPECT_TRUE(rig.scheduler().Finish(1));
   EXPECT_EQ(rig.scheduler().pool().num_used(), 0);
   rig.scheduler().Add(Spec(2, Count(36, 50), 4));
-  while (!rig.is_full() && !rig.Plan().empty()) {
-  }
+  rig.Fill();
   std::map<RequestId, std::set<int32_t>> slots;
   for (const ScheduledStep& step : rig.in_flight()) {
     slots[Ids(step).front()].insert(step.plan.slot_mapping.begin(), step.plan.slot_mapping.end());
@@ -290,8 +290,7 @@ TEST(SchedulerPipelineTest, ALossTakesAllStepsInFlight) {
                                      Spec(3, Count(60, 90), 6)};
   for (const SequenceSpec& spec : specs) rig.scheduler().Add(spec);
   for (int i = 0; i < 40; ++i) {
-    while (!rig.is_full() && !rig.Plan().empty()) {
-    }
+    rig.Fill();
     if (i % 4 == 3) {
       rig.Lose();
     } else if (!rig.in_flight().empty()) {
