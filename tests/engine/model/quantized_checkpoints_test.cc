@@ -182,7 +182,9 @@ TEST_P(QuantizedLogitsTest, Int8ActivationsAreNear) {
   auto model =
       testing::LoadOrFail(kFixtures + "/" + name, {.dtype = DType::kF32, .isa = isa}, &pool);
   ASSERT_NE(model, nullptr);
-  EXPECT_LE(Compare(model.get(), ReadExpected(name), &pool).relative, 0.03) << name;
+  // With experts their weights move too, which are a softmax of what the activations are.
+  const double bound = name.starts_with("moe_") ? 0.04 : 0.03;
+  EXPECT_LE(Compare(model.get(), ReadExpected(name), &pool).relative, bound) << name;
   const bool for_floats =
       name != "ct_w8a8" && name != "ct_w4a8_int" && name != "ct_mixed" && name != "moe_ct_w4a8";
   EXPECT_EQ(model->warnings().size(), for_floats ? 1U : 0U) << model->quantization_name();
@@ -241,7 +243,9 @@ TEST(QuantizedCheckpointsTest, FusedModulesOfDifferentOrders) {
   });
   const nlohmann::json expected = ReadExpected("gptq_act_order");
   for (const auto& [module, unused] : expected.at("modules").items()) {
-    const auto [n, k] = ShapeOf(*config, module);
+    const MatrixShare share = *ShareOf(*config, {}, module);
+    const int64_t n = share.n;
+    const int64_t k = share.k;
     const std::vector<float> values =
         Dequantize(*reread, module, n, k, **config->quantization->Find(module), &pool);
     Tensor plain = {{module + ".weight", DType::kF32, {n, k}}, {}};
