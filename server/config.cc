@@ -15,6 +15,10 @@
 namespace nibble::server {
 namespace {
 
+constexpr int kMaxRanksOfAStage = 64;  // comm::GroupMember's
+constexpr int kMaxStages = 64;
+constexpr int kMaxRanks = 1024;  // engine::kMaxRanks
+
 void CheckRange(std::string_view option, int64_t value, int64_t low, int64_t high,
                 std::vector<std::string>* violations) {
   if (value < low || value > high) {
@@ -73,16 +77,82 @@ void AllReduceFlags::Validate(std::vector<std::string>* violations) const {
   }
 }
 
+std::vector<std::string> ExpertOptions::Given() const {
+  std::vector<std::string> given;
+  if (enable_expert_parallel) given.push_back("--enable-expert-parallel");
+  if (expert_parallel_size != 0) {
+    given.push_back(fmt::format("--expert-parallel-size {}", expert_parallel_size));
+  }
+  if (check_routing) given.push_back("--check-routing");
+  if (!expert_load.empty()) given.push_back(fmt::format("--expert-load {}", expert_load));
+  if (num_redundant_experts != 0) {
+    given.push_back(fmt::format("--num-redundant-experts {}", num_redundant_experts));
+  }
+  if (!record_expert_load.empty()) {
+    given.push_back(fmt::format("--record-expert-load {}", record_expert_load));
+  }
+  if (max_expert_series != ExpertOptions{}.max_expert_series) {
+    given.push_back(fmt::format("--max-expert-series {}", max_expert_series));
+  }
+  return given;
+}
+
+void ExpertOptions::Validate(int tensor_parallel_size, std::vector<std::string>* violations) const {
+  CheckRange("--expert-parallel-size", expert_parallel_size, 0, kMaxRanksOfAStage, violations);
+  CheckRange("--num-redundant-experts", num_redundant_experts, 0, 4096, violations);
+  CheckRange("--max-expert-series", max_expert_series, 0, 1'000'000, violations);
+  if (enable_expert_parallel && expert_parallel_size != 0 &&
+      expert_parallel_size != tensor_parallel_size) {
+    violations->push_back(fmt::format(
+        "--enable-expert-parallel means --expert-parallel-size {} (--tensor-parallel-size), given "
+        "is --expert-parallel-size {}: want one of the two",
+        tensor_parallel_size, expert_parallel_size));
+  }
+  if (expert_parallel_size > 0 && tensor_parallel_size > 0 &&
+      tensor_parallel_size % expert_parallel_size != 0) {
+    violations->push_back(
+        fmt::format("--expert-parallel-size is {}, want a divisor of --tensor-parallel-size ({})",
+                    expert_parallel_size, tensor_parallel_size));
+  }
+  if (tensor_parallel_size == 1 && (enable_expert_parallel || check_routing)) {
+    violations->push_back(
+        fmt::format("{} needs --tensor-parallel-size 2 or more",
+                    enable_expert_parallel ? "--enable-expert-parallel" : "--check-routing"));
+  }
+  if (num_redundant_experts > 0 && expert_load.empty()) {
+    violations->push_back(fmt::format(
+        "--num-redundant-experts is {}: --expert-load FILE is missing, which says what to copy",
+        num_redundant_experts));
+  }
+}
+
+int ParallelOptions::world_size() const {
+  // Also of options that are yet to be refused.
+  constexpr int64_t kFarTooMany = int64_t{1} << 20;
+  return static_cast<int>(std::clamp(int64_t{pipeline_parallel_size} * tensor_parallel_size,
+                                     -kFarTooMany, kFarTooMany));
+}
+
 void ParallelOptions::Validate(std::vector<std::string>* violations) const {
-  CheckRange("--tensor-parallel-size", tensor_parallel_size, 1, 64, violations);
+  CheckRange("--tensor-parallel-size", tensor_parallel_size, 1, kMaxRanksOfAStage, violations);
+  CheckRange("--pipeline-parallel-size", pipeline_parallel_size, 1, kMaxStages, violations);
+  if (world_size() > kMaxRanks) {
+    violations->push_back(fmt::format(
+        "--pipeline-parallel-size {} x --tensor-parallel-size {} are {} ranks, want {} at most",
+        pipeline_parallel_size, tensor_parallel_size, world_size(), kMaxRanks));
+  }
   CheckRange("--rank-threads", rank_threads, 0, 1024, violations);
   CheckRange("--nnodes", nnodes, 1, 64, violations);
   if (nnodes > 1) {
-    if (tensor_parallel_size % nnodes != 0) {
+    if (world_size() % nnodes != 0) {
       violations->push_back(
-          fmt::format("--tensor-parallel-size is {}, want a multiple of --nnodes ({}): every node "
-                      "has as many ranks",
-                      tensor_parallel_size, nnodes));
+          pipeline_parallel_size == 1
+              ? fmt::format("--tensor-parallel-size is {}, want a multiple of --nnodes ({}): every "
+                            "node has as many ranks",
+                            tensor_parallel_size, nnodes)
+              : fmt::format("--pipeline-parallel-size {} x --tensor-parallel-size {} are {} ranks, "
+                            "want a multiple of --nnodes ({}): every node has as many",
+                            pipeline_parallel_size, tensor_parallel_size, world_size(), nnodes));
     }
     if (master_addr.empty())
       violations->push_back("--master-addr is missing: with --nnodes, name the address of node 0");
@@ -114,11 +184,11 @@ void ParallelOptions::Validate(std::vector<std::string>* violations) const {
     violations->push_back("--cluster-tls-server-name needs --cluster-tls-ca, -cert and -key");
   }
   all_reduce.Validate(violations);
+  if (world_size() == 1 && rank_threads > 0) {
+    violations->push_back(fmt::format(
+        "--rank-threads is {}, want 0 with one rank: --threads says what it has", rank_threads));
+  }
   if (tensor_parallel_size == 1) {
-    if (rank_threads > 0) {
-      violations->push_back(fmt::format(
-          "--rank-threads is {}, want 0 with one rank: --threads says what it has", rank_threads));
-    }
     if (all_reduce != AllReduceFlags{} || all_reduce_measure) {
       violations->push_back(
           "--all-reduce and its companions need --tensor-parallel-size 2 or more: one rank has "
@@ -127,13 +197,14 @@ void ParallelOptions::Validate(std::vector<std::string>* violations) const {
   }
   CheckRange("--rank-timeout", rank_timeout_seconds, 1, 3600, violations);
   CheckRange("--group-timeout", group_timeout_seconds, 1, 86400, violations);
+  experts.Validate(tensor_parallel_size, violations);
 }
 
 absl::Status ServeConfig::Validate() const {
   std::vector<std::string> violations;
   model.Validate(&violations);
   parallel.Validate(&violations);
-  if (parallel.tensor_parallel_size > 1 && model.threads > 0) {
+  if (parallel.world_size() > 1 && model.threads > 0) {
     violations.push_back(
         fmt::format("--threads is {}, want 0 with several ranks: --rank-threads says what each has",
                     model.threads));

@@ -46,12 +46,29 @@ struct AllReduceFlags {
   void Validate(std::vector<std::string>* violations) const;
 };
 
+// Of a model with experts. server/cli/expert_setup.h says what becomes of them.
+struct ExpertOptions {
+  bool enable_expert_parallel =
+      false;                         // whole experts: expert_parallel_size = tensor_parallel_size
+  int expert_parallel_size = 0;      // parts into which a layer's experts are cut; 0: chosen
+  bool check_routing = false;        // ranks compare where tokens go, in every step
+  std::string expert_load;           // file of engine/moe/expert_load.h that decides the layout
+  int num_redundant_experts = 0;     // slots for copies, beyond one for each expert
+  std::string record_expert_load;    // file that is written
+  int64_t max_expert_series = 2048;  // more pairs of layer and expert have no counters in /metrics
+
+  // Names of the options that are given, of those that a dense model has no use for.
+  std::vector<std::string> Given() const;
+  void Validate(int tensor_parallel_size, std::vector<std::string>* violations) const;
+};
+
 // Ranks, and the hosts they are on.
 struct ParallelOptions {
-  int tensor_parallel_size = 1;
-  int rank_threads = 0;  // of each rank; 0: CPUs of the process / ranks of this host
-  int nnodes = 1;        // hosts, each with tensor_parallel_size / nnodes ranks
-  int node_rank = 0;     // which one this is; 0 is the one that serves
+  int tensor_parallel_size = 1;    // ranks that share a layer
+  int pipeline_parallel_size = 1;  // stages that share the layers, each of as many ranks
+  int rank_threads = 0;            // of each rank; 0: CPUs of the process / ranks of this host
+  int nnodes = 1;                  // hosts, each with world_size() / nnodes ranks
+  int node_rank = 0;               // which one this is; 0 is the one that serves
   std::string master_addr;
   int master_port = 29500;
   std::string node_addr;  // of this host; empty: node 0 master_addr, others what routes to it
@@ -65,8 +82,12 @@ struct ParallelOptions {
   bool all_reduce_measure = false;  // anew, not what an earlier start kept
   int rank_timeout_seconds = 5;     // silence after which a rank counts as lost
   int group_timeout_seconds = 60;   // how long requests wait for lost ranks
+  ExpertOptions experts;
 
-  int ranks_per_node() const { return tensor_parallel_size / nnodes; }
+  // Ranks of all stages. Number w is rank w % tensor_parallel_size of stage w /
+  // tensor_parallel_size; node n has numbers n * ranks_per_node() and on.
+  int world_size() const;
+  int ranks_per_node() const { return world_size() / nnodes; }
   void Validate(std::vector<std::string>* violations) const;
 };
 

@@ -170,7 +170,7 @@ int RunBenchActivations(const BenchOptions& options) {
     NIBBLE_RETURN_IF_ERROR(ToStatus(violations));
     NIBBLE_ASSIGN_OR_RETURN(
         const ThreadRanks ranks,
-        LoadThreadRanks(options.model, options.parallel.tensor_parallel_size,
+        LoadThreadRanks(options.model, options.parallel,
                         comm::AllReduceOptions{.mode = comm::AllReduceOptions::Mode::kNone}));
     NIBBLE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                             ReadTextIds(options.data, options.activations.tokens, ranks));

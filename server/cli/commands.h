@@ -20,7 +20,11 @@ int RunServe(const server::ServeConfig& config);
 struct RankOptions {
   server::ModelOptions model;
   int tensor_parallel_size = 1;
-  int rank = 0;
+  int pipeline_parallel_size = 1;
+  int expert_parallel_size = 1;  // as chosen
+  std::string expert_layout;     // engine::Serialize of the one that all ranks have; may be empty
+  bool check_routing = false;
+  int rank = 0;         // of all stages
   int control_fd = -1;  // socket to the server
   int64_t block_size = 16;
   int64_t max_num_batched_tokens = 2048;
@@ -37,15 +41,22 @@ struct PerplexityOptions {
   int64_t stride = 256;          // ids between windows
   int64_t limit = 0;             // score the first `limit` ids only; 0: all
   int tensor_parallel_size = 1;  // ranks, as threads of this process
+  int pipeline_parallel_size = 1;
+  server::ExpertOptions experts;  // how they are shared
   server::AllReduceFlags all_reduce = {.all_reduce = "none"};
   bool json = false;
 };
 int RunPerplexity(const PerplexityOptions& options);
 
 struct InspectOptions {
-  std::string model;
+  std::string model;  // may be empty with `experts`
   bool json = false;
   bool tensors = false;  // list every tensor
+  // A file of --record-expert-load, or the http:// address of a server: shows what is there instead
+  // of a model.
+  std::string experts;
+  int expert_parallel_size = 0;   // whose balance is shown; 0: several
+  int num_redundant_experts = 0;  // copies for a placement that is shown beside
 };
 int RunInspect(const InspectOptions& options);
 

@@ -20,6 +20,7 @@ namespace nibble::cli {
 namespace {
 
 constexpr int kMaxRanks = 64;  // of comm::MakeThreadGroup
+constexpr int kMaxStages = 64;
 
 void ValidateRanks(const PerplexityOptions& options, std::vector<std::string>* violations) {
   const server::AllReduceFlags& flags = options.all_reduce;
@@ -28,6 +29,11 @@ void ValidateRanks(const PerplexityOptions& options, std::vector<std::string>* v
     violations->push_back(fmt::format("--tensor-parallel-size is {}, want 1 to {}",
                                       options.tensor_parallel_size, kMaxRanks));
   }
+  if (options.pipeline_parallel_size < 1 || options.pipeline_parallel_size > kMaxStages) {
+    violations->push_back(fmt::format("--pipeline-parallel-size is {}, want 1 to {}",
+                                      options.pipeline_parallel_size, kMaxStages));
+  }
+  options.experts.Validate(options.tensor_parallel_size, violations);
   if (flags.all_reduce == "auto") {
     violations->push_back(
         "--all-reduce auto goes by measured links, which ranks in one process do not have; name "
@@ -66,8 +72,9 @@ absl::StatusOr<engine::PerplexityResult> Score(const PerplexityOptions& options,
 
 void Print(const PerplexityOptions& options, const ThreadRanks& ranks,
            const engine::PerplexityResult& result, double seconds) {
-  const engine::Model& model = *ranks.models[0];
+  const engine::Model& model = *ranks.models.back();
   const bool is_group = options.tensor_parallel_size > 1;
+  const int num_ranks = static_cast<int>(ranks.models.size());
   const std::string codec = comm::ToString(ranks.group[0]->policy().choices.back().codec);
   if (options.json) {
     nlohmann::ordered_json json = {{"model", options.model.model},
@@ -76,6 +83,7 @@ void Print(const PerplexityOptions& options, const ThreadRanks& ranks,
                                    {"kv_cache_dtype", ToString(model.kv_dtype())},
                                    {"isa", ToString(ranks.device.isa)},
                                    {"tensor_parallel_size", options.tensor_parallel_size},
+                                   {"pipeline_parallel_size", options.pipeline_parallel_size},
                                    {"context", options.context},
                                    {"stride", options.stride},
                                    {"tokens", result.num_tokens},
@@ -92,7 +100,9 @@ void Print(const PerplexityOptions& options, const ThreadRanks& ranks,
       "{}{:.1f} s)\n",
       result.perplexity, result.mean_nll, result.num_scored, result.num_tokens, options.context,
       options.stride, model.quantization_name(),
-      is_group ? fmt::format("{} ranks, all-reduce {}, ", options.tensor_parallel_size, codec) : "",
+      num_ranks == 1 ? ""
+                     : fmt::format("{} ranks, {}", num_ranks,
+                                   is_group ? fmt::format("all-reduce {}, ", codec) : ""),
       seconds);
 }
 
@@ -101,7 +111,11 @@ absl::Status Perplexity(const PerplexityOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(const comm::AllReduceOptions all_reduce,
                           ToAllReduceOptions(options.all_reduce));
   NIBBLE_ASSIGN_OR_RETURN(const ThreadRanks ranks,
-                          LoadThreadRanks(options.model, options.tensor_parallel_size, all_reduce));
+                          LoadThreadRanks(options.model,
+                                          {.tensor_parallel_size = options.tensor_parallel_size,
+                                           .pipeline_parallel_size = options.pipeline_parallel_size,
+                                           .experts = options.experts},
+                                          all_reduce));
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                           ReadTextIds(options.data, options.limit, ranks));
   const int64_t start_ns = Clock::Monotonic().NowNs();

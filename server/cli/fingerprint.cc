@@ -79,12 +79,14 @@ std::string OptionsFingerprint(const server::ServeConfig& config) {
   const server::ModelOptions& model = config.model;
   const server::AllReduceFlags& sums = config.parallel.all_reduce;
   return fmt::format(
-      "tp={} nodes={} dtype={} kv={} quantization={} head={} block={} batched={} seqs={} len={} "
+      "tp={} pp={} nodes={} dtype={} kv={} quantization={} head={} block={} batched={} seqs={} "
+      "len={} "
       "all-reduce={}/{}/{}{}{} rank-timeout={}",
-      config.parallel.tensor_parallel_size, config.parallel.nnodes, model.dtype,
-      model.kv_cache_dtype, model.quantization, model.head_quantization, config.block_size,
-      config.max_num_batched_tokens, config.max_num_seqs, config.max_model_len, sums.all_reduce,
-      sums.group_size, sums.scale, sums.spikes ? "/spikes" : "", sums.rotation ? "/rotation" : "",
+      config.parallel.tensor_parallel_size, config.parallel.pipeline_parallel_size,
+      config.parallel.nnodes, model.dtype, model.kv_cache_dtype, model.quantization,
+      model.head_quantization, config.block_size, config.max_num_batched_tokens,
+      config.max_num_seqs, config.max_model_len, sums.all_reduce, sums.group_size, sums.scale,
+      sums.spikes ? "/spikes" : "", sums.rotation ? "/rotation" : "",
       config.parallel.rank_timeout_seconds);
 }
 

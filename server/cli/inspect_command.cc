@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // nibble inspect
+#include <algorithm>
 #include <cstdio>
 
 #include "nlohmann/json.hpp"
@@ -10,6 +11,7 @@
 #include "engine/model/safetensors.h"
 #include "engine/tokenizer/tokenizer.h"
 #include "server/cli/commands.h"
+#include "server/cli/inspect_experts.h"
 #include "server/cli/model_setup.h"
 
 namespace nibble::cli {
@@ -49,6 +51,15 @@ nlohmann::ordered_json Describe(const engine::ModelConfig& config,
     json["group_size"] =
         scheme->group_size > 0 ? nlohmann::ordered_json(scheme->group_size) : nullptr;
   }
+  if (config.moe.has_value()) {
+    const engine::MoeConfig& moe = *config.moe;
+    json["active_parameters"] = config.num_active_parameters();
+    json["moe_layers"] = std::count(moe.is_moe_layer.begin(), moe.is_moe_layer.end(), true);
+    json["experts"] = moe.num_experts;
+    json["experts_per_token"] = moe.num_experts_per_tok;
+    json["expert_intermediate_size"] = moe.intermediate_size;
+    json["shared_expert_intermediate_size"] = moe.shared_expert_intermediate_size;
+  }
   if (!options.tensors) return json;
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
   for (const engine::TensorView& tensor : checkpoint.tensors()) {
@@ -63,7 +74,8 @@ void PrintText(const nlohmann::ordered_json& json) {
   for (const auto& [key, value] : json.items()) {
     if (key == "tensor_list") continue;
     std::string text = value.is_string() ? value.get<std::string>() : value.dump();
-    if (key == "parameters") text += fmt::format("  ({})", HumanCount(value.get<int64_t>()));
+    if (key == "parameters" || key == "active_parameters")
+      text += fmt::format("  ({})", HumanCount(value.get<int64_t>()));
     if (key == "tensor_bytes") text += fmt::format("  ({})", HumanBytes(value.get<int64_t>()));
     fmt::print("{:<24} {}\n", key, text);
   }
@@ -75,6 +87,14 @@ void PrintText(const nlohmann::ordered_json& json) {
 }
 
 absl::Status Inspect(const InspectOptions& options) {
+  if (options.model.empty()) {
+    return InvalidArgument(
+        "MODEL is missing: name a model directory, or with --experts a recorded load or a server");
+  }
+  if (options.expert_parallel_size != 0 || options.num_redundant_experts != 0) {
+    return InvalidArgument(
+        "--expert-parallel-size and --num-redundant-experts go with --experts FILE or URL");
+  }
   NIBBLE_ASSIGN_OR_RETURN(const engine::ModelConfig config, engine::LoadModelConfig(options.model));
   NIBBLE_ASSIGN_OR_RETURN(const engine::Checkpoint checkpoint,
                           engine::Checkpoint::Open(options.model));
@@ -91,7 +111,7 @@ absl::Status Inspect(const InspectOptions& options) {
 }  // namespace
 
 int RunInspect(const InspectOptions& options) {
-  const absl::Status status = Inspect(options);
+  const absl::Status status = options.experts.empty() ? Inspect(options) : InspectExperts(options);
   return status.ok() ? 0 : Fail(status);
 }
 

@@ -13,19 +13,22 @@
 namespace nibble::cli {
 
 absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config) {
-  NIBBLE_ASSIGN_OR_RETURN(LoadedModel loaded, LoadModel(config.model));
   ModelBackend backend;
+  NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(config.model.model));
+  NIBBLE_ASSIGN_OR_RETURN(backend.model, engine::LoadModelConfig(config.model.model));
+  NIBBLE_ASSIGN_OR_RETURN(backend.experts, SetUpExperts(config.parallel, backend.model,
+                                                        ToLoadOptions(config.model, Isa::kRef)));
+  NIBBLE_ASSIGN_OR_RETURN(LoadedModel loaded, LoadModel(config.model));
   backend.tokenizer = std::move(loaded.tokenizer);
   backend.pool = std::move(loaded.pool);
-  backend.model = loaded.model->config();
   backend.quantization_name = loaded.model->quantization_name();
   backend.weight_bytes = loaded.model->weight_bytes();
   backend.kv_dtype = loaded.model->kv_dtype();
   backend.load_seconds = loaded.load_seconds;
-  backend.device =
-      fmt::format("  device     {}: {}, {}, {} threads{} ({})\n", loaded.device.device,
-                  HostCpuFeatures().name, ToString(loaded.device.isa), loaded.device.threads,
-                  loaded.device.cpus.empty() ? "" : ", one to a CPU", loaded.device.reason);
+  backend.device = fmt::format(
+      "  device     {}: {}, {}, {}{} ({})\n", loaded.device.device, HostCpuFeatures().name,
+      ToString(loaded.device.isa), Counted(loaded.device.threads, "thread"),
+      loaded.device.cpus.empty() ? "" : ", one to a CPU", loaded.device.reason);
   NIBBLE_ASSIGN_OR_RETURN(backend.max_model_len,
                           ChooseMaxModelLen(config, backend.model.max_position_embeddings));
   // Before the cache takes its share of what memory is free.

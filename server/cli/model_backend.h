@@ -15,6 +15,7 @@
 #include "engine/exec/rank_group.h"
 #include "engine/model/model_config.h"
 #include "engine/tokenizer/tokenizer.h"
+#include "server/cli/expert_setup.h"
 #include "server/cli/kv_sizing.h"
 #include "server/config.h"
 #include "server/metrics/rank_metrics.h"
@@ -28,6 +29,7 @@ struct ModelBackend {
   std::unique_ptr<engine::RankGroupObserver> observer;  // of ranks
   std::unique_ptr<engine::Executor> executor;
   engine::ModelConfig model;
+  ExpertSetup experts;
   std::string quantization_name;
   int64_t weight_bytes = 0;  // of all ranks
   int64_t max_model_len = 0;

@@ -132,6 +132,10 @@ std::string DumpJson(const nlohmann::ordered_json& json) {
   return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
+std::string Counted(int64_t count, const char* thing) {
+  return fmt::format("{} {}{}", count, thing, count == 1 ? "" : "s");
+}
+
 std::string HumanCount(int64_t count) {
   return Scaled(static_cast<double>(count), {"", "K", "M", "B", "T"});
 }

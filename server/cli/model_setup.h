@@ -56,6 +56,8 @@ std::string ModelNameFromPath(const std::string& path);
 // Indented JSON; text that is not UTF-8 (a path may be anything) has its invalid bytes replaced.
 std::string DumpJson(const nlohmann::ordered_json& json);
 
+// "1 thread", "2 threads"
+std::string Counted(int64_t count, const char* thing);
 // "4.2 M", "1.24 B"
 std::string HumanCount(int64_t count);
 // "8.4 MB", "1.31 GB" (powers of ten)

@@ -30,7 +30,7 @@ absl::StatusOr<Node> Prepare(const server::ServeConfig& config) {
   node.options.head_port = parallel.master_port;
   node.options.node = parallel.node_rank;
   node.options.shape = ShapeOf(parallel);
-  NIBBLE_ASSIGN_OR_RETURN(node.options.identity, IdentityOf(config));
+  node.options.identity = IdentityOf(config, node.host);
   NIBBLE_ASSIGN_OR_RETURN(node.options.security, ReadSecurity(parallel));
   node.options.heartbeat = HeartbeatOf(parallel);
   node.options.bind_address = parallel.node_addr;
@@ -50,13 +50,13 @@ int RunServeNode(const server::ServeConfig& config, SignalWatch* watch) {
   const int first = parallel.node_rank * parallel.ranks_per_node();
   const RankPlacement& rank = node->host.placement.ranks.front();
   PrintMessage(fmt::format(
-      "nibble {}: node {} of {}, ranks {}..{} of {}, {} threads each{}\n"
+      "nibble {}: node {} of {}, ranks {}..{} of {}, {} each{}\n"
       "  model      {} ({:.12}...)\n"
       "  joins      {}:{}, which serves HTTP and gRPC\n",
       kVersion, parallel.node_rank, parallel.nnodes, first, first + parallel.ranks_per_node() - 1,
-      parallel.tensor_parallel_size, rank.threads, rank.cpus.empty() ? "" : ", one to a CPU",
-      config.model.model, node->options.identity.model_fingerprint, parallel.master_addr,
-      parallel.master_port));
+      parallel.world_size(), Counted(rank.threads, "thread"),
+      rank.cpus.empty() ? "" : ", one to a CPU", config.model.model,
+      node->options.identity.model_fingerprint, parallel.master_addr, parallel.master_port));
   const absl::Status status = comm::RunNode(std::move(node->options), watch->StartServing());
   if (!status.ok()) return Fail(status);
   log::Info("the ranks of this node have ended; bye");

@@ -19,7 +19,11 @@ namespace nibble::cli {
 
 // options_model.cc
 void AddModelOptions(CLI::App* app, server::ModelOptions* options);
-void AddAllReduceOptions(CLI::App* app, server::AllReduceFlags* options);
+// `has_auto`: the command has links that can be measured.
+void AddAllReduceOptions(CLI::App* app, server::AllReduceFlags* options, bool has_auto);
+void AddPipelineOption(CLI::App* app, int* pipeline_parallel_size);
+// How ranks share experts.
+void AddExpertParallelOptions(CLI::App* app, server::ExpertOptions* options);
 void AddPerplexity(CLI::App* app, PerplexityOptions* options);
 void AddInspect(CLI::App* app, InspectOptions* options);
 void AddQuantize(CLI::App* app, QuantizeOptions* options);

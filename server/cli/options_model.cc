@@ -37,10 +37,11 @@ void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
       ->capture_default_str();
 }
 
-void AddAllReduceOptions(CLI::App* app, server::AllReduceFlags* options) {
+void AddAllReduceOptions(CLI::App* app, server::AllReduceFlags* options, bool has_auto) {
   app->add_option("--all-reduce", options->all_reduce,
-                  "how the ranks' sums travel: auto (per message size, as measured at the start), "
-                  "none, float32, bf16, int8, int6, int5, int4, int3, int2")
+                  std::string("how the ranks' sums travel: ") +
+                      (has_auto ? "auto (per message size, as measured at the start), " : "") +
+                      "none, float32, bf16, int8, int6, int5, int4, int3, int2")
       ->capture_default_str();
   app->add_option("--all-reduce-group-size", options->group_size,
                   "values that share a scale: 32, 64 or 128")
@@ -55,6 +56,24 @@ void AddAllReduceOptions(CLI::App* app, server::AllReduceFlags* options) {
                 "(default: on)");
 }
 
+void AddPipelineOption(CLI::App* app, int* pipeline_parallel_size) {
+  app->add_option("--pipeline-parallel-size", *pipeline_parallel_size,
+                  "stages that share the layers, each of --tensor-parallel-size ranks")
+      ->capture_default_str();
+}
+
+void AddExpertParallelOptions(CLI::App* app, server::ExpertOptions* options) {
+  app->add_flag("--enable-expert-parallel", options->enable_expert_parallel,
+                "every expert whole on one rank: --expert-parallel-size = --tensor-parallel-size");
+  app->add_option("--expert-parallel-size", options->expert_parallel_size,
+                  "parts into which a layer's experts are dealt; the ranks of a part hold slices "
+                  "of the same experts (0: the smallest that cuts no group of weights)")
+      ->capture_default_str();
+  app->add_flag("--check-routing", options->check_routing,
+                "ranks compare in every step which experts tokens go to: one more exchange a "
+                "step, for finding faults");
+}
+
 void AddPerplexity(CLI::App* app, PerplexityOptions* options) {
   AddModelOptions(app, &options->model);
   app->add_option("--data", options->data, "text file (UTF-8)")->required();
@@ -65,15 +84,27 @@ void AddPerplexity(CLI::App* app, PerplexityOptions* options) {
       ->capture_default_str();
   app->add_option("--tensor-parallel-size", options->tensor_parallel_size,
                   "ranks, each with its share of the weights and of the threads; all in this "
-                  "process, where --all-reduce auto has no links to measure")
+                  "process")
       ->capture_default_str();
-  AddAllReduceOptions(app, &options->all_reduce);
+  AddPipelineOption(app, &options->pipeline_parallel_size);
+  AddExpertParallelOptions(app, &options->experts);
+  AddAllReduceOptions(app, &options->all_reduce, false);
   app->add_flag("--json", options->json, "print JSON");
 }
 
 void AddInspect(CLI::App* app, InspectOptions* options) {
-  app->add_option("MODEL", options->model, "Hugging Face model directory")->required();
+  app->add_option("MODEL", options->model, "Hugging Face model directory");
   app->add_flag("--tensors", options->tensors, "list every tensor");
+  app->add_option(
+      "--experts", options->experts,
+      "instead of a MODEL: tokens per expert and layer, and how even ranks would be, "
+      "from a file of `nibble serve --record-expert-load` or a server's http:// address");
+  app->add_option("--expert-parallel-size", options->expert_parallel_size,
+                  "with --experts, ranks that share them (0: 2, 4, 8...)")
+      ->capture_default_str();
+  app->add_option("--num-redundant-experts", options->num_redundant_experts,
+                  "with --experts, also for a placement by load with so many copies")
+      ->capture_default_str();
   app->add_flag("--json", options->json, "print JSON");
 }
 

@@ -8,10 +8,29 @@
 namespace nibble::cli {
 namespace {
 
+void AddExpertOptions(CLI::App* app, server::ExpertOptions* options) {
+  AddExpertParallelOptions(app, options);
+  app->add_option("--expert-load", options->expert_load,
+                  "file of --record-expert-load: decides which experts are where, so that all "
+                  "ranks have as much to do");
+  app->add_option("--num-redundant-experts", options->num_redundant_experts,
+                  "with --expert-load, copies of the experts that many tokens go to")
+      ->capture_default_str();
+  app->add_option("--record-expert-load", options->record_expert_load,
+                  "file for the tokens of each expert since the start: written every minute and "
+                  "at the end");
+  app->add_option("--max-expert-series", options->max_expert_series,
+                  "/metrics counts tokens by layer and expert for models with at most so many "
+                  "pairs of these")
+      ->capture_default_str();
+}
+
 void AddParallelOptions(CLI::App* app, server::ParallelOptions* options) {
   app->add_option("--tensor-parallel-size", options->tensor_parallel_size,
-                  "ranks that share the model, each a process of its own")
+                  "ranks that share every layer, each a process of its own")
       ->capture_default_str();
+  AddPipelineOption(app, &options->pipeline_parallel_size);
+  AddExpertOptions(app, &options->experts);
   app->add_option("--rank-threads", options->rank_threads,
                   "compute threads of each rank (0: this process's CPUs / ranks of this host)")
       ->capture_default_str();
@@ -37,7 +56,7 @@ void AddParallelOptions(CLI::App* app, server::ParallelOptions* options) {
   app->add_option("--cluster-tls-server-name", options->cluster_tls_server_name,
                   "name in node 0's certificate that the other nodes look for (default: "
                   "--master-addr)");
-  AddAllReduceOptions(app, &options->all_reduce);
+  AddAllReduceOptions(app, &options->all_reduce, true);
   app->add_flag("--all-reduce-measure", options->all_reduce_measure,
                 "measure for --all-reduce auto anew, whatever an earlier start has kept");
   app->add_option("--rank-timeout", options->rank_timeout_seconds,
@@ -98,8 +117,15 @@ void AddServe(CLI::App* app, server::ServeConfig* config) {
 
 void AddRank(CLI::App* app, RankOptions* options) {
   AddModelOptions(app, &options->model);
-  app->add_option("--tensor-parallel-size", options->tensor_parallel_size, "ranks of the group")
+  app->add_option("--tensor-parallel-size", options->tensor_parallel_size, "ranks of a stage")
       ->required();
+  app->add_option("--pipeline-parallel-size", options->pipeline_parallel_size, "stages")
+      ->required();
+  app->add_option("--expert-parallel-size", options->expert_parallel_size,
+                  "parts into which a layer's experts are cut")
+      ->required();
+  app->add_option("--expert-layout", options->expert_layout, "JSON: which expert is in which slot");
+  app->add_flag("--check-routing", options->check_routing, "compare where tokens go");
   app->add_option("--rank", options->rank, "which of them this is")->required();
   app->add_option("--control-fd", options->control_fd, "connected socket to the server")
       ->required();

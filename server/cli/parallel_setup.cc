@@ -30,45 +30,54 @@ const char* LogLevelName() {
   return log::Enabled(log::Level::kError) ? "error" : "off";
 }
 
-std::vector<std::string> RankCommand(const server::ServeConfig& config, int rank,
-                                     const RankPlacement& placement, int64_t max_model_len,
-                                     const std::string& model_fingerprint) {
+std::vector<std::string> RankCommand(const server::ServeConfig& config, const HostSetup& host,
+                                     int rank, const RankPlacement& placement) {
   const server::ModelOptions& model = config.model;
   const std::string binding =
       placement.cpus.empty() ? "none" : fmt::format("{}", fmt::join(placement.cpus, ","));
-  return {"/proc/self/exe",
-          "--log-level",
-          LogLevelName(),
-          "rank",
-          model.model,
-          "--device",
-          model.device,
-          "--dtype",
-          model.dtype,
-          "--kv-cache-dtype",
-          model.kv_cache_dtype,
-          "--quantization",
-          model.quantization,
-          "--head-quantization",
-          model.head_quantization,
-          "--threads",
-          std::to_string(placement.threads),
-          "--cpu-binding",
-          binding,
-          "--tensor-parallel-size",
-          std::to_string(config.parallel.tensor_parallel_size),
-          "--rank",
-          std::to_string(rank),
-          "--block-size",
-          std::to_string(config.block_size),
-          "--max-num-batched-tokens",
-          std::to_string(config.max_num_batched_tokens),
-          "--max-num-seqs",
-          std::to_string(config.max_num_seqs),
-          "--max-model-len",
-          std::to_string(max_model_len),
-          "--model-fingerprint",
-          model_fingerprint};
+  std::vector<std::string> command = {"/proc/self/exe",
+                                      "--log-level",
+                                      LogLevelName(),
+                                      "rank",
+                                      model.model,
+                                      "--device",
+                                      model.device,
+                                      "--dtype",
+                                      model.dtype,
+                                      "--kv-cache-dtype",
+                                      model.kv_cache_dtype,
+                                      "--quantization",
+                                      model.quantization,
+                                      "--head-quantization",
+                                      model.head_quantization,
+                                      "--threads",
+                                      std::to_string(placement.threads),
+                                      "--cpu-binding",
+                                      binding,
+                                      "--tensor-parallel-size",
+                                      std::to_string(config.parallel.tensor_parallel_size),
+                                      "--pipeline-parallel-size",
+                                      std::to_string(config.parallel.pipeline_parallel_size),
+                                      "--expert-parallel-size",
+                                      std::to_string(host.experts.expert_size),
+                                      "--rank",
+                                      std::to_string(rank),
+                                      "--block-size",
+                                      std::to_string(config.block_size),
+                                      "--max-num-batched-tokens",
+                                      std::to_string(config.max_num_batched_tokens),
+                                      "--max-num-seqs",
+                                      std::to_string(config.max_num_seqs),
+                                      "--max-model-len",
+                                      std::to_string(host.max_model_len),
+                                      "--model-fingerprint",
+                                      host.model_fingerprint};
+  if (config.parallel.experts.check_routing) command.push_back("--check-routing");
+  if (host.experts.layout != nullptr) {
+    command.push_back("--expert-layout");
+    command.push_back(engine::Serialize(*host.experts.layout));
+  }
+  return command;
 }
 
 absl::Status ReadPem(const std::string& path, std::string* text) {
@@ -82,10 +91,11 @@ absl::Status ReadPem(const std::string& path, std::string* text) {
 absl::Status CheckWeightsFit(const server::ServeConfig& config, const HostSetup& host) {
   const server::ParallelOptions& parallel = config.parallel;
   engine::LoadOptions load = ToLoadOptions(config.model, host.device.isa);
+  load.expert_layout = host.experts.layout;
   int64_t bytes = 0;
   for (int i = 0; i < parallel.ranks_per_node(); ++i) {
-    load.place = {.rank = parallel.node_rank * parallel.ranks_per_node() + i,
-                  .size = parallel.tensor_parallel_size};
+    load.place = PlaceOf(parallel, host.experts.expert_size,
+                         parallel.node_rank * parallel.ranks_per_node() + i);
     bytes += engine::LeastWeightBytes(host.model, load);
   }
   return engine::CheckMemory(
@@ -118,8 +128,11 @@ absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {
   HostSetup host;
   NIBBLE_ASSIGN_OR_RETURN(host.device, ChooseDevice(config.model));
   NIBBLE_ASSIGN_OR_RETURN(host.model, engine::LoadModelConfig(config.model.model));
+  NIBBLE_ASSIGN_OR_RETURN(host.experts, SetUpExperts(parallel, host.model,
+                                                     ToLoadOptions(config.model, host.device.isa)));
   NIBBLE_RETURN_IF_ERROR(
-      engine::CheckSplit(host.model, {.rank = 0, .size = parallel.tensor_parallel_size}));
+      engine::CheckSplit(host.model, PlaceOf(parallel, host.experts.expert_size, 0),
+                         host.experts.layout != nullptr ? host.experts.layout->num_slots : 0));
   NIBBLE_ASSIGN_OR_RETURN(host.max_model_len,
                           ChooseMaxModelLen(config, host.model.max_position_embeddings));
   NIBBLE_ASSIGN_OR_RETURN(host.placement,
@@ -134,18 +147,15 @@ absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {
 comm::LocalRanksOptions LocalRanksFor(const server::ServeConfig& config, const HostSetup& host) {
   const int num_ranks = static_cast<int>(host.placement.ranks.size());
   const int first = config.parallel.node_rank * num_ranks;
-  return {.first_rank = first,
-          .num_ranks = num_ranks,
-          .command = [config, placement = host.placement, first, max_model_len = host.max_model_len,
-                      model_fingerprint = host.model_fingerprint](int rank) {
-            return RankCommand(config, rank, placement.ranks.at(static_cast<size_t>(rank - first)),
-                               max_model_len, model_fingerprint);
+  return {.first_rank = first, .num_ranks = num_ranks, .command = [config, host, first](int rank) {
+            return RankCommand(config, host, rank,
+                               host.placement.ranks.at(static_cast<size_t>(rank - first)));
           }};
 }
 
 std::vector<int> NodeOfRank(const server::ParallelOptions& options) {
   std::vector<int> nodes;
-  for (int rank = 0; rank < options.tensor_parallel_size; ++rank) {
+  for (int rank = 0; rank < options.world_size(); ++rank) {
     nodes.push_back(rank / options.ranks_per_node());
   }
   return nodes;
@@ -174,11 +184,14 @@ comm::ClusterShape ShapeOf(const server::ParallelOptions& options) {
   return {.num_nodes = options.nnodes, .ranks_per_node = options.ranks_per_node()};
 }
 
-absl::StatusOr<comm::ClusterIdentity> IdentityOf(const server::ServeConfig& config) {
-  comm::ClusterIdentity identity{.version = kVersion,
-                                 .options_fingerprint = OptionsFingerprint(config)};
-  NIBBLE_ASSIGN_OR_RETURN(identity.model_fingerprint, ModelFingerprint(config.model.model));
-  return identity;
+comm::ClusterIdentity IdentityOf(const server::ServeConfig& config, const HostSetup& host) {
+  return {.version = kVersion,
+          .model_fingerprint = host.model_fingerprint,
+          .options_fingerprint = fmt::format(
+              "{}{}", OptionsFingerprint(config),
+              host.model.moe.has_value()
+                  ? ExpertsFingerprint(config.parallel.experts, host.experts, host.device.isa)
+                  : "")};
 }
 
 comm::HeartbeatOptions HeartbeatOf(const server::ParallelOptions& options) {

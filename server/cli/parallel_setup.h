@@ -12,6 +12,7 @@
 #include "comm/cluster/cluster_options.h"
 #include "comm/ranks/local_ranks.h"
 #include "engine/model/model_config.h"
+#include "server/cli/expert_setup.h"
 #include "server/cli/model_setup.h"
 #include "server/cli/rank_placement.h"
 #include "server/config.h"
@@ -31,6 +32,7 @@ struct HostSetup {
   engine::ModelConfig model;
   int64_t max_model_len = 0;
   std::string model_fingerprint;  // a rank that starts anew loads nothing else
+  ExpertSetup experts;
   HostPlacement placement;
 };
 // Refuses a model that does not split into so many ranks; warns of a placement that is slow.
@@ -39,13 +41,13 @@ absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config);
 // The processes of this host's ranks, each on its CPUs.
 comm::LocalRanksOptions LocalRanksFor(const server::ServeConfig& config, const HostSetup& host);
 
-// node_of_rank [tensor_parallel_size]
+// node_of_rank [world_size]
 std::vector<int> NodeOfRank(const server::ParallelOptions& options);
 
 // Reads the files that --cluster-* name.
 absl::StatusOr<comm::ClusterSecurity> ReadSecurity(const server::ParallelOptions& options);
 comm::ClusterShape ShapeOf(const server::ParallelOptions& options);
-absl::StatusOr<comm::ClusterIdentity> IdentityOf(const server::ServeConfig& config);
+comm::ClusterIdentity IdentityOf(const server::ServeConfig& config, const HostSetup& host);
 comm::HeartbeatOptions HeartbeatOf(const server::ParallelOptions& options);
 
 }  // namespace nibble::cli

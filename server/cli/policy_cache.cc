@@ -3,9 +3,6 @@
 
 #include "server/cli/policy_cache.h"
 
-#include <unistd.h>
-
-#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <system_error>
@@ -14,6 +11,7 @@
 #include "base/log.h"
 #include "base/mapped_file.h"
 #include "server/cli/fingerprint.h"
+#include "server/cli/replace_file.h"
 
 namespace nibble::cli {
 namespace {
@@ -69,20 +67,7 @@ absl::Status PolicyCache::Store(const comm::AllReducePolicy& policy) const {
   std::error_code error;
   std::filesystem::create_directories(folder_, error);
   if (error) return Unavailable("{}: {}", folder_, error.message());
-  const std::string partial = fmt::format("{}.{}", path_, getpid());
-  const std::string text = key_ + "\n" + comm::Serialize(policy);
-  std::FILE* file = std::fopen(partial.c_str(), "w");
-  if (file == nullptr) return Unavailable("{} cannot be written", partial);
-  const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-  if (std::fclose(file) != 0 || !written) {
-    std::remove(partial.c_str());
-    return Unavailable("{} cannot be written", partial);
-  }
-  if (std::rename(partial.c_str(), path_.c_str()) != 0) {
-    std::remove(partial.c_str());
-    return Unavailable("{} cannot be replaced", path_);
-  }
-  return absl::OkStatus();
+  return ReplaceFile(path_, key_ + "\n" + comm::Serialize(policy));
 }
 
 }  // namespace nibble::cli

@@ -56,12 +56,14 @@ std::string RandomId() {
 }
 
 absl::StatusOr<engine::RankGroupOptions> GroupOptions(const server::ServeConfig& config,
-                                                      const engine::ModelConfig& model) {
+                                                      const HostSetup& host) {
   engine::RankGroupOptions options;
   options.node_of_rank = NodeOfRank(config.parallel);
+  options.num_stages = config.parallel.pipeline_parallel_size;
+  options.expert_size = host.experts.expert_size;
   options.group_id = RandomId();
-  options.vocab_size = model.vocab_size;
-  options.row_size = model.hidden_size;
+  options.vocab_size = host.model.vocab_size;
+  options.row_size = host.model.hidden_size;
   NIBBLE_ASSIGN_OR_RETURN(options.all_reduce, ToAllReduceOptions(config.parallel.all_reduce));
   options.rank_timeout = std::chrono::seconds(config.parallel.rank_timeout_seconds);
   options.start_timeout = kStartTimeout;
@@ -75,10 +77,11 @@ std::string PolicyKey(const server::ServeConfig& config, const engine::RankGroup
   std::vector<std::string> addresses;
   for (int rank = 0; rank < hub.size(); ++rank) addresses.push_back(hub.BindAddress(rank));
   return fmt::format(
-      "nibble {} row {} nodes of ranks {} at {} threads {} {} {} groups {} scale {}{}{}", kVersion,
-      group.row_size, fmt::join(group.node_of_rank, ","), fmt::join(addresses, ","),
-      host.placement.ranks.front().threads, HostCpuFeatures().name, ToString(host.device.isa),
-      sums.group_size, sums.scale, sums.spikes ? " spikes" : "", sums.rotation ? " rotation" : "");
+      "nibble {} row {} stages {} nodes of ranks {} at {} threads {} {} {} groups {} scale {}{}{}",
+      kVersion, group.row_size, group.num_stages, fmt::join(group.node_of_rank, ","),
+      fmt::join(addresses, ","), host.placement.ranks.front().threads, HostCpuFeatures().name,
+      ToString(host.device.isa), sums.group_size, sums.scale, sums.spikes ? " spikes" : "",
+      sums.rotation ? " rotation" : "");
 }
 
 // Empty: to be measured.
@@ -113,7 +116,8 @@ std::vector<KvHost> HostsOf(const std::vector<engine::RankDescription>& ranks,
 
 // The processes of this host, or the head of a cluster whose nodes have all joined.
 absl::StatusOr<std::unique_ptr<comm::RankHub>> OpenHub(const server::ServeConfig& config,
-                                                       comm::LocalRanksOptions local) {
+                                                       const HostSetup& host) {
+  comm::LocalRanksOptions local = LocalRanksFor(config, host);
   const server::ParallelOptions& parallel = config.parallel;
   if (parallel.nnodes == 1) return comm::LocalRanks::Create(std::move(local));
   comm::ClusterHubOptions options;
@@ -121,7 +125,7 @@ absl::StatusOr<std::unique_ptr<comm::RankHub>> OpenHub(const server::ServeConfig
   options.port = parallel.master_port;
   options.shape = ShapeOf(parallel);
   NIBBLE_ASSIGN_OR_RETURN(options.security, ReadSecurity(parallel));
-  NIBBLE_ASSIGN_OR_RETURN(options.identity, IdentityOf(config));
+  options.identity = IdentityOf(config, host);
   options.heartbeat = HeartbeatOf(parallel);
   options.local = std::move(local);
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<comm::ClusterHub> hub,
@@ -136,9 +140,17 @@ absl::StatusOr<std::unique_ptr<comm::RankHub>> OpenHub(const server::ServeConfig
 
 void TakeDescriptions(const std::vector<engine::RankDescription>& ranks, ModelBackend* backend) {
   for (const engine::RankDescription& rank : ranks) backend->weight_bytes += rank.weight_bytes;
-  // These are the same on all ranks.
-  for (const std::string& warning : ranks.front().warnings) log::Warning("{}", warning);
-  backend->quantization_name = ranks.front().quantization_name;
+  // The ranks of a stage say the same, and so do most stages; the last one has the head.
+  std::vector<std::string> warnings;
+  for (const engine::RankDescription& rank : ranks) {
+    for (const std::string& warning : rank.warnings) {
+      if (std::find(warnings.begin(), warnings.end(), warning) == warnings.end()) {
+        warnings.push_back(warning);
+      }
+    }
+  }
+  for (const std::string& warning : warnings) log::Warning("{}", warning);
+  backend->quantization_name = ranks.back().quantization_name;
   backend->kv_dtype = static_cast<DType>(ranks.front().kv_dtype);
 }
 
@@ -152,13 +164,18 @@ std::string Describe(const server::ServeConfig& config, const HostSetup& host,
     nodes = fmt::format(" on {} nodes, joined at {}:{}", parallel.nnodes, parallel.master_addr,
                         parallel.master_port);
   }
+  const std::string sums =
+      parallel.tensor_parallel_size == 1
+          ? ""
+          : fmt::format("  all-reduce {}: {}\n", parallel.all_reduce.all_reduce,
+                        ToString(group.policy()));
   return fmt::format(
       "  device     cpu: {}, {}\n"
-      "  ranks      {}{}, {} threads each{}\n"
-      "  all-reduce {}: {}\n",
-      HostCpuFeatures().name, ToString(host.device.isa), parallel.tensor_parallel_size, nodes,
-      rank.threads, rank.cpus.empty() ? "" : ", one to a CPU", parallel.all_reduce.all_reduce,
-      ToString(group.policy()));
+      "  ranks      {}{}, {} each{}\n"
+      "{}",
+      HostCpuFeatures().name, ToString(host.device.isa),
+      DescribeRanks(parallel, host.experts, host.model.moe.has_value()), nodes,
+      Counted(rank.threads, "thread"), rank.cpus.empty() ? "" : ", one to a CPU", sums);
 }
 
 std::vector<server::AllReduceLabels> LabelsOf(const comm::AllReducePolicy& policy) {
@@ -183,15 +200,15 @@ absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
   ModelBackend backend;
   backend.model = host.model;
   backend.max_model_len = host.max_model_len;
+  backend.experts = host.experts;
   NIBBLE_ASSIGN_OR_RETURN(backend.tokenizer, engine::Tokenizer::Load(config.model.model));
   NIBBLE_RETURN_IF_ERROR(CheckTokenizer(config.model.model, *backend.tokenizer, backend.model));
 
-  NIBBLE_ASSIGN_OR_RETURN(engine::RankGroupOptions options, GroupOptions(config, host.model));
-  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<comm::RankHub> hub,
-                          OpenHub(config, LocalRanksFor(config, host)));
+  NIBBLE_ASSIGN_OR_RETURN(engine::RankGroupOptions options, GroupOptions(config, host));
+  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<comm::RankHub> hub, OpenHub(config, host));
   // Ranks of one host take what shared memory is best at.
-  const bool measures =
-      options.all_reduce.mode == comm::AllReduceOptions::Mode::kAuto && config.parallel.nnodes > 1;
+  const bool measures = options.all_reduce.mode == comm::AllReduceOptions::Mode::kAuto &&
+                        config.parallel.nnodes > 1 && config.parallel.tensor_parallel_size > 1;
   const PolicyCache cache(measures ? CacheFolder() : "", PolicyKey(config, options, host, *hub));
   options.policy = KeptPolicy(cache, config.parallel.all_reduce_measure);
 
@@ -216,7 +233,7 @@ absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
   }
   TakeDescriptions(group->ranks(), &backend);
   if (options.policy.choices.empty()) KeepPolicy(cache, group->policy());
-  metrics->SetAllReduce(LabelsOf(group->policy()));
+  if (config.parallel.tensor_parallel_size > 1) metrics->SetAllReduce(LabelsOf(group->policy()));
   backend.device = Describe(config, host, *group);
   backend.executor = std::move(group);
   backend.load_seconds = static_cast<double>(Clock::Monotonic().NowNs() - start_ns) * 1e-9;

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// nibble rank: one rank of a tensor-parallel group, started by the server of its host.
+// nibble rank: one of the ranks that share a model, started by the server of its host.
 #include <csignal>
 #include <memory>
 #include <string>
@@ -15,6 +15,7 @@
 #include "comm/ranks/frame_channel.h"
 #include "engine/exec/rank_server.h"
 #include "server/cli/commands.h"
+#include "server/cli/expert_setup.h"
 #include "server/cli/fingerprint.h"
 #include "server/cli/model_setup.h"
 
@@ -30,7 +31,16 @@ absl::Status Validate(const RankOptions& options) {
     }
   };
   check("--tensor-parallel-size", options.tensor_parallel_size, 1, 64);
-  check("--rank", options.rank, 0, options.tensor_parallel_size - 1);
+  check("--pipeline-parallel-size", options.pipeline_parallel_size, 1, 64);
+  check("--expert-parallel-size", options.expert_parallel_size, 1, options.tensor_parallel_size);
+  if (options.expert_parallel_size > 0 &&
+      options.tensor_parallel_size % options.expert_parallel_size != 0) {
+    violations.push_back(
+        fmt::format("--expert-parallel-size is {}, want a divisor of --tensor-parallel-size ({})",
+                    options.expert_parallel_size, options.tensor_parallel_size));
+  }
+  check("--rank", options.rank, 0,
+        int64_t{options.pipeline_parallel_size} * options.tensor_parallel_size - 1);
   check("--control-fd", options.control_fd, 3, 1 << 20);
   check("--block-size", options.block_size, 1, 256);
   check("--max-num-batched-tokens", options.max_num_batched_tokens, 1, int64_t{1} << 20);
@@ -58,7 +68,15 @@ absl::Status Serve(const RankOptions& options) {
   engine::RankServerOptions server;
   server.model_dir = options.model.model;
   server.load = ToLoadOptions(options.model, device.isa);
-  server.load.place = {.rank = options.rank, .size = options.tensor_parallel_size};
+  const server::ParallelOptions shape{.tensor_parallel_size = options.tensor_parallel_size,
+                                      .pipeline_parallel_size = options.pipeline_parallel_size};
+  server.load.place = PlaceOf(shape, options.expert_parallel_size, options.rank);
+  server.load.check_routing = options.check_routing;
+  if (!options.expert_layout.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(engine::ExpertLayout layout,
+                            engine::ParseExpertLayout(options.expert_layout, "--expert-layout"));
+    server.load.expert_layout = std::make_shared<const engine::ExpertLayout>(std::move(layout));
+  }
   server.block_size = options.block_size;
   server.limits = {.max_tokens = options.max_num_batched_tokens,
                    .max_positions = options.max_model_len,

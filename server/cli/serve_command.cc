@@ -22,6 +22,7 @@ int RunServe(const server::ServeConfig& given) {
   const std::stop_token stop = watch.StartServing();
   PrintMessage((*stack)->Banner());
   WaitFor(stop);
+  const absl::Status failure = (*stack)->Failure();
   const absl::Status drained = (*stack)->Shutdown(config.shutdown_timeout_seconds);
   if (drained.ok()) {
     log::Info("all requests are finished; bye");
@@ -29,6 +30,7 @@ int RunServe(const server::ServeConfig& given) {
     log::Warning("--shutdown-timeout {} s is over, answers were cut off: {}",
                  config.shutdown_timeout_seconds, std::string(drained.message()));
   }
+  if (!failure.ok()) return Fail(Annotate(failure, "nothing was served any more"));
   return 0;
 }
 

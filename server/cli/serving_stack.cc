@@ -35,6 +35,11 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Start(
   std::unique_ptr<ServingStack> stack(new ServingStack(config));
   if (stack->config_.served_model_name.empty())
     stack->config_.served_model_name = ModelNameFromPath(config.model.model);
+  // Ports that are taken, before minutes of loading.
+  NIBBLE_RETURN_IF_ERROR(server::HttpServer::CheckAddress(config.host, config.port));
+  if (config.grpc_port > 0) {
+    NIBBLE_RETURN_IF_ERROR(server::HttpServer::CheckAddress(config.host, config.grpc_port));
+  }
   NIBBLE_RETURN_IF_ERROR(stack->StartModel());
   NIBBLE_RETURN_IF_ERROR(stack->StartEngine());
   NIBBLE_RETURN_IF_ERROR(stack->StartService());
@@ -44,7 +49,7 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Start(
 }
 
 absl::Status ServingStack::StartModel() {
-  if (config_.parallel.tensor_parallel_size == 1) {
+  if (config_.parallel.world_size() == 1) {
     NIBBLE_ASSIGN_OR_RETURN(backend_, StartLocalModel(config_));
     return absl::OkStatus();
   }
@@ -74,10 +79,36 @@ absl::Status ServingStack::StartEngine() {
   engine_config.eos_token_ids =
       generation.eos_token_ids.empty() ? backend_.model.eos_token_ids : generation.eos_token_ids;
   engine_config.seed = static_cast<uint64_t>(config_.seed);
+  engine::Executor* const executor = backend_.executor.get();
   NIBBLE_ASSIGN_OR_RETURN(engine_,
                           engine::Engine::Create(engine_config, std::move(backend_.executor),
                                                  backend_.tokenizer.get(), metrics_.get()));
   max_model_len_ = engine_->config().sampling_limits.max_model_len;  // what is enforced
+  if (!backend_.model.moe.has_value()) return absl::OkStatus();
+  return WatchExperts(executor);
+}
+
+absl::Status ServingStack::WatchExperts(engine::Executor* executor) {
+  const engine::ModelConfig& model = backend_.model;
+  const server::ExpertOptions& options = config_.parallel.experts;
+  expert_load_ = [executor] { return executor->expert_load(); };
+  expert_metrics_ = std::make_unique<server::ExpertMetrics>(server::ExpertMetricsConfig{
+      .model_name = config_.served_model_name,
+      .is_moe_layer = model.moe->is_moe_layer,
+      .layout = backend_.experts.layout != nullptr
+                    ? *backend_.experts.layout
+                    : engine::ExpertLayout::Uniform(model.num_layers, model.moe->num_experts),
+      .num_expert_ranks = backend_.experts.expert_size,
+      .max_series = options.max_expert_series});
+  if (!expert_metrics_->has_counters()) {
+    log::Info(
+        "/metrics has no counters of {} layers x {} experts; --max-expert-series raises the limit "
+        "({})",
+        model.num_layers, model.moe->num_experts, options.max_expert_series);
+  }
+  if (options.record_expert_load.empty()) return absl::OkStatus();
+  NIBBLE_ASSIGN_OR_RETURN(recorder_,
+                          ExpertRecorder::Start(options.record_expert_load, expert_load_));
   return absl::OkStatus();
 }
 
@@ -124,6 +155,7 @@ absl::Status ServingStack::StartHttp() {
   api_config.metrics = [this] {
     std::string text = metrics_->Serialize(engine_->Stats());
     if (rank_metrics_ != nullptr) text += rank_metrics_->Serialize();
+    if (expert_metrics_ != nullptr) text += expert_metrics_->Serialize(expert_load_());
     return text;
   };
   api_ = std::make_unique<server::OpenAiApi>(service_.get(), std::move(api_config));
@@ -148,15 +180,19 @@ absl::Status ServingStack::StartGrpc() {
 std::string ServingStack::Banner() const {
   const std::string host = UrlHost(config_.host);
   const std::string url = fmt::format("http://{}:{}", host, http_->port());
+  const std::string active =
+      !backend_.model.moe.has_value()
+          ? ""
+          : fmt::format(", {} per token", HumanCount(backend_.model.num_active_parameters()));
   std::string banner = fmt::format(
       "nibble {} is ready after {:.1f} s\n"
-      "  model      {} ({}, {} parameters, {}, {} of weights)\n"
+      "  model      {} ({}, {} parameters{}, {}, {} of weights)\n"
       "{}"
       "  KV cache   {} tokens ({}, {}), sequences of up to {} tokens\n"
       "  HTTP       {}/v1\n",
       kVersion, backend_.load_seconds, config_.served_model_name,
       engine::ToString(backend_.model.architecture), HumanCount(backend_.model.num_parameters()),
-      backend_.quantization_name, HumanBytes(backend_.weight_bytes), backend_.device,
+      active, backend_.quantization_name, HumanBytes(backend_.weight_bytes), backend_.device,
       backend_.kv.num_blocks * config_.block_size, ToString(backend_.kv_dtype),
       HumanBytes(backend_.kv.bytes), max_model_len_, url);
   if (grpc_ != nullptr)
@@ -171,9 +207,15 @@ std::string ServingStack::Banner() const {
   return banner;
 }
 
+absl::Status ServingStack::Failure() const {
+  const absl::Status health = engine_->Health();
+  return absl::IsUnavailable(health) ? absl::OkStatus() : health;
+}
+
 absl::Status ServingStack::Shutdown(int timeout_seconds) {
   service_->StartDraining();
   const absl::Status drained = engine_->Drain(int64_t{timeout_seconds} * 1'000'000'000);
+  if (recorder_ != nullptr) recorder_->Stop();
   // Before the front ends: who is cut off still learns why.
   engine_->Stop();
   // The last deltas are queued to the sockets by now; give slow clients a moment to take them.

@@ -4,11 +4,13 @@
 #include "server/cli/thread_ranks.h"
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 #include <utility>
 
 #include "base/log.h"
 #include "base/mapped_file.h"
+#include "server/cli/expert_setup.h"
 #include "server/cli/progress.h"
 
 namespace nibble::cli {
@@ -17,13 +19,19 @@ namespace {
 constexpr size_t kMaxTextBytes = size_t{1} << 30;
 
 // Each share with all threads.
-absl::Status LoadShares(const server::ModelOptions& options, int size, ThreadRanks* ranks) {
+absl::Status LoadShares(const server::ModelOptions& options,
+                        const server::ParallelOptions& parallel, ThreadRanks* ranks) {
+  NIBBLE_ASSIGN_OR_RETURN(const engine::ModelConfig config, engine::LoadModelConfig(options.model));
+  engine::LoadOptions load = ToLoadOptions(options, ranks->device.isa);
+  NIBBLE_ASSIGN_OR_RETURN(const ExpertSetup experts, SetUpExperts(parallel, config, load));
+  load.expert_layout = experts.layout;
+  load.check_routing = parallel.experts.check_routing;
   ThreadPool pool(ranks->device.threads, ranks->device.cpus);
   Progress progress("loading weights", "MB", {.divisor = 1'000'000});
+  const int size = parallel.world_size();
   int64_t earlier = 0;  // bytes of shares that are loaded
   for (int rank = 0; rank < size; ++rank) {
-    engine::LoadOptions load = ToLoadOptions(options, ranks->device.isa);
-    load.place = {.rank = rank, .size = size};
+    load.place = PlaceOf(parallel, experts.expert_size, rank);
     int64_t share = 0;
     load.progress = [&](int64_t done, int64_t total) {
       share = total;
@@ -33,8 +41,22 @@ absl::Status LoadShares(const server::ModelOptions& options, int size, ThreadRan
     ranks->models.push_back(std::move(model));
     earlier += share;
   }
-  for (const std::string& warning : ranks->models[0]->warnings()) log::Warning("{}", warning);
-  return CheckTokenizer(options.model, *ranks->tokenizer, ranks->models[0]->config());
+  for (const std::string& warning : ranks->models.back()->warnings()) log::Warning("{}", warning);
+  return CheckTokenizer(options.model, *ranks->tokenizer, config);
+}
+
+absl::Status Connect(const server::ParallelOptions& parallel,
+                     const comm::AllReduceOptions& all_reduce, ThreadRanks* ranks) {
+  const int stages = parallel.pipeline_parallel_size;
+  for (int stage = 0; stage < stages; ++stage) {
+    NIBBLE_ASSIGN_OR_RETURN(auto group,
+                            comm::MakeThreadGroup(parallel.tensor_parallel_size, all_reduce));
+    std::move(group.begin(), group.end(), std::back_inserter(ranks->group));
+  }
+  if (stages == 1) return absl::OkStatus();
+  NIBBLE_ASSIGN_OR_RETURN(ranks->links,
+                          comm::MakeThreadStageLinks(stages, parallel.tensor_parallel_size));
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -42,19 +64,22 @@ absl::Status LoadShares(const server::ModelOptions& options, int size, ThreadRan
 std::vector<engine::PerplexityRank> ThreadRanks::Places() const {
   std::vector<engine::PerplexityRank> places;
   for (size_t rank = 0; rank < models.size(); ++rank) {
-    places.push_back({models[rank].get(), group[rank].get(), pools[rank].get()});
+    places.push_back({models[rank].get(), group[rank].get(), pools[rank].get(),
+                      links.empty() ? nullptr : links[rank].get()});
   }
   return places;
 }
 
-absl::StatusOr<ThreadRanks> LoadThreadRanks(const server::ModelOptions& options, int size,
+absl::StatusOr<ThreadRanks> LoadThreadRanks(const server::ModelOptions& options,
+                                            const server::ParallelOptions& parallel,
                                             const comm::AllReduceOptions& all_reduce) {
   NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(options.model));
   ThreadRanks ranks;
   NIBBLE_ASSIGN_OR_RETURN(ranks.device, ChooseDevice(options));
   NIBBLE_ASSIGN_OR_RETURN(ranks.tokenizer, engine::Tokenizer::Load(options.model));
-  NIBBLE_RETURN_IF_ERROR(LoadShares(options, size, &ranks));
-  NIBBLE_ASSIGN_OR_RETURN(ranks.group, comm::MakeThreadGroup(size, all_reduce));
+  NIBBLE_RETURN_IF_ERROR(LoadShares(options, parallel, &ranks));
+  NIBBLE_RETURN_IF_ERROR(Connect(parallel, all_reduce, &ranks));
+  const int size = parallel.world_size();
   const int threads = std::max(1, ranks.device.threads / size);
   for (int rank = 0; rank < size; ++rank) {
     std::vector<int> cpus;

@@ -12,6 +12,7 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "comm/group.h"
+#include "comm/stage_link.h"
 #include "engine/exec/perplexity.h"
 #include "engine/model/model.h"
 #include "engine/tokenizer/tokenizer.h"
@@ -23,16 +24,19 @@ namespace nibble::cli {
 struct ThreadRanks {
   DeviceChoice device;
   std::unique_ptr<engine::Tokenizer> tokenizer;
-  std::vector<std::unique_ptr<ThreadPool>> pools;  // by rank, as models and group
+  std::vector<std::unique_ptr<ThreadPool>> pools;  // by world rank, as all that follows
   std::vector<std::unique_ptr<engine::Model>> models;
-  std::vector<std::unique_ptr<comm::Communicator>> group;
+  std::vector<std::unique_ptr<comm::Communicator>> group;  // of the rank's stage
+  std::vector<std::unique_ptr<comm::StageLink>> links;     // none with one stage
 
   std::vector<engine::PerplexityRank> Places() const;
 };
 
 // Loads the shares one after the other, showing progress on standard error; the CPUs are divided
-// among the ranks. REQUIRES options that Validate accepts.
-absl::StatusOr<ThreadRanks> LoadThreadRanks(const server::ModelOptions& options, int size,
+// among the ranks. Of `parallel`, sizes and how experts are shared are read. REQUIRES options that
+// Validate accepts.
+absl::StatusOr<ThreadRanks> LoadThreadRanks(const server::ModelOptions& options,
+                                            const server::ParallelOptions& parallel,
                                             const comm::AllReduceOptions& all_reduce);
 
 // The ids of a text file by the rule of the reference values: the beginning-of-sequence token, then

@@ -207,24 +207,22 @@ void FitConnectionsToOpenFiles(HttpServerConfig* config) {
   config->max_connections = fitting;
 }
 
+absl::Status CannotListen(const std::string& host, int port, const error_code& error) {
+  return Unavailable("cannot listen on {} port {}: {}", host, port, error.message());
+}
+
 absl::Status BeastHttpServer::Start() {
+  // SO_REUSEPORT lets two servers of one user share a port in silence; find that out first.
+  NIBBLE_RETURN_IF_ERROR(CheckAddress(state_->config.host, state_->config.port));
   NIBBLE_ASSIGN_OR_RETURN(const asio::ip::address address, ParseHost(state_->config.host));
   tcp::endpoint endpoint(address, static_cast<uint16_t>(state_->config.port));
-  const auto fail = [&](const error_code& error) {
-    return Unavailable("cannot listen on {} port {}: {}", state_->config.host, endpoint.port(),
-                       error.message());
-  };
-  if (endpoint.port() != 0) {
-    // SO_REUSEPORT lets two servers of one user share a port in silence; find that out first.
-    tcp::endpoint probe = endpoint;
-    const auto listener = std::make_shared<Listener>(std::make_shared<IoThread>(), state_);
-    if (const error_code error = listener->Bind(&probe, true)) return fail(error);
-  }
   std::vector<std::unique_ptr<Worker>> workers;
   for (int i = 0; i < state_->config.num_threads; ++i) {
     auto worker = std::make_unique<Worker>();
     worker->listener = std::make_shared<Listener>(worker->io, state_);
-    if (const error_code error = worker->listener->Bind(&endpoint, false)) return fail(error);
+    if (const error_code error = worker->listener->Bind(&endpoint, false)) {
+      return CannotListen(state_->config.host, endpoint.port(), error);
+    }
     workers.push_back(std::move(worker));
   }
   FitConnectionsToOpenFiles(&state_->config);
@@ -274,6 +272,18 @@ std::string_view HttpRequest::Header(std::string_view name) const {
     if (key == name) return value;
   }
   return "";
+}
+
+absl::Status HttpServer::CheckAddress(const std::string& host, int port) {
+  NIBBLE_ASSIGN_OR_RETURN(const asio::ip::address address, ParseHost(host));
+  if (port == 0) return absl::OkStatus();  // any free one
+  tcp::endpoint endpoint(address, static_cast<uint16_t>(port));
+  const auto listener =
+      std::make_shared<Listener>(std::make_shared<IoThread>(), std::make_shared<ServerState>());
+  if (const error_code error = listener->Bind(&endpoint, true)) {
+    return CannotListen(host, port, error);
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Create(const HttpServerConfig& config) {

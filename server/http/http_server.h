@@ -84,6 +84,8 @@ using HttpErrorBody =
 class HttpServer {
  public:
   static absl::StatusOr<std::unique_ptr<HttpServer>> Create(const HttpServerConfig& config);
+  // Whether one could listen there now: as Start() answers, for whoever has long work to do before.
+  static absl::Status CheckAddress(const std::string& host, int port);
   virtual ~HttpServer() = default;  // Stop()s
 
   // Before Start only. Exact paths, or all paths below one ("/v1/models/*": those that have no

@@ -11,10 +11,11 @@ import subprocess
 import threading
 import time
 
-from nibble_server import STORIES
+from nibble_server import STORIES, Server
 
 MODEL = "stories-llama"
 SECRET = "a secret of the tests"
+HEAD = "127.0.0.1"
 
 
 def wait_until(condition, seconds, what):
@@ -100,6 +101,48 @@ class Node:
 
     def __exit__(self, *_):
         self.end()
+
+
+class Cluster:
+    """Node 0 and node 1; `size` has the options of ranks and nodes."""
+
+    def __init__(self, nibble, size, *options, secret=SECRET, head_options=(), environment=None, model=STORIES):
+        self.nibble, self.secret, self.model = nibble, secret, model
+        self.options = (*size, "--master-port", free_port(HEAD), *options)
+        self.node = self.join()
+        try:
+            self.server = Server(nibble, *self.options, *head_options, model=model,
+                                 environment={"NIBBLE_CLUSTER_SECRET": secret, **(environment or {})})
+        except BaseException:
+            print(self.node.log())
+            self.node.process.kill()
+            raise
+
+    def join(self, *options, **changes):
+        return Node(self.nibble, *self.options, "--node-rank", 1, *options,
+                    **{"secret": self.secret, "model": self.model, **changes})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        try:
+            with self.server:
+                pass
+            # The head says goodbye.
+            wait_until(lambda: self.node.process.poll() is not None, 20, self.node.log)
+            self.node.end()
+            assert self.node.process.returncode == 0, self.node.log()
+        finally:
+            self.node.process.kill()
+
+
+def refused(node):
+    """What a node that is turned away says."""
+    wait_until(lambda: node.process.poll() is not None, 30, node.log)
+    node.end()
+    assert node.process.returncode == 1, node.log()
+    return node.log()
 
 
 class Stream(threading.Thread):

@@ -52,10 +52,11 @@ def test_bad_options_are_named(nibble, arguments, named):
     assert done.returncode == 1 and named in done.stderr and not done.stdout, done
 
 
-def test_random_checkpoint_is_a_model(nibble, tmp_path):
+@pytest.mark.parametrize("shape", ["tiny", "tiny-mixtral", "tiny-mixtral-active"])
+def test_random_checkpoint_is_a_model(nibble, tmp_path, shape):
     pytest.importorskip("numpy")
     model = tmp_path / "random"
-    script = [sys.executable, str(ROOT / "bench" / "make_random_checkpoint.py"), "--shape", "tiny", "--output", str(model)]
+    script = [sys.executable, str(ROOT / "bench" / "make_random_checkpoint.py"), "--shape", shape, "--output", str(model)]
     subprocess.run(script, check=True, capture_output=True)
     inspected = json.loads(subprocess.run([str(nibble), "inspect", str(model), "--json"], check=True, capture_output=True,
                                           text=True).stdout)

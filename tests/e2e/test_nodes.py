@@ -13,52 +13,18 @@ import grpc
 import pytest
 
 from nibble_server import STORIES, Server
-from ranks import (MODEL, SECRET, Node, Stream, alive, free_port, group_is_whole, rank_processes, requests, run_streams,
-                   shm_names, wait_until)
+from ranks import (HEAD, MODEL, SECRET, Cluster, Node, Stream, alive, free_port, group_is_whole, rank_processes, refused,
+                   requests, run_streams, shm_names, wait_until)
 
-HEAD = "127.0.0.1"
 SIZE = ("--tensor-parallel-size", 2, "--nnodes", 2, "--master-addr", HEAD)
-SMALL = ("--rank-timeout", 1, "--rank-threads", 1)
-EXACT = ("--dtype", "float32", "--all-reduce", "none", *SMALL)
-
-
-class Cluster:
-    """Node 0 and node 1."""
-
-    def __init__(self, nibble, *options, secret=SECRET, head_options=(), environment=None, base=EXACT):
-        self.nibble, self.secret = nibble, secret
-        self.options = (*SIZE, "--master-port", free_port(HEAD), *base, *options)
-        self.node = self.join()
-        try:
-            self.server = Server(nibble, *self.options, *head_options,
-                                 environment={"NIBBLE_CLUSTER_SECRET": secret, **(environment or {})})
-        except BaseException:
-            print(self.node.log())
-            self.node.process.kill()
-            raise
-
-    def join(self, *options, **changes):
-        return Node(self.nibble, *self.options, "--node-rank", 1, *options, **{"secret": self.secret, **changes})
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        try:
-            with self.server:
-                pass
-            # The head says goodbye.
-            wait_until(lambda: self.node.process.poll() is not None, 20, self.node.log)
-            self.node.end()
-            assert self.node.process.returncode == 0, self.node.log()
-        finally:
-            self.node.process.kill()
+SMALL = (*SIZE, "--rank-timeout", 1, "--rank-threads", 1)
+EXACT = (*SMALL, "--dtype", "float32", "--all-reduce", "none")
 
 
 @pytest.fixture(scope="module")
 def cluster(nibble):
     before = shm_names()
-    with Cluster(nibble, "--group-timeout", 5) as running:
+    with Cluster(nibble, EXACT, "--group-timeout", 5) as running:
         yield running
     wait_until(lambda: shm_names() <= before, 5, shm_names)
 
@@ -67,20 +33,12 @@ def test_the_measured_choice_is_kept(nibble, tmp_path):
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     choices = []
     for measure in ((), (), ("--all-reduce-measure",)):
-        with Cluster(nibble, base=SMALL, head_options=measure, environment=environment) as cluster:
+        with Cluster(nibble, SMALL, head_options=measure, environment=environment) as cluster:
             # Ranks write it to the log of the node that runs them; rank 0 is the head's.
             assert ("all-reduce measured in" in cluster.server.log()) == (choices == [] or measure != ())
             choices.append(re.search(r"all-reduce auto: (.*)", cluster.server.log()).group(1))
     assert choices[0] == choices[1]
     assert len(list((tmp_path / "nibble").iterdir())) == 1
-
-
-def refused(node):
-    """What a node that is turned away says."""
-    wait_until(lambda: node.process.poll() is not None, 30, node.log)
-    node.end()
-    assert node.process.returncode == 1, node.log()
-    return node.log()
 
 
 def test_two_nodes_say_what_one_process_says(cluster, reference):
@@ -177,7 +135,7 @@ def test_a_node_that_stays_away_times_out(cluster):
 def test_a_new_head_gets_the_node(nibble, tmp_path):
     """kill -9 of node 0: its ranks end, node 1 waits, and works for the next one."""
     before = shm_names()
-    cluster = Cluster(nibble)
+    cluster = Cluster(nibble, EXACT)
     ranks = rank_processes(cluster.server.process.pid)
     cluster.server.process.kill()
     cluster.server.process.wait()
@@ -208,7 +166,7 @@ def certificates(folder):
 def test_nodes_with_certificates_need_no_secret(nibble, tmp_path):
     (tmp_path / "other").mkdir()
     strangers = certificates(tmp_path / "other")
-    with Cluster(nibble, *certificates(tmp_path), secret="") as cluster:
+    with Cluster(nibble, EXACT, *certificates(tmp_path), secret="") as cluster:
         assert cluster.server.post("/v1/completions", {"model": MODEL, "prompt": "Once", "max_tokens": 4})[0] == 200
         with Node(nibble, *cluster.options[:-6], *strangers, "--node-rank", 1, secret="") as stranger:
             wait_until(lambda: "cannot join" in stranger.log(), 30, stranger.log)

@@ -125,6 +125,62 @@ TEST(ServeConfigTest, OptionsThatNothingWouldUseAreRefused) {
   EXPECT_TRUE(config.Validate().ok()) << config.Validate();
 }
 
+TEST(ServeConfigTest, StagesAreRanksToo) {
+  ServeConfig config = Good();
+  config.parallel.pipeline_parallel_size = 2;
+  config.parallel.rank_threads = 2;
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  EXPECT_EQ(config.parallel.world_size(), 2);
+  config.parallel.nnodes = 2;
+  config.parallel.master_addr = "10.77.0.1";
+  config.parallel.cluster_secret = "secret";
+  config.parallel.tensor_parallel_size = 3;
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  EXPECT_EQ(config.parallel.ranks_per_node(), 3);
+  config.parallel.nnodes = 4;
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("--pipeline-parallel-size 2 x --tensor-parallel-size 3 are 6 ranks, want a "
+                        "multiple of --nnodes (4)"));
+}
+
+TEST(ServeConfigTest, TooManyRanksAreRefused) {
+  ServeConfig config = Good();
+  config.parallel.tensor_parallel_size = 64;
+  config.parallel.pipeline_parallel_size = 64;
+  EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("4096 ranks, want 1024"));
+  config.parallel.tensor_parallel_size = INT32_MAX;
+  config.parallel.pipeline_parallel_size = INT32_MAX;  // no overflow
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("--pipeline-parallel-size is 2147483647, want 1 to 64"));
+}
+
+TEST(ServeConfigTest, ContradictionsOfExpertOptionsAreListed) {
+  ServeConfig config = Good();
+  ExpertOptions& experts = config.parallel.experts;
+  config.parallel.tensor_parallel_size = 4;
+  experts.enable_expert_parallel = true;
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  experts.expert_parallel_size = 4;  // says the same
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  experts.expert_parallel_size = 3;
+  experts.num_redundant_experts = 2;
+  experts.max_expert_series = -1;
+  std::string message(config.Validate().message());
+  EXPECT_THAT(message, HasSubstr("--enable-expert-parallel means --expert-parallel-size 4 "
+                                 "(--tensor-parallel-size), given is --expert-parallel-size 3"));
+  EXPECT_THAT(message, HasSubstr("--expert-parallel-size is 3, want a divisor of "
+                                 "--tensor-parallel-size (4)"));
+  EXPECT_THAT(message, HasSubstr("--num-redundant-experts is 2: --expert-load FILE is missing"));
+  EXPECT_THAT(message, HasSubstr("--max-expert-series is -1, want 0 to"));
+  experts = {.enable_expert_parallel = true};
+  config.parallel.tensor_parallel_size = 1;
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("--enable-expert-parallel needs --tensor-parallel-size 2 or more"));
+  experts = {.check_routing = true};
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("--check-routing needs --tensor-parallel-size 2 or more"));
+}
+
 TEST(ServeConfigTest, LimitsThemselvesAreAllowed) {
   ServeConfig config = Good();
   config.grpc_port = -1;

@@ -60,6 +60,21 @@ TEST(EvalCommandTest, RanksGiveThePerplexityOfOne) {
   EXPECT_NE(coded.at("mean_nll"), two.at("mean_nll"));
 }
 
+TEST(EvalCommandTest, StagesAndWholeExpertsGiveThePerplexityOfOne) {
+  PerplexityOptions options = Options();
+  options.model.model = NIBBLE_SOURCE_DIR "/models/stories-mixtral";
+  options.model.dtype = "float32";
+  const nlohmann::json one = Evaluate(options);
+  options.pipeline_parallel_size = 2;
+  const nlohmann::json stages = Evaluate(options);
+  EXPECT_EQ(stages.at("pipeline_parallel_size"), 2);
+  EXPECT_EQ(stages.at("mean_nll"), one.at("mean_nll"));  // the same sums
+  options.tensor_parallel_size = 2;
+  options.experts = {.enable_expert_parallel = true, .check_routing = true};
+  EXPECT_NEAR(Evaluate(options).at("mean_nll").get<double>(), one.at("mean_nll").get<double>(),
+              1e-4);
+}
+
 TEST(EvalCommandTest, WhatMakesNoSenseIsRefused) {
   PerplexityOptions options = Options();
   options.tensor_parallel_size = 0;
@@ -71,6 +86,12 @@ TEST(EvalCommandTest, WhatMakesNoSenseIsRefused) {
   EXPECT_THAT(Error(options), HasSubstr("--tensor-parallel-size is 65, want 1 to 64"));
   options.tensor_parallel_size = 3;
   EXPECT_THAT(Error(options), HasSubstr("num_attention_heads is 8"));
+  options.experts.expert_parallel_size = 3;
+  EXPECT_THAT(Error(options), HasSubstr("--expert-parallel-size 3: the model"));
+  options.experts = {};
+  options.pipeline_parallel_size = 65;
+  EXPECT_THAT(Error(options), HasSubstr("--pipeline-parallel-size is 65, want 1 to 64"));
+  options.pipeline_parallel_size = 1;
   options.tensor_parallel_size = 2;
   options.all_reduce.all_reduce = "auto";
   EXPECT_THAT(Error(options), HasSubstr("--all-reduce auto"));

@@ -13,6 +13,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "server/cli/expert_setup.h"
+
 namespace nibble::cli {
 namespace {
 
@@ -87,6 +89,31 @@ TEST(OptionsFingerprintTest, HoldsWhatRanksMustHaveAlike) {
   // Who beats more slowly than the head allows is lost at the first beat that is late.
   config.parallel.rank_timeout_seconds = 17;
   EXPECT_THAT(OptionsFingerprint(config), ::testing::HasSubstr("rank-timeout=17"));
+}
+
+TEST(OptionsFingerprintTest, FitsIntoAHandshakeWhateverIsGiven) {
+  server::ServeConfig config{
+      .model = {.dtype = "bfloat16", .kv_cache_dtype = "bfloat16", .quantization = "w4a16"}};
+  config.parallel = {.tensor_parallel_size = 64,
+                     .pipeline_parallel_size = 16,
+                     .nnodes = 64,
+                     .all_reduce = {.all_reduce = "int8", .spikes = true},
+                     .rank_timeout_seconds = 3600,
+                     .experts = {.check_routing = true, .num_redundant_experts = 4096}};
+  config.block_size = 256;
+  config.max_num_batched_tokens = int64_t{1} << 20;
+  config.max_num_seqs = 4096;
+  config.max_model_len = int64_t{1} << 24;
+  const ExpertSetup setup{.expert_size = 64,
+                          .layout = std::make_shared<engine::ExpertLayout>(),
+                          .load_fingerprint = "0123456789ab"};
+  const std::string fingerprint =
+      OptionsFingerprint(config) +
+      ExpertsFingerprint(config.parallel.experts, setup, Isa::kAvx512Vnni);
+  EXPECT_LE(fingerprint.size(), 256U) << fingerprint;
+  EXPECT_THAT(fingerprint, ::testing::EndsWith(" experts=64+4096@0123456789ab/check "
+                                               "isa=avx512vnni"));
+  EXPECT_THAT(fingerprint, ::testing::HasSubstr("tp=64 pp=16 nodes=64"));
 }
 
 TEST(Sha256Test, TellsTextsApart) {

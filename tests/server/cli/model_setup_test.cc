@@ -16,6 +16,8 @@ TEST(ModelSetupTest, NamesComeFromTheDirectory) {
 }
 
 TEST(ModelSetupTest, NumbersForHumans) {
+  EXPECT_EQ(Counted(1, "thread"), "1 thread");
+  EXPECT_EQ(Counted(2, "thread"), "2 threads");
   EXPECT_EQ(HumanCount(999), "999 ");
   EXPECT_EQ(HumanCount(4'196'608), "4.20 M");
   EXPECT_EQ(HumanCount(70'000'000'000), "70.0 B");
