@@ -30,12 +30,18 @@ nlohmann::ordered_json Members(const engine::Model& model) {
             {"step_weight_bytes", model.step_weight_bytes()}}}};
 }
 
-// Weights of the linear layers that every token passes, the head aside.
+// Weights of the linear layers that every token passes, the head aside; of experts, as many as a
+// token goes to.
 double LinearWeights(const engine::ModelConfig& config) {
   const int64_t q = config.num_heads * config.head_dim;
   const int64_t kv = config.num_kv_heads * config.head_dim;
-  return static_cast<double>(config.num_layers * config.hidden_size *
-                             (2 * q + 2 * kv + 3 * config.intermediate_size));
+  int64_t weights = config.num_layers * config.hidden_size * (2 * q + 2 * kv);
+  for (int64_t l = 0; l < config.num_layers; ++l) {
+    weights += config.HasExperts(l) ? config.moe->CountParameters(config.hidden_size,
+                                                                  config.moe->num_experts_per_tok)
+                                    : 3 * config.hidden_size * config.intermediate_size;
+  }
+  return static_cast<double>(weights);
 }
 
 // Seconds of every step of one repetition.
@@ -70,23 +76,25 @@ absl::StatusOr<nlohmann::ordered_json> MeasureDecode(const DecodeBenchOptions& o
   const Timing repetition = Summarize(std::move(repetition_seconds));
   const Timing step = Summarize(std::move(step_seconds));
   const double tokens = static_cast<double>(num_seqs * options.steps);
+  nlohmann::ordered_json row = {{"batch", num_seqs},
+                                {"context", context},
+                                {"steps", options.steps},
+                                {"tokens_per_s", Rounded(tokens / repetition.median_s)},
+                                {"best_tokens_per_s", Rounded(tokens / repetition.best_s)},
+                                {"step_median_ms", Rounded(step.median_s * 1e3)},
+                                {"step_best_ms", Rounded(step.best_s * 1e3)}};
+  // A step reads the experts that its tokens go to; `nibble bench moe` counts them.
+  if (subject.model->config().moe.has_value()) return row;
   const double mean_context =
       static_cast<double>(context) + 0.5 * static_cast<double>(options.steps + 1);
   const double cache_bytes = static_cast<double>(num_seqs * batch.bytes_per_token()) * mean_context;
   const double bytes = static_cast<double>(subject.model->step_weight_bytes()) + cache_bytes;
   const double bytes_per_s = bytes * static_cast<double>(options.steps) / repetition.median_s;
-  return nlohmann::ordered_json{
-      {"batch", num_seqs},
-      {"context", context},
-      {"steps", options.steps},
-      {"tokens_per_s", Rounded(tokens / repetition.median_s)},
-      {"best_tokens_per_s", Rounded(tokens / repetition.best_s)},
-      {"step_median_ms", Rounded(step.median_s * 1e3)},
-      {"step_best_ms", Rounded(step.best_s * 1e3)},
-      {"bytes_per_step", static_cast<int64_t>(bytes)},
-      {"bytes_per_token", static_cast<int64_t>(bytes / static_cast<double>(num_seqs))},
-      {"gb_per_s", Rounded(bytes_per_s * 1e-9)},
-      {"share_of_read", Rounded(bytes_per_s / roofline.read_bytes_per_s)}};
+  row["bytes_per_step"] = static_cast<int64_t>(bytes);
+  row["bytes_per_token"] = static_cast<int64_t>(bytes / static_cast<double>(num_seqs));
+  row["gb_per_s"] = Rounded(bytes_per_s * 1e-9);
+  row["share_of_read"] = Rounded(bytes_per_s / roofline.read_bytes_per_s);
+  return row;
 }
 
 absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(const PrefillBenchOptions& options,

@@ -63,6 +63,28 @@ TEST_F(ModelBenchTest, ContextsBeyondTheModelAreRefused) {
   EXPECT_NE(result.status().ToString().find(std::to_string(limit)), std::string::npos);
 }
 
+TEST(ModelBenchMoeTest, BytesOfExpertsThatWereNotReadAreNotToldAsRead) {
+  ThreadPool pool(2);
+  const Isa isa = HostCpuFeatures().Best();
+  const auto model =
+      engine::Model::Load(NIBBLE_SOURCE_DIR "/models/stories-mixtral",
+                          {.quantization = engine::Quantization::kW4A8, .isa = isa}, &pool);
+  ASSERT_TRUE(model.ok()) << model.status();
+  const ModelSubject subject = {.model = model->get(), .isa = isa, .pool = &pool};
+  const auto decode =
+      RunDecodeBench({.batches = {2}, .contexts = {0}, .steps = 2, .repetitions = 1}, subject);
+  ASSERT_TRUE(decode.ok()) << decode.status();
+  EXPECT_GT((*decode)["results"][0]["tokens_per_s"], 0.0);
+  EXPECT_FALSE((*decode)["results"][0].contains("bytes_per_step"));
+  const auto prefill = RunPrefillBench({.prompts = {20}, .repetitions = 1}, subject);
+  ASSERT_TRUE(prefill.ok()) << prefill.status();
+  // A layer's: q and o of 256 x 512 each, k and v of 256 x 256 each, two of eight experts, router.
+  const auto& row = (*prefill)["results"][0];
+  const double ops = 2.0 * 20 * 4 * (256.0 * (2 * 512 + 2 * 256) + 2 * 3 * 256 * 512 + 8 * 256);
+  EXPECT_NEAR(row["top_per_s"].get<double>() * row["median_ms"].get<double>() * 1e9, ops,
+              ops * 1e-3);
+}
+
 TEST(ModelBenchOptionsTest, OptionsAreNamed) {
   std::vector<std::string> violations;
   DecodeBenchOptions{.batches = {0}, .contexts = {-1}, .steps = 0, .repetitions = 0}.Validate(
