@@ -38,8 +38,8 @@ struct GroupedGemmArgs {
   int64_t d_stride = 0;
 };
 
-// REQUIRES: as Run, for every weight; weights of one k. No bias: no expert has one. The calling
-// thread keeps scratch memory for its next call.
+// REQUIRES: as Run, for every weight; weights of one k. No bias: no expert has one. Weights of one
+// group share the rows brought into tiles when they follow each other. Scratch memory as Run.
 void RunGrouped(std::span<const GroupWeight> weights, const GroupedGemmArgs& args,
                 ThreadPool* pool);
 
