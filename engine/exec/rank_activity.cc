@@ -8,6 +8,7 @@ namespace nibble::engine {
 void ActivityLog::Joined(uint64_t generation) {
   const std::lock_guard lock(mutex_);
   now_.generation = generation;
+  now_.sent = now_.received = 0;
   ++now_.changes;
 }
 
@@ -23,6 +24,29 @@ void ActivityLog::BeginCollective(uint64_t bytes) {
   now_.phase = RankPhase::kCollective;
   now_.bytes = bytes;
   ++now_.operation;
+  ++now_.changes;
+}
+
+void ActivityLog::BeginHandOff(RankPhase phase, uint64_t bytes) {
+  const std::lock_guard lock(mutex_);
+  now_.phase = phase;
+  now_.bytes = bytes;
+  ++now_.changes;
+}
+
+void ActivityLog::EndSend() {
+  const std::lock_guard lock(mutex_);
+  now_.phase = RankPhase::kComputing;
+  now_.bytes = 0;
+  ++now_.sent;
+  ++now_.changes;
+}
+
+void ActivityLog::EndReceive() {
+  const std::lock_guard lock(mutex_);
+  now_.phase = RankPhase::kComputing;
+  now_.bytes = 0;
+  ++now_.received;
   ++now_.changes;
 }
 
@@ -62,6 +86,20 @@ absl::Status LoggedCommunicator::Broadcast(void* data, size_t bytes, int root) {
 
 absl::Status LoggedCommunicator::Barrier() {
   return Logged(0, [&] { return inner_->Barrier(); });
+}
+
+absl::Status LoggedStageLink::Send(const float* data, int64_t num_values) {
+  log_->BeginHandOff(RankPhase::kSending, static_cast<uint64_t>(num_values) * sizeof(float));
+  const absl::Status status = inner_->Send(data, num_values);
+  log_->EndSend();
+  return status;
+}
+
+absl::Status LoggedStageLink::Receive(float* data, int64_t num_values) {
+  log_->BeginHandOff(RankPhase::kReceiving, static_cast<uint64_t>(num_values) * sizeof(float));
+  const absl::Status status = inner_->Receive(data, num_values);
+  log_->EndReceive();
+  return status;
 }
 
 }  // namespace nibble::engine

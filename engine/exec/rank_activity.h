@@ -10,6 +10,7 @@
 #include <string>
 
 #include "comm/communicator.h"
+#include "comm/stage_link.h"
 #include "engine/exec/rank_protocol.h"
 
 namespace nibble::engine {
@@ -22,6 +23,10 @@ class ActivityLog {
   void Enter(RankPhase phase);
   void BeginCollective(uint64_t bytes);
   void EndCollective() { Enter(RankPhase::kComputing); }
+  // kReceiving or kSending.
+  void BeginHandOff(RankPhase phase, uint64_t bytes);
+  void EndSend();
+  void EndReceive();
   RankActivity Now() const;
 
  private:
@@ -29,7 +34,7 @@ class ActivityLog {
   RankActivity now_;  // guarded by mutex_
 };
 
-// Notes every collective. Both must outlive it.
+// Notes every collective. Inner and log must outlive it.
 class LoggedCommunicator final : public comm::Communicator {
  public:
   LoggedCommunicator(comm::Communicator* inner, ActivityLog* log) : inner_(inner), log_(log) {}
@@ -50,6 +55,20 @@ class LoggedCommunicator final : public comm::Communicator {
   absl::Status Logged(uint64_t bytes, const Collective& collective);
 
   comm::Communicator* const inner_;
+  ActivityLog* const log_;
+};
+
+// Notes what goes to the next stage and comes from the previous one. Inner and log must outlive it.
+class LoggedStageLink final : public comm::StageLink {
+ public:
+  LoggedStageLink(comm::StageLink* inner, ActivityLog* log) : inner_(inner), log_(log) {}
+
+  absl::Status Send(const float* data, int64_t num_values) override;
+  absl::Status Receive(float* data, int64_t num_values) override;
+  void Abort(const std::string& reason) override { inner_->Abort(reason); }
+
+ private:
+  comm::StageLink* const inner_;
   ActivityLog* const log_;
 };
 

@@ -8,15 +8,12 @@
 
 #include "comm/group.h"
 #include "engine/exec/rank_group_impl.h"
-#include "engine/exec/spin.h"
 
 namespace nibble::engine {
 namespace {
 
 constexpr std::chrono::milliseconds kProgressInterval{100};
 constexpr int kPingsPerTimeout = 5;
-// Below what hubs let wait for a rank that reads.
-constexpr size_t kMaxStepBytes = size_t{448} << 20;
 
 absl::Status CheckOptions(const RankGroupOptions& options, int hub_size) {
   const auto size = static_cast<int>(options.node_of_rank.size());
@@ -70,11 +67,10 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Start(
 }
 
 ExecutorLimits RankGroup::limits() const { return impl_->limits(); }
-absl::Status RankGroup::Begin(const StepPlan& plan) {
-  impl_->plan_ = &plan;
-  return absl::OkStatus();
-}
-absl::StatusOr<StepOutput> RankGroup::Finish() { return impl_->Execute(*impl_->plan_); }
+absl::Status RankGroup::Begin(const StepPlan& plan) { return impl_->Begin(plan); }
+absl::StatusOr<StepOutput> RankGroup::Finish() { return impl_->Finish(); }
+int RankGroup::max_steps_in_flight() const { return impl_->num_stages(); }
+ExpertLoad RankGroup::expert_load() const { return impl_->expert_load(); }
 absl::Status RankGroup::Ready() const { return impl_->Ready(); }
 const std::vector<RankDescription>& RankGroup::ranks() const { return impl_->ranks(); }
 comm::AllReducePolicy RankGroup::policy() const { return impl_->policy(); }
@@ -86,10 +82,14 @@ RankGroup::Impl::Impl(std::unique_ptr<comm::RankHub> hub, const RankGroupOptions
       observer_(observer),
       ping_interval_(options.rank_timeout / kPingsPerTimeout),
       ranks_(options.node_of_rank.size()),
-      clean_from_(static_cast<size_t>(options.node_of_rank.back()) + 1, 1) {
-  if (!options.policy.choices.empty()) policy_ = comm::Serialize(options.policy);
+      clean_from_(static_cast<size_t>(options.node_of_rank.back()) + 1, 1),
+      policies_(static_cast<size_t>(options.num_stages)),
+      loads_(static_cast<size_t>(options.num_stages)) {
+  if (!options.policy.choices.empty()) {
+    std::ranges::fill(policies_, comm::Serialize(options.policy));
+  }
   for (int rank = 0; rank < size(); ++rank) at(rank).name = fmt::format("rank {}", rank);
-  broken_at_ = last_turn_ = next_ping_ = next_form_ = Clock::now();
+  broken_at_ = last_turn_ = next_ping_ = next_form_ = next_loads_ = Clock::now();
 }
 
 RankGroup::Impl::~Impl() { Stop(); }
@@ -166,49 +166,6 @@ absl::Status RankGroup::Impl::ChooseOnce(const ChooseSizes& choose,
   return absl::OkStatus();
 }
 
-absl::StatusOr<StepOutput> RankGroup::Impl::Execute(const StepPlan& plan) {
-  std::unique_lock lock(mutex_);
-  if (!final_.ok()) return final_;
-  if (phase_ != Phase::kFormed || lost_) return NotReady();
-  const uint64_t generation = generation_;
-  const uint64_t number = ++step_number_;
-  dirty_ = true;
-  step_over_.store(0, std::memory_order_relaxed);
-  lock.unlock();
-
-  std::string step = StepPayload::Encode(generation, number, plan);
-  if (step.size() > kMaxStepBytes) {
-    return ResourceExhausted("a step's plan has {} bytes, the limit is {}", step.size(),
-                             kMaxStepBytes);
-  }
-  const std::vector<comm::Frame> frames = StepFrames(std::move(step));
-  for (int rank = 0; rank < size(); ++rank) {
-    for (const comm::Frame& frame : frames) hub_->Send(rank, frame);
-  }
-
-  SpinUntil([this] { return step_over_.load(std::memory_order_acquire) != 0; });
-  lock.lock();
-  // No time limit: the supervisor ends the generation when a rank does not answer, does not get on
-  // or waits for another one in vain.
-  changed_.wait(lock, [&] {
-    return step_over_.load(std::memory_order_relaxed) != 0 || ended_generation_ >= generation ||
-           !final_.ok();
-  });
-  if (step_over_.load(std::memory_order_relaxed) == 0) {
-    return final_.ok() ? NotReady() : final_;
-  }
-  num_failures_ = 0;
-  return std::exchange(output_, {});
-}
-
-// What Execute says when it computes nothing; the loss is told with it.
-absl::Status RankGroup::Impl::NotReady() {
-  const bool is_formed = phase_ == Phase::kFormed;
-  lost_ = false;
-  dirty_ = false;
-  return Unavailable("{}", is_formed ? why_broken_ : MissingText());
-}
-
 absl::Status RankGroup::Impl::Ready() const {
   const std::lock_guard lock(mutex_);
   if (!final_.ok()) return final_;
@@ -255,9 +212,14 @@ ExecutorLimits RankGroup::Impl::limits() const {
 }
 
 comm::AllReducePolicy RankGroup::Impl::policy() const {
+  int stage = 0;
+  for (int s = num_stages() - 1; s >= 0; --s) {
+    const auto first = options_.node_of_rank.begin() + s * stage_size();
+    if (*first != *(first + stage_size() - 1)) stage = s;
+  }
   const std::lock_guard lock(mutex_);
   // Checked when it came.
-  return comm::ParsePolicy(policy_).value_or(comm::AllReducePolicy{});
+  return comm::ParsePolicy(policies_[static_cast<size_t>(stage)]).value_or(comm::AllReducePolicy{});
 }
 
 }  // namespace nibble::engine

@@ -1,11 +1,13 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// The executor of several ranks: sends every plan to all of them, takes the tokens from rank 0, and
-// keeps the group alive. When a rank dies, stops answering or cannot be reached, the generation
-// ends: Execute returns UNAVAILABLE naming the rank, the others leave the collective they wait in,
-// and once the rank is back (restarted, or joined again) a new generation is formed. Weights of
-// ranks that lived are kept, KV contents are not. ../README.md has the life of a failure.
+// The executor of several ranks: sends every plan to all of them, takes the tokens from rank 0 of
+// the last pipeline stage, and keeps the group alive. With several stages as many steps may be
+// under way: while one stage computes a step, the next one computes the step before it. When a rank
+// dies, stops answering or cannot be reached, the generation ends: Finish returns UNAVAILABLE
+// naming the rank for all steps under way, the others leave what they wait in, and once the rank is
+// back (restarted, or joined again) a new generation is formed. Weights of ranks that lived are
+// kept, KV contents are not. ../README.md has the life of a failure.
 #pragma once
 
 #include <chrono>
@@ -31,7 +33,7 @@ struct RankPatience {
   std::chrono::milliseconds allocate{300'000};    // its KV cache
   std::chrono::milliseconds prepare{60'000};      // leaving one generation for the next
   std::chrono::milliseconds connect{120'000};     // to it, measuring included
-  std::chrono::milliseconds compute{300'000};     // from one collective to the next
+  std::chrono::milliseconds compute{300'000};     // from one collective or stage to the next
 };
 
 struct RankGroupOptions {
@@ -44,9 +46,10 @@ struct RankGroupOptions {
   int64_t vocab_size = 0;
   int64_t row_size = 0;  // hidden size
   comm::AllReduceOptions all_reduce;
-  comm::AllReducePolicy policy;                      // measured earlier, or empty
+  comm::AllReducePolicy policy;                      // measured earlier (policy() below), or empty
   std::chrono::milliseconds rank_timeout{5'000};     // silence after which a rank counts as lost
   std::chrono::milliseconds start_timeout{600'000};  // loading
+  std::chrono::milliseconds load_interval{1'000};    // after which expert_load() is asked for anew
   RankPatience patience;
 };
 
@@ -77,9 +80,13 @@ class RankGroup final : public Executor {
   ExecutorLimits limits() const override;
   absl::Status Begin(const StepPlan& plan) override;
   absl::StatusOr<StepOutput> Finish() override;
+  int max_steps_in_flight() const override;
   absl::Status Ready() const override;
+  // With what ranks had counted that were lost, but for the last load_interval.
+  ExpertLoad expert_load() const override;
 
   const std::vector<RankDescription>& ranks() const;
+  // Every stage has its own; this is that of the first stage on several hosts, or of the first one.
   comm::AllReducePolicy policy() const;
 
  private:

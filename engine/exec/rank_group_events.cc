@@ -16,15 +16,6 @@ constexpr int kMaxEarlyLosses = 3;
 constexpr std::chrono::milliseconds kFirstBackoff{100};
 constexpr std::chrono::milliseconds kLongestBackoff{5'000};
 
-// Errors that a peer, the network or an abort can cause; others are of the rank itself, and would
-// come again.
-bool IsOfTheGroup(const absl::Status& status) {
-  return absl::IsUnavailable(status) || absl::IsAborted(status) ||
-         absl::IsDeadlineExceeded(status) || absl::IsDataLoss(status) ||
-         absl::IsCancelled(status) ||
-         absl::IsAlreadyExists(status);  // a name that a dead rank has left
-}
-
 }  // namespace
 
 void RankGroup::Impl::OnUp(int rank) {
@@ -41,6 +32,7 @@ void RankGroup::Impl::OnUp(int rank) {
   r.up_since = r.heard = r.told = r.quiet_since = Clock::now();
   r.has_spoken = false;
   r.activity = {};
+  r.unheard_since.reset();
   r.bytes_done = r.bytes_total = 0;
   r.last_pong = 0;
   ping_due_ = true;
@@ -77,12 +69,23 @@ void RankGroup::Impl::OnFrame(int rank, comm::Frame frame) {
                                  std::string(status.message())));
 }
 
+// Errors that a peer, the network or an abort can cause; others are of the rank itself, and would
+// come again.
+bool RankGroup::Impl::IsOfTheGroup(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsAborted(status) ||
+         absl::IsDeadlineExceeded(status) || absl::IsDataLoss(status) ||
+         absl::IsCancelled(status) ||
+         absl::IsAlreadyExists(status);  // a name that a dead rank has left
+}
+
 // An error: these bytes are none that a rank sends.
 absl::Status RankGroup::Impl::Handle(int rank, const comm::Frame& frame) {
   Rank& r = at(rank);
   switch (static_cast<RankMessage>(frame.type)) {
     case RankMessage::kPong:
       return HandlePong(rank, frame.payload);
+    case RankMessage::kExpertLoad:
+      return HandleExpertLoad(rank, frame.payload);
     case RankMessage::kProgress:
       return HandleProgress(rank, frame.payload);
     case RankMessage::kLoaded:
@@ -112,7 +115,10 @@ absl::Status RankGroup::Impl::HandlePong(int rank, std::string_view payload) {
   if (r.last_pong < wanted_pong_ && pong.number >= wanted_pong_) WakeSupervisor();
   r.last_pong = std::max(r.last_pong, pong.number);
   r.told = r.heard;
-  if (r.activity != pong.activity) r.quiet_since = r.told;
+  if (r.activity != pong.activity) {
+    r.quiet_since = r.told;
+    r.unheard_since.reset();
+  }
   r.activity = pong.activity;
   return absl::OkStatus();
 }
@@ -166,6 +172,11 @@ absl::Status RankGroup::Impl::HandleLoaded(int rank, std::string_view payload) {
   } else if (r.description && loaded.description.kv_block_bytes != r.description->kv_block_bytes) {
     Fail(InvalidArgument("{} came back with KV blocks of {} bytes, it had {}", r.name,
                          loaded.description.kv_block_bytes, r.description->kv_block_bytes));
+  } else if (r.description && (loaded.description.num_layers != r.description->num_layers ||
+                               loaded.description.num_experts != r.description->num_experts)) {
+    Fail(InvalidArgument("{} came back with {} layers of {} experts, it had {} of {}", r.name,
+                         loaded.description.num_layers, loaded.description.num_experts,
+                         r.description->num_layers, r.description->num_experts));
   } else if (r.state == RankState::kLoading) {
     r.state = RankState::kLoaded;
     r.description = loaded.description;
@@ -193,12 +204,17 @@ absl::Status RankGroup::Impl::HandlePrepared(int rank, std::string_view payload)
 absl::Status RankGroup::Impl::HandleConnected(int rank, std::string_view payload) {
   NIBBLE_ASSIGN_OR_RETURN(const auto connected, ConnectedPayload::Decode(payload));
   if (phase_ != Phase::kConnecting || connected.generation != generation_) return absl::OkStatus();
-  const bool is_first = std::ranges::none_of(ranks_, [](const Rank& r) { return r.connected; });
+  // A stage's sums have the same bits on all its ranks only by the same policy.
+  const int stage = stage_of(rank);
+  std::string& policy = policies_[static_cast<size_t>(stage)];
+  const auto first = ranks_.begin() + stage * stage_size();
+  const bool is_first =
+      std::none_of(first, first + stage_size(), [](const Rank& r) { return r.connected; });
   if (is_first) {
     NIBBLE_RETURN_IF_ERROR(comm::ParsePolicy(connected.policy).status());
-    policy_ = connected.policy;
-  } else if (connected.policy != policy_) {
-    Suspect(rank, DataLoss("has another all-reduce policy than the ranks before it"));
+    policy = connected.policy;
+  } else if (connected.policy != policy) {
+    Suspect(rank, DataLoss("has another all-reduce policy than the ranks of its stage before it"));
     return absl::OkStatus();
   }
   at(rank).connected = true;
@@ -211,22 +227,6 @@ absl::Status RankGroup::Impl::HandleConnected(int rank, std::string_view payload
   changed_.notify_all();
   WakeSupervisor();
   return absl::OkStatus();
-}
-
-void RankGroup::Impl::HandleStepDone(int rank, StepDonePayload done) {
-  if (phase_ != Phase::kFormed || done.generation != generation_) return;
-  if (!done.status.ok()) {
-    if (IsOfTheGroup(done.status)) {
-      Suspect(rank, done.status);
-    } else {
-      Fail(Annotate(done.status, at(rank).name));
-    }
-    return;
-  }
-  if (rank != 0 || done.number != step_number_) return;
-  output_ = std::move(done.output);
-  step_over_.store(1, std::memory_order_release);
-  changed_.notify_all();
 }
 
 void RankGroup::Impl::MarkLost(int rank, comm::LossReason reason, const std::string& why) {
@@ -273,7 +273,6 @@ void RankGroup::Impl::BreakGeneration(const std::string& why) {
   actions_.broken = why;
   abort_due_ = true;
   connect_due_ = false;
-  lost_ = lost_ || dirty_;
   wanted_pong_ = ping_number_ + 1;
   ping_due_ = true;
   const auto backoff =

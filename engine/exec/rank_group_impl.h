@@ -5,10 +5,10 @@
 //
 //   hub's threads   OnUp, OnFrame, OnDown: note what came (rank_group_events.cc)
 //   supervisor      everything that follows from it: pings, losses (rank_group_watch.cc), forming;
-//   it
-//                   alone talks to the ranks but for steps, and calls the observer
+//                   it alone talks to the ranks but for steps, and calls the observer
 //                   (rank_group_supervisor.cc)
-//   Execute's       sends a step, waits for rank 0's answer or the generation's end (rank_group.cc)
+//   Begin's         sends a step (rank_group_steps.cc)
+//   Finish's        waits for the oldest step's answer or its generation's end (the same)
 //
 // The hub, the observer and the log are never called under mutex_: what is to be done is collected
 // in Actions and done once it is free.
@@ -17,14 +17,18 @@
 //   1. phase_ is kIdle unless generation_ is being formed, serves or is suspected; then every rank
 //      is kReady.
 //   2. A generation ends once: by BreakGeneration, which every waiting step sees.
-//   3. lost_ is set while KV blocks that a step wrote are lost and no Execute has told.
-//   4. A rank is lost once between two OnUp.
+//   3. Blocks that a step wrote are lost and no Begin or Finish has told while
+//      told_generation_ < dirty_generation_ <= ended_generation_.
+//   4. steps_ has the steps that were begun and not finished, in order; those whose generation has
+//      ended and that have no output will never have one. The first ones have their outputs.
+//   5. A rank is lost once between two OnUp.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -46,9 +50,11 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
 
   absl::Status Start(const ChooseSizes& choose,
                      const std::function<void(int64_t, int64_t)>& progress);
-  absl::StatusOr<StepOutput> Execute(const StepPlan& plan);
-  const StepPlan* plan_ = nullptr;
+  absl::Status Begin(const StepPlan& plan);
+  absl::StatusOr<StepOutput> Finish();
   absl::Status Ready() const;
+  ExpertLoad expert_load() const;
+  int num_stages() const { return options_.num_stages; }
   ExecutorLimits limits() const;
   const std::vector<RankDescription>& ranks() const { return descriptions_; }
   comm::AllReducePolicy policy() const;
@@ -80,6 +86,8 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
     Clock::time_point told;         // when it came
     Clock::time_point quiet_since;  // when a pong said so first
     Clock::time_point allocating_since;
+    // Since when it has waited for a message that the previous stage says to have sent.
+    std::optional<Clock::time_point> unheard_since;
     int64_t bytes_done = 0;
     int64_t bytes_total = 0;
     std::optional<RankDescription> description;
@@ -90,6 +98,18 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
     bool connected = false;
   };
   enum class Phase { kIdle, kPreparing, kConnecting, kFormed, kSuspect };
+
+  struct Step {
+    uint64_t number = 0;
+    uint64_t generation = 0;
+    std::optional<StepOutput> output;
+  };
+  // What a stage's first rank has told.
+  struct StageLoad {
+    uint64_t process = 0;
+    ExpertLoad now;     // of that process
+    ExpertLoad before;  // of those before it
+  };
 
   struct Loss {
     int rank = 0;
@@ -110,15 +130,23 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   };
 
   int size() const { return static_cast<int>(ranks_.size()); }
+  int stage_size() const { return size() / options_.num_stages; }
+  int stage_of(int rank) const { return rank / stage_size(); }
+  // Rank 0 of the last stage.
+  int answering_rank() const { return size() - stage_size(); }
   Rank& at(int rank) { return ranks_[static_cast<size_t>(rank)]; }
 
   // rank_group.cc
   absl::Status WaitForStart(const ChooseSizes& choose,
                             const std::function<void(int64_t, int64_t)>& progress);
   absl::Status ChooseOnce(const ChooseSizes& choose, std::unique_lock<std::mutex>* lock);
-  absl::Status NotReady();
   std::string MissingText() const;
   void Stop();
+
+  // rank_group_steps.cc, under mutex_.
+  absl::Status NotReady();
+  void HandleStepDone(int rank, StepDonePayload done);
+  absl::Status HandleExpertLoad(int rank, std::string_view payload);
 
   // rank_group_events.cc, under mutex_.
   absl::Status Handle(int rank, const comm::Frame& frame);
@@ -126,7 +154,6 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   absl::Status HandlePrepared(int rank, std::string_view payload);
   absl::Status HandleConnected(int rank, std::string_view payload);
   absl::Status HandleProgress(int rank, std::string_view payload);
-  void HandleStepDone(int rank, StepDonePayload done);
   absl::Status HandlePong(int rank, std::string_view payload);
   absl::Status HandleGenerationFailed(int rank, std::string_view payload);
   absl::Status HandleFailed(int rank, std::string_view payload);
@@ -136,6 +163,7 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   void BreakGeneration(const std::string& why);
   void Fail(const absl::Status& status);
   void WakeSupervisor();
+  static bool IsOfTheGroup(const absl::Status& status);
 
   // rank_group_watch.cc, under mutex_.
   void ForgiveOwnStop(Clock::time_point now);
@@ -143,13 +171,18 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   void FindSilentRank(int rank, Clock::time_point now);
   void FindHungRank(int rank, Clock::time_point now);
   void FindLateForming(Clock::time_point now);
-  void FindDeadLink();
+  void FindDeadLinks(Clock::time_point now);
+  bool FindDeadLinkAmong(int first_rank, int count);
+  bool FindDeadHandOff(int receiver, Clock::time_point now);
+  // As long as the rank's message may take, and rank_timeout.
+  Clock::duration PatienceFor(const RankActivity& activity) const;
   void JudgeSuspicion();
 
   // rank_group_supervisor.cc, under mutex_ but for Supervise and those of Actions.
   void Supervise();
   void Decide(Clock::time_point now);
   void SendPings(Clock::time_point now);
+  void AskForLoads(Clock::time_point now);
   void Greet();
   void Allocate();
   void AbortBroken();
@@ -162,6 +195,8 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   void RestartRank(int rank, const std::string& why);
   // Of one collective of the ranks; the supervisor finds a dead link sooner.
   std::chrono::milliseconds OperationTimeout() const;
+  // Of one message between stages, whose wait takes as long as other stages compute.
+  std::chrono::milliseconds MessageTimeout() const;
   std::chrono::milliseconds ConnectTimeout() const;
   void SendToAll(const comm::Frame& frame);
 
@@ -171,7 +206,7 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   const Clock::duration ping_interval_;
 
   mutable std::mutex mutex_;
-  std::condition_variable changed_;  // for Start and Execute
+  std::condition_variable changed_;  // for Start and Finish
   std::condition_variable work_;     // for the supervisor
   // Guarded by mutex_:
   std::vector<Rank> ranks_;
@@ -195,22 +230,26 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   Clock::time_point broken_at_;
   Clock::time_point next_form_;
   Clock::time_point form_deadline_;
-  std::vector<uint64_t> clean_from_;  // by node: the first generation that may have left names
-  std::string policy_;                // comm::Serialize of what the first generation took
+  std::vector<uint64_t> clean_from_;   // by node: the first generation that may have left names
+  std::vector<std::string> policies_;  // by stage: comm::Serialize of what its first group took
   // Pings.
   uint64_t ping_number_ = 0;
   uint64_t wanted_pong_ = 0;  // a rank that has answered it is alive since the last doubt
   bool ping_due_ = false;
   Clock::time_point next_ping_;
   Clock::time_point last_turn_;
-  // The step.
-  bool dirty_ = false;  // a step was begun since the last loss that was told
-  bool lost_ = false;
+  // Steps.
+  std::deque<Step> steps_;
   uint64_t step_number_ = 0;
-  StepOutput output_;
+  uint64_t dirty_generation_ = 0;  // the last one in which a step was begun
+  uint64_t told_generation_ = 0;   // its end, and that of all before it, was told by an error
+  // Loads.
+  std::vector<StageLoad> loads_;  // by stage
+  bool loads_are_old_ = false;    // a step was done since they were asked for
+  Clock::time_point next_loads_;
   Actions actions_;
-  // What a step's end is, for a waiter that spins: 0 while it runs. Written under mutex_.
-  std::atomic<int> step_over_{0};
+  // For a waiter that spins: the last step that has its output. Written under mutex_.
+  std::atomic<uint64_t> last_done_{0};
 
   std::vector<RankDescription> descriptions_;  // written by Start, then constant
   std::thread supervisor_;

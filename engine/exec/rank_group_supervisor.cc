@@ -37,12 +37,17 @@ std::chrono::milliseconds RankGroup::Impl::OperationTimeout() const {
   return std::max(kOperationTimeout, 2 * options_.rank_timeout);
 }
 
+std::chrono::milliseconds RankGroup::Impl::MessageTimeout() const {
+  return std::max(OperationTimeout(), num_stages() * options_.patience.compute);
+}
+
 std::chrono::milliseconds RankGroup::Impl::ConnectTimeout() const {
   return std::clamp(2 * options_.rank_timeout, kLeastConnectTimeout, kMostConnectTimeout);
 }
 
 RankGroup::Impl::Clock::time_point RankGroup::Impl::NextTurn() const {
   Clock::time_point next = next_ping_;
+  if (loads_are_old_ && next_loads_ > last_turn_) next = std::min(next, next_loads_);
   if (phase_ == Phase::kIdle && next_form_ > last_turn_) next = std::min(next, next_form_);
   if (phase_ == Phase::kPreparing || phase_ == Phase::kConnecting) {
     next = std::min(next, form_deadline_ + std::chrono::milliseconds(1));
@@ -58,8 +63,9 @@ void RankGroup::Impl::Decide(Clock::time_point now) {
   ForgiveOwnStop(now);
   FindLostRanks(now);
   FindLateForming(now);
-  FindDeadLink();
+  FindDeadLinks(now);
   SendPings(now);
+  AskForLoads(now);
   JudgeSuspicion();
   AbortBroken();
   if (!final_.ok()) return;
@@ -124,6 +130,7 @@ void RankGroup::Impl::SendPrepare() {
                                               .group_id = options_.group_id,
                                               .generation = generation_,
                                               .bind_address = {}},
+                                    .num_stages = num_stages(),
                                     .clean_from = clean_from_[node]});
   }
 }
@@ -131,12 +138,19 @@ void RankGroup::Impl::SendPrepare() {
 void RankGroup::Impl::SendConnect() {
   ConnectPayload connect{.generation = generation_,
                          .all_reduce = options_.all_reduce,
-                         .policy = policy_,
+                         .policy = {},
                          .row_size = options_.row_size,
                          .connect_timeout = ConnectTimeout(),
-                         .operation_timeout = OperationTimeout()};
+                         .operation_timeout = OperationTimeout(),
+                         .message_timeout = MessageTimeout()};
   for (const Rank& rank : ranks_) connect.addresses.push_back(*rank.address);
-  SendToAll(MakeFrame(connect));
+  for (int stage = 0; stage < num_stages(); ++stage) {
+    connect.policy = policies_[static_cast<size_t>(stage)];
+    const comm::Frame frame = MakeFrame(connect);
+    for (int r = 0; r < stage_size(); ++r) {
+      actions_.frames.emplace_back(stage * stage_size() + r, frame);
+    }
+  }
 }
 
 void RankGroup::Impl::SendToAll(const comm::Frame& frame) {

@@ -33,6 +33,7 @@ void RankGroup::Impl::ForgiveOwnStop(Clock::time_point now) {
   for (Rank& rank : ranks_) {
     rank.heard = std::min(now, rank.heard + late);
     rank.quiet_since = std::min(now, rank.quiet_since + late);
+    if (rank.unheard_since) rank.unheard_since = std::min(now, *rank.unheard_since + late);
   }
 }
 
@@ -93,30 +94,73 @@ void RankGroup::Impl::FindLateForming(Clock::time_point now) {
   }
 }
 
-// Every rank answers, none computes, and since rank_timeout none has got on, although one waits for
-// others in a collective: they cannot reach each other. A peer that computes for long is not taken
-// for a dead link, nor is a wait that grows with the data.
-void RankGroup::Impl::FindDeadLink() {
+RankGroup::Impl::Clock::duration RankGroup::Impl::PatienceFor(const RankActivity& activity) const {
+  return options_.rank_timeout +
+         std::chrono::milliseconds(std::min(activity.bytes / kLeastBytesPerMs, uint64_t{60'000}));
+}
+
+// Ranks that answer and cannot reach each other: inside a stage, whatever other stages compute
+// meanwhile; from one stage to the next; or all of them.
+void RankGroup::Impl::FindDeadLinks(Clock::time_point now) {
   if (phase_ != Phase::kFormed) return;
+  for (int first = 0; first < size(); first += stage_size()) {
+    if (FindDeadLinkAmong(first, stage_size())) return;
+  }
+  for (int receiver = stage_size(); receiver < size(); ++receiver) {
+    if (FindDeadHandOff(receiver, now)) return;
+  }
+  FindDeadLinkAmong(0, size());
+}
+
+// Every one of these ranks answers, none computes, and since rank_timeout none has got on, although
+// one waits for others: they cannot reach each other. A peer that computes for long is not taken
+// for a dead link, nor is a wait that grows with the data, nor one for another stage.
+bool RankGroup::Impl::FindDeadLinkAmong(int first_rank, int count) {
   std::string waiting;
   Clock::duration quiet = Clock::duration::max();
-  for (const Rank& rank : ranks_) {
+  for (int r = first_rank; r < first_rank + count; ++r) {
+    const Rank& rank = at(r);
     const RankActivity& activity = rank.activity;
-    if (activity.generation != generation_ || activity.phase == RankPhase::kComputing) return;
-    const auto patience =
-        options_.rank_timeout +
-        std::chrono::milliseconds(std::min(activity.bytes / kLeastBytesPerMs, uint64_t{60'000}));
-    if (rank.told - rank.quiet_since <= patience) return;
+    if (activity.generation != generation_ || activity.phase == RankPhase::kComputing) return false;
+    const bool in_stage = activity.phase == RankPhase::kCollective;
+    if (count < size() && !in_stage && activity.phase != RankPhase::kIdle) return false;
+    if (rank.told - rank.quiet_since <= PatienceFor(activity)) return false;
     quiet = std::min(quiet, rank.told - rank.quiet_since);
     if (activity.phase == RankPhase::kIdle) continue;
-    waiting += fmt::format("{}{} in its operation {}", waiting.empty() ? "" : ", ", rank.name,
-                           activity.operation);
+    waiting += waiting.empty() ? "" : ", ";
+    waiting += in_stage ? fmt::format("{} in its operation {}", rank.name, activity.operation)
+                        : fmt::format("{} after {} messages of the stage before it", rank.name,
+                                      activity.received);
   }
-  if (waiting.empty()) return;
+  if (waiting.empty()) return false;
   BreakGeneration(
       fmt::format("the ranks wait for each other for {:.1f} s, and all of them answer: {}; does "
                   "the network between their hosts carry nothing?",
                   Seconds(quiet), waiting));
+  return true;
+}
+
+// A rank waits for a message that its sender has let go, and has waited for it since rank_timeout.
+bool RankGroup::Impl::FindDeadHandOff(int receiver, Clock::time_point now) {
+  Rank& waits = at(receiver);
+  const Rank& sender = at(receiver - stage_size());
+  const bool is_on_its_way =
+      waits.activity.phase == RankPhase::kReceiving && waits.activity.generation == generation_ &&
+      sender.activity.generation == generation_ && sender.activity.sent > waits.activity.received;
+  if (!is_on_its_way) {
+    waits.unheard_since.reset();
+    return false;
+  }
+  if (!waits.unheard_since) waits.unheard_since = now;
+  // Both have said so since.
+  const Clock::duration wait = std::min(waits.told, sender.told) - *waits.unheard_since;
+  if (wait <= PatienceFor(waits.activity)) return false;
+  BreakGeneration(
+      fmt::format("{} waits for {:.1f} s for message {} of {}, which has sent it, and both of them "
+                  "answer; does "
+                  "the network between their hosts carry nothing?",
+                  waits.name, Seconds(wait), waits.activity.received + 1, sender.name));
+  return true;
 }
 
 // All live, so that the rank that complained is believed.

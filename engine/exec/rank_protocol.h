@@ -14,12 +14,15 @@
 //   kStepPart {bytes of the next kStep}
 //   kAbort {generation, reason}
 //   kPing                                     kPong {what it is at}
+//   kTellExpertLoad                           kExpertLoad {tokens of each expert}
 //   kExit                                     kFailed {status}
 //
 // A rank says kLoaded once for every kHello, as soon as it has loaded: a driver may find a rank
 // whose weights are there already. kAllocate of the sizes that a rank has changes nothing. Prepare,
 // Connect and Step belong to a generation; what cannot be done for it is kGenerationFailed, and the
-// rank stays good for the next one. After a step, ranks other than 0 speak only when it failed.
+// rank stays good for the next one. A rank computes its steps in the order in which they come, and
+// more may come meanwhile. After a step rank 0 of the last stage answers; others speak only when it
+// failed.
 // A step that is larger than a frame may be comes in parts, the last of which is its kStep. A kPong
 // says what the thread that computes is at, so that a driver can tell a long step from a wait that
 // will never end. kAbort makes a rank leave the generation and keep weights and KV memory. kFailed
@@ -37,6 +40,7 @@
 #include "comm/group.h"
 #include "comm/ranks/rank_hub.h"
 #include "engine/exec/local_executor_options.h"
+#include "engine/moe/expert_load.h"
 #include "engine/scheduler/step_plan.h"
 
 namespace nibble::engine {
@@ -51,6 +55,7 @@ enum class RankMessage : uint32_t {
   kPong,
   kProgress,
   kGenerationFailed,
+  kExpertLoad,
   kAllocate = 101,
   kPrepare,
   kConnect,
@@ -60,6 +65,7 @@ enum class RankMessage : uint32_t {
   kExit,
   kHello,
   kStepPart,
+  kTellExpertLoad,
 };
 
 // Driver and rank are of one build; another one's is refused by this number before anything else of
@@ -72,7 +78,9 @@ inline constexpr uint32_t kMaxTextBytes = 4096;
 enum class RankPhase : uint32_t {
   kIdle,        // waits for the driver
   kComputing,   // or loads, or joins
-  kCollective,  // exchanges with the other ranks, or waits for them
+  kCollective,  // exchanges with the other ranks of its stage, or waits for them
+  kReceiving,   // waits for the stage before it
+  kSending,     // waits for the stage after it to take what it has
 };
 
 // What the thread of a rank that computes is at.
@@ -80,7 +88,9 @@ struct RankActivity {
   uint64_t generation = 0;  // joined; 0: none
   uint64_t changes = 0;     // counts begins and ends: a rank with the same number has not got on
   uint64_t operation = 0;   // collectives begun since the process started
-  uint64_t bytes = 0;       // of the one it is in, about
+  uint64_t bytes = 0;       // of the one it is in, or of the message it waits for; about
+  uint64_t sent = 0;        // messages given to the next stage in this generation
+  uint64_t received = 0;    // messages taken from the previous stage in this generation
   RankPhase phase = RankPhase::kComputing;
 
   friend bool operator==(const RankActivity&, const RankActivity&) = default;
@@ -92,6 +102,8 @@ struct RankDescription {
   int64_t kv_block_bytes = 0;   // of one block of LocalExecutorOptions::block_size tokens
   int64_t available_bytes = 0;  // of its host, once the largest step's memory is taken
   int32_t kv_dtype = 0;         // DType
+  int64_t num_layers = 0;       // of the whole model, as the next
+  int64_t num_experts = 0;      // of a layer; 0: a dense model
   std::string quantization_name;
   std::vector<std::string> warnings;
 };
@@ -123,7 +135,8 @@ struct AllocatePayload {
 
 struct PreparePayload {
   static constexpr RankMessage kType = RankMessage::kPrepare;
-  comm::GroupPlace place;
+  comm::GroupPlace place;  // among all ranks of the model
+  int32_t num_stages = 1;  // divides place.size()
   // Generations from this one up to place.generation may have left names in /dev/shm of this host.
   uint64_t clean_from = 0;
 
@@ -134,7 +147,7 @@ struct PreparePayload {
 struct PreparedPayload {
   static constexpr RankMessage kType = RankMessage::kPrepared;
   uint64_t generation = 0;
-  std::string address;
+  std::string address;  // of its places in the group of its stage and between stages
 
   std::string Encode() const;
   static absl::StatusOr<PreparedPayload> Decode(std::string_view bytes);
@@ -145,10 +158,11 @@ struct ConnectPayload {
   uint64_t generation = 0;
   std::vector<std::string> addresses;  // by rank
   comm::AllReduceOptions all_reduce;
-  std::string policy;  // comm::Serialize; empty: to be measured
+  std::string policy;  // of this rank's stage: comm::Serialize; empty: to be measured
   int64_t row_size = 0;
   std::chrono::milliseconds connect_timeout{30'000};  // > 0, as the next
   std::chrono::milliseconds operation_timeout{60'000};
+  std::chrono::milliseconds message_timeout{60'000};  // between stages
 
   std::string Encode() const;
   static absl::StatusOr<ConnectPayload> Decode(std::string_view bytes);
@@ -157,7 +171,7 @@ struct ConnectPayload {
 struct ConnectedPayload {
   static constexpr RankMessage kType = RankMessage::kConnected;
   uint64_t generation = 0;
-  std::string policy;  // comm::Serialize
+  std::string policy;  // of its stage: comm::Serialize
 
   std::string Encode() const;
   static absl::StatusOr<ConnectedPayload> Decode(std::string_view bytes);
@@ -183,7 +197,7 @@ struct StepDonePayload {
   uint64_t generation = 0;
   uint64_t number = 0;
   absl::Status status;
-  StepOutput output;  // of rank 0, when status is OK
+  StepOutput output;  // of rank 0 of the last stage, when status is OK
 
   std::string Encode() const;
   static absl::StatusOr<StepDonePayload> Decode(std::string_view bytes);
@@ -230,6 +244,18 @@ struct PongPayload {
 
   std::string Encode() const;
   static absl::StatusOr<PongPayload> Decode(std::string_view bytes);
+};
+
+// Of the first rank of a stage: counts since its process started, zeros for other stages' layers.
+struct ExpertLoadPayload {
+  static constexpr RankMessage kType = RankMessage::kExpertLoad;
+  static constexpr int64_t kMaxLayers = 1 << 12;
+  static constexpr int64_t kMaxExperts = 1 << 14;
+  uint64_t process = 0;  // random: another number means that it counts from zero
+  ExpertLoad load;
+
+  std::string Encode() const;
+  static absl::StatusOr<ExpertLoadPayload> Decode(std::string_view bytes);
 };
 
 struct ProgressPayload {

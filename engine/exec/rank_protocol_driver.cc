@@ -62,6 +62,7 @@ std::string PreparePayload::Encode() const {
   writer.PutString(place.group_id);
   writer.Put(place.generation);
   writer.PutString(place.bind_address);
+  writer.Put(num_stages);
   writer.Put(clean_from);
   return std::move(writer).Finish();
 }
@@ -75,11 +76,13 @@ absl::StatusOr<PreparePayload> PreparePayload::Decode(std::string_view bytes) {
   reader.ReadString("group_id", &payload.place.group_id);
   reader.Read("generation", &payload.place.generation);
   reader.ReadString("bind_address", &payload.place.bind_address);
+  reader.Read("num_stages", &payload.num_stages);
   reader.Read("clean_from", &payload.clean_from);
   NIBBLE_RETURN_IF_ERROR(reader.Finish());
   const int size = payload.place.size();
   NIBBLE_RETURN_IF_ERROR(CheckRange("kPrepare: the number of ranks", size, 1, kMaxRanks));
   NIBBLE_RETURN_IF_ERROR(CheckRange("kPrepare: rank", rank, 0, size - 1));
+  NIBBLE_RETURN_IF_ERROR(CheckDivides("kPrepare: num_stages", payload.num_stages, size));
   payload.place.rank = rank;
   return payload;
 }
@@ -98,6 +101,7 @@ std::string ConnectPayload::Encode() const {
   writer.Put(row_size);
   writer.Put<int64_t>(connect_timeout.count());
   writer.Put<int64_t>(operation_timeout.count());
+  writer.Put<int64_t>(message_timeout.count());
   return std::move(writer).Finish();
 }
 
@@ -107,6 +111,7 @@ absl::StatusOr<ConnectPayload> ConnectPayload::Decode(std::string_view bytes) {
   AllReduceWire wire;
   int64_t connect_ms = 0;
   int64_t operation_ms = 0;
+  int64_t message_ms = 0;
   reader.Read("generation", &payload.generation);
   ReadStrings("addresses", kMaxRanks, kMaxAddressBytes, &reader, &payload.addresses);
   reader.Read("all_reduce", &wire);
@@ -114,6 +119,7 @@ absl::StatusOr<ConnectPayload> ConnectPayload::Decode(std::string_view bytes) {
   reader.Read("row_size", &payload.row_size);
   reader.Read("connect_timeout", &connect_ms);
   reader.Read("operation_timeout", &operation_ms);
+  reader.Read("message_timeout", &message_ms);
   NIBBLE_RETURN_IF_ERROR(reader.Finish());
   NIBBLE_RETURN_IF_ERROR(CheckRange("kConnect: the number of addresses",
                                     static_cast<int64_t>(payload.addresses.size()), 1, kMaxRanks));
@@ -126,6 +132,7 @@ absl::StatusOr<ConnectPayload> ConnectPayload::Decode(std::string_view bytes) {
   NIBBLE_RETURN_IF_ERROR(CheckRange("kConnect: rotation", wire.rotation, 0, 1));
   NIBBLE_RETURN_IF_ERROR(CheckRange("kConnect: connect_timeout", connect_ms, 1, kMaxTimeoutMs));
   NIBBLE_RETURN_IF_ERROR(CheckRange("kConnect: operation_timeout", operation_ms, 1, kMaxTimeoutMs));
+  NIBBLE_RETURN_IF_ERROR(CheckRange("kConnect: message_timeout", message_ms, 1, kMaxTimeoutMs));
   // Widths and group sizes: comm::Validate, when the group is joined.
   payload.all_reduce = {.mode = static_cast<Mode>(wire.mode),
                         .codec = {.bits = wire.bits,
@@ -135,6 +142,7 @@ absl::StatusOr<ConnectPayload> ConnectPayload::Decode(std::string_view bytes) {
                                   .rotation = wire.rotation == 1}};
   payload.connect_timeout = std::chrono::milliseconds(connect_ms);
   payload.operation_timeout = std::chrono::milliseconds(operation_ms);
+  payload.message_timeout = std::chrono::milliseconds(message_ms);
   return payload;
 }
 

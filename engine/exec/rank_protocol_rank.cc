@@ -19,6 +19,8 @@ struct PongWire {
   uint64_t changes = 0;
   uint64_t operation = 0;
   uint64_t bytes = 0;
+  uint64_t sent = 0;
+  uint64_t received = 0;
   uint64_t phase = 0;
 };
 
@@ -37,6 +39,8 @@ std::string LoadedPayload::Encode() const {
   writer.Put(description.kv_block_bytes);
   writer.Put(description.available_bytes);
   writer.Put(description.kv_dtype);
+  writer.Put(description.num_layers);
+  writer.Put(description.num_experts);
   writer.PutString(description.quantization_name);
   std::vector<std::string> warnings;
   for (const std::string& text : description.warnings) {
@@ -66,6 +70,8 @@ absl::StatusOr<LoadedPayload> LoadedPayload::Decode(std::string_view bytes) {
   reader.Read("kv_block_bytes", &description.kv_block_bytes);
   reader.Read("available_bytes", &description.available_bytes);
   reader.Read("kv_dtype", &description.kv_dtype);
+  reader.Read("num_layers", &description.num_layers);
+  reader.Read("num_experts", &description.num_experts);
   reader.ReadString("quantization_name", &description.quantization_name, kMaxTextBytes);
   ReadStrings("warnings", kMaxWarnings, kMaxTextBytes, &reader, &description.warnings);
   NIBBLE_RETURN_IF_ERROR(reader.Finish());
@@ -171,6 +177,8 @@ std::string PongPayload::Encode() const {
                       .changes = activity.changes,
                       .operation = activity.operation,
                       .bytes = activity.bytes,
+                      .sent = activity.sent,
+                      .received = activity.received,
                       .phase = static_cast<uint64_t>(activity.phase)});
   return std::move(writer).Finish();
 }
@@ -179,14 +187,42 @@ absl::StatusOr<PongPayload> PongPayload::Decode(std::string_view bytes) {
   FlatReader reader(bytes, "kPong");
   PongWire wire;
   reader.Read("pong", &wire);
-  reader.CheckAtMost("phase", wire.phase, static_cast<uint64_t>(RankPhase::kCollective));
+  reader.CheckAtMost("phase", wire.phase, static_cast<uint64_t>(RankPhase::kSending));
   NIBBLE_RETURN_IF_ERROR(reader.Finish());
   return PongPayload{.number = wire.number,
                      .activity = {.generation = wire.generation,
                                   .changes = wire.changes,
                                   .operation = wire.operation,
                                   .bytes = wire.bytes,
+                                  .sent = wire.sent,
+                                  .received = wire.received,
                                   .phase = static_cast<RankPhase>(wire.phase)}};
+}
+
+std::string ExpertLoadPayload::Encode() const {
+  FlatWriter writer(32 + load.tokens.size() * sizeof(uint64_t));
+  writer.Put(process);
+  writer.Put(load.num_layers);
+  writer.Put(load.num_experts);
+  writer.PutArray(load.tokens);
+  return std::move(writer).Finish();
+}
+
+absl::StatusOr<ExpertLoadPayload> ExpertLoadPayload::Decode(std::string_view bytes) {
+  FlatReader reader(bytes, "kExpertLoad");
+  ExpertLoadPayload payload;
+  ExpertLoad& load = payload.load;
+  reader.Read("process", &payload.process);
+  reader.Read("num_layers", &load.num_layers);
+  reader.Read("num_experts", &load.num_experts);
+  reader.ReadArray("tokens", &load.tokens);
+  NIBBLE_RETURN_IF_ERROR(reader.Finish());
+  NIBBLE_RETURN_IF_ERROR(CheckRange("kExpertLoad: num_layers", load.num_layers, 0, kMaxLayers));
+  NIBBLE_RETURN_IF_ERROR(CheckRange("kExpertLoad: num_experts", load.num_experts, 0, kMaxExperts));
+  const int64_t count = load.num_layers * load.num_experts;
+  NIBBLE_RETURN_IF_ERROR(CheckRange("kExpertLoad: the number of counts",
+                                    static_cast<int64_t>(load.tokens.size()), count, count));
+  return payload;
 }
 
 std::string ProgressPayload::Encode() const {

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <mutex>
 #include <optional>
+#include <random>
 #include <thread>
 #include <utility>
 
@@ -21,6 +22,11 @@ namespace nibble::engine {
 namespace {
 
 constexpr std::chrono::milliseconds kProgressInterval{100};
+
+uint64_t RandomNumber() {
+  std::random_device random;
+  return uint64_t{random()} << 32 | random();
+}
 
 class RankServer {
  public:
@@ -37,6 +43,7 @@ class RankServer {
   absl::Status Pong(std::string_view payload);
   absl::Status Abort(std::string_view payload);
   void AnswerHello();
+  void TellExpertLoad();
 
   // On the calling thread.
   absl::Status Load();
@@ -47,7 +54,9 @@ class RankServer {
   void Connect(const ConnectPayload& payload);
   void Step(const StepPayload& payload);
   absl::StatusOr<StepOutput> Compute(const StepPayload& payload);
+  absl::Status Meet();
   void Leave();
+  const RankPlace& place() const { return options_.load.place; }
 
   // A driver that is gone shows in Receive; what is sent to it is dropped.
   void Send(comm::Frame frame) { channel_->Send(frame).IgnoreError(); }
@@ -58,13 +67,15 @@ class RankServer {
   comm::FrameChannel* channel_;
   const RankServerOptions& options_;
   ThreadPool* pool_;
+  const uint64_t process_ = RandomNumber();
   FrameQueue queue_;
   RankMembership membership_;
   ActivityLog activity_;
   std::string step_parts_;  // the control thread's: of the step that comes
 
   // The calling thread's.
-  std::unique_ptr<LoggedCommunicator> communicator_;  // of the generation it is in
+  std::unique_ptr<LoggedCommunicator> communicator_;  // of the generation it is in, as the next
+  std::unique_ptr<LoggedStageLink> link_;             // null with one stage
   std::unique_ptr<Model> model_;
   std::unique_ptr<StepRunner> runner_;
 
@@ -120,6 +131,9 @@ absl::StatusOr<bool> RankServer::Sort(comm::Frame frame) {
     case RankMessage::kHello:
       AnswerHello();
       return true;
+    case RankMessage::kTellExpertLoad:
+      TellExpertLoad();
+      return true;
     case RankMessage::kAbort:
       NIBBLE_RETURN_IF_ERROR(Abort(frame.payload));
       queue_.Push(std::move(frame));  // to leave what was aborted
@@ -152,6 +166,15 @@ void RankServer::AnswerHello() {
   if (loaded_) Send(MakeFrame(*loaded_));
 }
 
+// A driver asks a rank that has loaded.
+void RankServer::TellExpertLoad() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!loaded_) return;
+  }
+  Send(MakeFrame(ExpertLoadPayload{.process = process_, .load = model_->expert_load()}));
+}
+
 absl::Status RankServer::Load() {
   LoadOptions load = options_.load;
   std::chrono::steady_clock::time_point next{};
@@ -176,6 +199,8 @@ absl::Status RankServer::Load() {
                           model_->rank_config(), options_.block_size, model_->kv_dtype()),
                       .available_bytes = AvailableMemoryBytes(),
                       .kv_dtype = static_cast<int32_t>(model_->kv_dtype()),
+                      .num_layers = model_->config().num_layers,
+                      .num_experts = model_->expert_load().num_experts,
                       .quantization_name = model_->quantization_name(),
                       .warnings = model_->warnings()}};
   const std::lock_guard lock(mutex_);
@@ -238,25 +263,36 @@ absl::Status RankServer::Allocate(const AllocatePayload& payload) {
 void RankServer::Prepare(const PreparePayload& payload) {
   Leave();
   const uint64_t generation = payload.place.generation;
+  if (payload.place.rank != place().world_rank() || payload.place.size() != place().world_size() ||
+      payload.num_stages != place().num_stages) {
+    return GenerationFailed(
+        generation, InvalidArgument("rank {} of {} in {} stages was invited as rank {} of {} in {}",
+                                    place().world_rank(), place().world_size(), place().num_stages,
+                                    payload.place.rank, payload.place.size(), payload.num_stages));
+  }
   absl::StatusOr<std::string> address = membership_.Prepare(payload);
   if (!address.ok()) return GenerationFailed(generation, address.status());
   Send(MakeFrame(PreparedPayload{.generation = generation, .address = *std::move(address)}));
 }
 
 void RankServer::Connect(const ConnectPayload& payload) {
-  const auto communicator = membership_.Connect(payload, pool_);
-  if (!communicator.ok()) return GenerationFailed(payload.generation, communicator.status());
-  communicator_ = std::make_unique<LoggedCommunicator>(*communicator, &activity_);
+  const auto joined = membership_.Connect(payload, pool_);
+  if (!joined.ok()) return GenerationFailed(payload.generation, joined.status());
+  communicator_ = std::make_unique<LoggedCommunicator>(joined->communicator, &activity_);
   model_->SetCommunicator(communicator_.get());
+  if (joined->link != nullptr) {
+    link_ = std::make_unique<LoggedStageLink>(joined->link, &activity_);
+    model_->SetStageLink(link_.get());
+  }
   activity_.Joined(payload.generation);
   Send(MakeFrame(ConnectedPayload{.generation = payload.generation,
-                                  .policy = comm::Serialize((*communicator)->policy())}));
+                                  .policy = comm::Serialize(communicator_->policy())}));
 }
 
 void RankServer::Step(const StepPayload& payload) {
   absl::StatusOr<StepOutput> output = Compute(payload);
-  const bool is_first = options_.load.place.rank == 0;
-  if (output.ok() && !is_first) return;
+  const bool answers = place().is_last_stage() && place().rank == 0;
+  if (output.ok() && !answers) return;
   StepDonePayload done{.generation = payload.generation, .number = payload.number};
   done.status = output.status();
   if (output.ok()) done.output = *std::move(output);
@@ -269,14 +305,26 @@ absl::StatusOr<StepOutput> RankServer::Compute(const StepPayload& payload) {
     return absl::AbortedError(fmt::format("this rank is not in generation {}", payload.generation));
   }
   if (payload.plan.num_tokens() > 0) return runner_->Run(payload.plan);
-  // Nothing to compute: the ranks meet, which is what the bench of this channel measures.
-  NIBBLE_RETURN_IF_ERROR(communicator_->Barrier());
+  NIBBLE_RETURN_IF_ERROR(Meet());
   return StepOutput{};
 }
 
+// Of a step in which nothing is computed: whoever answers it knows that all ranks have had it. It
+// is what the bench of this channel measures.
+absl::Status RankServer::Meet() {
+  if (!place().is_first_stage()) NIBBLE_RETURN_IF_ERROR(link_->Receive(nullptr, 0));
+  NIBBLE_RETURN_IF_ERROR(communicator_->Barrier());
+  if (!place().is_last_stage()) NIBBLE_RETURN_IF_ERROR(link_->Send(nullptr, 0));
+  return absl::OkStatus();
+}
+
 void RankServer::Leave() {
-  if (model_ != nullptr) model_->SetCommunicator(nullptr);
+  if (model_ != nullptr) {
+    model_->SetCommunicator(nullptr);
+    model_->SetStageLink(nullptr);
+  }
   communicator_ = nullptr;
+  link_ = nullptr;
   activity_.Joined(0);
   membership_.Leave();
 }

@@ -50,6 +50,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     case engine::RankMessage::kPing:
       Check<engine::PingPayload>(bytes);
       break;
+    case engine::RankMessage::kExpertLoad:
+      Check<engine::ExpertLoadPayload>(bytes);
+      break;
     case engine::RankMessage::kProgress:
       Check<engine::ProgressPayload>(bytes);
       break;

@@ -95,6 +95,7 @@ class RankGroupTest : public ::testing::Test {
   absl::Status Start(int size = 2, milliseconds rank_timeout = kLong,
                      milliseconds start_timeout = milliseconds(60'000)) {
     script_->size = size;
+    script_->num_stages = num_stages_;
     auto hub = std::make_unique<ThreadHub>(size, [script = script_](int rank, auto* channel) {
       ScriptedRank(rank, channel, script).Run();
     });
@@ -104,6 +105,8 @@ class RankGroupTest : public ::testing::Test {
     options.group_id = "rank-group-test";
     options.vocab_size = Script::kVocabSize;
     options.row_size = Script::kRowSize;
+    options.num_stages = num_stages_;
+    options.load_interval = milliseconds(10);
     options.rank_timeout = rank_timeout;
     options.start_timeout = start_timeout;
     options.patience = patience_;
@@ -149,6 +152,7 @@ class RankGroupTest : public ::testing::Test {
 
   std::shared_ptr<Script> script_ = std::make_shared<Script>();
   absl::Status choose_error_;
+  int num_stages_ = 1;
   RankPatience patience_;
   Observer observer_;
   std::atomic<int> num_progress_{0};

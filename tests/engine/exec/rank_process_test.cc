@@ -25,13 +25,14 @@ using testing::GroupId;
 using ::testing::HasSubstr;
 using testing::NumLeftovers;
 
-std::unique_ptr<comm::RankHub> Processes(int size) {
+std::unique_ptr<comm::RankHub> Processes(int size, int num_stages = 1) {
   auto hub = comm::LocalRanks::Create({.num_ranks = size,
                                        .command =
-                                           [size](int rank) {
+                                           [size, num_stages](int rank) {
                                              return std::vector<std::string>{
                                                  NIBBLE_TEST_RANK, std::to_string(rank),
-                                                 std::to_string(size), testing::kModelDir};
+                                                 std::to_string(size), std::to_string(num_stages),
+                                                 testing::kModelDir};
                                            },
                                        .first_backoff = milliseconds(1),
                                        .longest_backoff = milliseconds(20)});
@@ -95,12 +96,33 @@ TEST(RankProcessTest, ProcessesThatAreKilledChangeNoToken) {
   EXPECT_EQ(NumLeftovers(GroupId("killed")), 0);
 }
 
+TEST(RankProcessTest, StagesThatAreKilledChangeNoToken) {
+  const auto expected = AnswersOfOneRank();
+  testing::Random random(5);
+  for (const int size : {2, 4}) {
+    auto processes = Processes(size, 2);
+    comm::RankHub* hub = processes.get();
+    auto group =
+        testing::StartGroup(std::move(processes), testing::GroupOptions(size, "stages", 2));
+    ASSERT_TRUE(group.ok()) << group.status();
+    const auto answers = Answers(*std::move(group), [&](Engine* engine) {
+      for (int n = 0; n < 3; ++n) {
+        WaitForSteps(engine, random.Int(1, 4));
+        const pid_t pid = PidOf(*hub, static_cast<int>(random.Int(0, size - 1)));
+        if (pid > 0) kill(pid, SIGKILL);
+      }
+    });
+    EXPECT_EQ(answers, expected) << size << " ranks";
+    EXPECT_EQ(NumLeftovers(GroupId("stages")), 0);
+  }
+}
+
 TEST(RankProcessTest, AProcessThatIsStoppedIsNamedAndReplaced) {
   const auto expected = AnswersOfOneRank();
-  auto processes = Processes(2);
+  auto processes = Processes(2, 2);
   comm::RankHub* hub = processes.get();
   Losses losses;
-  RankGroupOptions options = testing::GroupOptions(2, "stopped");
+  RankGroupOptions options = testing::GroupOptions(2, "stopped", 2);
   options.rank_timeout = milliseconds(1'000);
   auto group = testing::StartGroup(std::move(processes), options, &losses);
   ASSERT_TRUE(group.ok()) << group.status();

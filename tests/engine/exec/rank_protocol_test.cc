@@ -50,16 +50,19 @@ LoadedPayload SomeLoaded() {
                           .kv_block_bytes = 2,
                           .available_bytes = 3,
                           .kv_dtype = 4,
+                          .num_layers = 5,
+                          .num_experts = 6,
                           .quantization_name = "w4a8",
                           .warnings = {"one", "", "three"}}};
 }
 
 PreparePayload SomePrepare() {
   return {.place = {.rank = 1,
-                    .node_of_rank = {0, 0, 1},
+                    .node_of_rank = {0, 0, 1, 1},
                     .group_id = "group",
                     .generation = 7,
                     .bind_address = "10.0.0.1"},
+          .num_stages = 2,
           .clean_from = 5};
 }
 
@@ -75,7 +78,8 @@ ConnectPayload SomeConnect() {
           .policy = "some text",
           .row_size = 4096,
           .connect_timeout = std::chrono::milliseconds(11),
-          .operation_timeout = std::chrono::milliseconds(12)};
+          .operation_timeout = std::chrono::milliseconds(12),
+          .message_timeout = std::chrono::milliseconds(13)};
 }
 
 TEST(RankProtocolTest, EveryFieldOfLoadingComesBack) {
@@ -90,6 +94,8 @@ TEST(RankProtocolTest, EveryFieldOfLoadingComesBack) {
   EXPECT_EQ(loaded.description.kv_block_bytes, 2);
   EXPECT_EQ(loaded.description.available_bytes, 3);
   EXPECT_EQ(loaded.description.kv_dtype, 4);
+  EXPECT_EQ(loaded.description.num_layers, 5);
+  EXPECT_EQ(loaded.description.num_experts, 6);
   EXPECT_EQ(loaded.description.quantization_name, "w4a8");
   EXPECT_EQ(loaded.description.warnings, (std::vector<std::string>{"one", "", "three"}));
 
@@ -109,7 +115,8 @@ TEST(RankProtocolTest, EveryFieldOfLoadingComesBack) {
 TEST(RankProtocolTest, EveryFieldOfFormingComesBack) {
   const PreparePayload prepare = RoundTrip(SomePrepare());
   EXPECT_EQ(prepare.place.rank, 1);
-  EXPECT_EQ(prepare.place.node_of_rank, (std::vector<int>{0, 0, 1}));
+  EXPECT_EQ(prepare.place.node_of_rank, (std::vector<int>{0, 0, 1, 1}));
+  EXPECT_EQ(prepare.num_stages, 2);
   EXPECT_EQ(prepare.place.group_id, "group");
   EXPECT_EQ(prepare.place.generation, 7U);
   EXPECT_EQ(prepare.place.bind_address, "10.0.0.1");
@@ -127,6 +134,7 @@ TEST(RankProtocolTest, EveryFieldOfFormingComesBack) {
   EXPECT_EQ(connect.row_size, 4096);
   EXPECT_EQ(connect.connect_timeout.count(), 11);
   EXPECT_EQ(connect.operation_timeout.count(), 12);
+  EXPECT_EQ(connect.message_timeout.count(), 13);
 
   const ConnectedPayload connected = RoundTrip(ConnectedPayload{9, "policy"});
   EXPECT_EQ(connected.generation, 9U);
@@ -165,13 +173,38 @@ TEST(RankProtocolTest, EveryFieldOfPingsAndAbortsComesBack) {
                                                               .changes = 2,
                                                               .operation = 3,
                                                               .bytes = 4,
-                                                              .phase = RankPhase::kCollective}});
+                                                              .sent = 5,
+                                                              .received = 6,
+                                                              .phase = RankPhase::kSending}});
   EXPECT_EQ(pong.number, 78U);
   EXPECT_EQ(pong.activity.generation, 1U);
   EXPECT_EQ(pong.activity.changes, 2U);
   EXPECT_EQ(pong.activity.operation, 3U);
   EXPECT_EQ(pong.activity.bytes, 4U);
-  EXPECT_EQ(pong.activity.phase, RankPhase::kCollective);
+  EXPECT_EQ(pong.activity.sent, 5U);
+  EXPECT_EQ(pong.activity.received, 6U);
+  EXPECT_EQ(pong.activity.phase, RankPhase::kSending);
+}
+
+ExpertLoadPayload SomeLoad() {
+  return {
+      .process = 7,
+      .load = {.num_layers = 2, .num_experts = 3, .tokens = {1, 2, 3, 0, uint64_t{1} << 60, 5}}};
+}
+
+TEST(RankProtocolTest, EveryFieldOfALoadComesBack) {
+  const ExpertLoadPayload told = RoundTrip(SomeLoad());
+  EXPECT_EQ(told.process, 7U);
+  EXPECT_EQ(told.load.num_layers, 2);
+  EXPECT_EQ(told.load.num_experts, 3);
+  EXPECT_EQ(told.load.tokens, SomeLoad().load.tokens);
+  ExpertLoadPayload wrong = SomeLoad();
+  wrong.load.num_experts = 2;
+  EXPECT_THAT(Refusal(wrong), HasSubstr("the number of counts is 6, the limits are 4 and 4"));
+  wrong.load.num_experts = -1;
+  EXPECT_THAT(Refusal(wrong), HasSubstr("num_experts is -1"));
+  wrong.load.num_layers = int64_t{1} << 40;
+  EXPECT_THAT(Refusal(wrong), HasSubstr("num_layers is 1099511627776, the limits are 0 and 4096"));
 }
 
 TEST(RankProtocolTest, ValuesOutOfRangeAreNamed) {
@@ -191,8 +224,10 @@ TEST(RankProtocolTest, ValuesOutOfRangeAreNamed) {
               HasSubstr("the rank speaks version 9 of the rank protocol, this is version 3"));
 
   PreparePayload prepare = SomePrepare();
-  prepare.place.rank = 3;
-  EXPECT_THAT(Refusal(prepare), HasSubstr("rank is 3, the limits are 0 and 2"));
+  prepare.num_stages = 3;
+  EXPECT_THAT(Refusal(prepare), HasSubstr("num_stages is 3, must divide 4"));
+  prepare.place.rank = 4;
+  EXPECT_THAT(Refusal(prepare), HasSubstr("rank is 4, the limits are 0 and 3"));
   prepare.place.node_of_rank.clear();
   EXPECT_THAT(Refusal(prepare), HasSubstr("the number of ranks is 0"));
 
@@ -211,10 +246,13 @@ TEST(RankProtocolTest, ValuesOutOfRangeAreNamed) {
   connect = SomeConnect();
   connect.operation_timeout = std::chrono::hours(25);
   EXPECT_THAT(Refusal(connect), HasSubstr("operation_timeout is 90000000"));
+  connect = SomeConnect();
+  connect.message_timeout = std::chrono::milliseconds(0);
+  EXPECT_THAT(Refusal(connect), HasSubstr("message_timeout is 0"));
 
   PongPayload pong;
-  pong.activity.phase = static_cast<RankPhase>(3);
-  EXPECT_THAT(Refusal(pong), HasSubstr("phase is 3, the limit is 2"));
+  pong.activity.phase = static_cast<RankPhase>(5);
+  EXPECT_THAT(Refusal(pong), HasSubstr("phase is 5, the limit is 4"));
   EXPECT_THAT(Refusal(FailedPayload{}), HasSubstr("the status is OK"));
   EXPECT_THAT(Refusal(ProgressPayload{5, 4}), HasSubstr("bytes_done is 5, the limits are 0 and 4"));
 }
@@ -232,8 +270,9 @@ TEST(RankProtocolTest, CountsAreCheckedBeforeMemoryIsTaken) {
 TEST(RankProtocolTest, DamagedBytesGiveAValueOrAnError) {
   testing::Random random(5);
   const std::string whole[] = {
-      SomeLoaded().Encode(), SomePrepare().Encode(), SomeConnect().Encode(),
-      StepDonePayload{.status = NotFound("x")}.Encode(), PongPayload{}.Encode()};
+      SomeLoaded().Encode(),  SomePrepare().Encode(),
+      SomeConnect().Encode(), StepDonePayload{.status = NotFound("x")}.Encode(),
+      PongPayload{}.Encode(), SomeLoad().Encode()};
   for (int round = 0; round < 2000; ++round) {
     for (std::string bytes : whole) {
       for (int64_t n = random.Int(1, 3); n > 0; --n) {
@@ -249,6 +288,7 @@ TEST(RankProtocolTest, DamagedBytesGiveAValueOrAnError) {
       check(PreparePayload::Decode(bytes));
       check(ConnectPayload::Decode(bytes));
       check(PongPayload::Decode(bytes));
+      check(ExpertLoadPayload::Decode(bytes));
     }
   }
 }

@@ -46,9 +46,10 @@ inline int NumLeftovers(const std::string& group_id) {
   return count;
 }
 
-// What the ranks of this model and their driver agree on.
-inline engine::RankGroupOptions GroupOptions(int size, const char* name) {
+// What the ranks of this model and their driver agree on; `size` of all stages.
+inline engine::RankGroupOptions GroupOptions(int size, const char* name, int num_stages = 1) {
   engine::RankGroupOptions options;
+  options.num_stages = num_stages;
   options.node_of_rank.assign(static_cast<size_t>(size), 0);
   options.group_id = GroupId(name);
   options.vocab_size = kVocabSize;
@@ -74,6 +75,14 @@ inline absl::StatusOr<std::unique_ptr<engine::RankGroup>> StartGroup(
         return kSizes;
       },
       observer, {});
+}
+
+inline engine::RankPlace PlaceOf(int world_rank, int world_size, int num_stages) {
+  const int stage_size = world_size / num_stages;
+  return {.rank = world_rank % stage_size,
+          .size = stage_size,
+          .stage = world_rank / stage_size,
+          .num_stages = num_stages};
 }
 
 // Requests that cover greedy and seeded sampling, logprobs and penalties.

@@ -37,13 +37,14 @@ struct Ranks {
   RankGroupOptions options;
 };
 
-Ranks MakeRanks(int size, const char* name, const std::string& model_dir = kModelDir) {
-  Ranks ranks{.options = testing::GroupOptions(size, name)};
-  ranks.hub =
-      std::make_unique<ThreadHub>(size, [size, model_dir](int rank, comm::FrameChannel* channel) {
+Ranks MakeRanks(int size, const char* name, const std::string& model_dir = kModelDir,
+                int num_stages = 1) {
+  Ranks ranks{.options = testing::GroupOptions(size, name, num_stages)};
+  ranks.hub = std::make_unique<ThreadHub>(
+      size, [size, model_dir, num_stages](int rank, comm::FrameChannel* channel) {
         ThreadPool pool(1);
         RankServerOptions options{.model_dir = model_dir, .block_size = kSizes.block_size};
-        options.load.place = {.rank = rank, .size = size};
+        options.load.place = testing::PlaceOf(rank, size, num_stages);
         options.limits = {.max_tokens = kSizes.max_num_batched_tokens,
                           .max_positions = kSizes.max_model_len,
                           .max_samples = kSizes.max_num_seqs};
@@ -70,11 +71,35 @@ TEST(RankServerTest, RanksGiveTheTokensOfOne) {
   }
 }
 
+// Stages, and stages of several ranks; on one host and on two.
+TEST(RankServerTest, StagesGiveTheTokensOfOne) {
+  const auto expected = AnswersOfOneRank();
+  struct Shape {
+    std::vector<int> node_of_rank;
+    int num_stages;
+  };
+  for (const auto& [nodes, num_stages] :
+       {Shape{{0, 0}, 2}, Shape{{0, 0, 0, 0}, 2}, Shape{{0, 1}, 2}, Shape{{0, 0, 1, 1}, 2}}) {
+    Ranks ranks = MakeRanks(static_cast<int>(nodes.size()), "stages", kModelDir, num_stages);
+    ranks.options.node_of_rank = nodes;
+    ranks.hub->SetBindAddress("127.0.0.1");
+    auto group = StartGroup(std::move(ranks));
+    ASSERT_TRUE(group.ok()) << group.status();
+    EXPECT_EQ((*group)->max_steps_in_flight(), num_stages);
+    for (int n = 0; n < 5; ++n) {
+      const auto empty = (*group)->Execute({});
+      ASSERT_TRUE(empty.ok()) << empty.status();
+    }
+    EXPECT_EQ(Answers(*std::move(group)), expected) << nodes.size() << " ranks";
+    EXPECT_EQ(NumLeftovers(GroupId("stages")), 0);
+  }
+}
+
 TEST(RankServerTest, RanksThatDieChangeNoToken) {
   const auto expected = AnswersOfOneRank();
   testing::Random random(1);
-  for (int round = 0; round < 5; ++round) {
-    Ranks ranks = MakeRanks(2, "die");
+  for (int round = 0; round < 6; ++round) {
+    Ranks ranks = MakeRanks(2, "die", kModelDir, 1 + round % 2);
     ThreadHub* hub = ranks.hub.get();
     auto group = StartGroup(std::move(ranks));
     ASSERT_TRUE(group.ok()) << group.status();

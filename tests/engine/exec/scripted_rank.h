@@ -5,8 +5,10 @@
 // goes wrong. A step's tokens follow from its plan.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <deque>
 #include <functional>
 #include <limits>
 #include <map>
@@ -29,11 +31,16 @@ namespace nibble::testing {
 struct Script {
   static constexpr int64_t kVocabSize = 100;
   static constexpr int64_t kRowSize = 64;
+  static constexpr int64_t kNumLayers = 3;
 
   std::mutex mutex;
   std::condition_variable changed;
   // Guarded by mutex:
   int size = 2;
+  int num_stages = 1;
+  int64_t num_experts = 0;
+  std::map<int, engine::ExpertLoad> loads;  // what ranks tell, by rank
+  uint64_t num_load_questions = 0;
   std::set<int> silent_in_step;         // ranks that do not answer steps, nor anything else then
   std::map<int, absl::Status> in_step;  // what ranks answer to their next step
   std::set<int> die_in_step;            // their next step ends them
@@ -49,12 +56,15 @@ struct Script {
   std::map<int, absl::Status> in_load;
   std::set<int> die_in_load;
   std::set<int> die_in_prepare;
-  std::map<int, comm::Frame> instead_of_step_done;  // sent by the rank at its next step
-  bool hold_steps = false;                          // as in a collective that waits
-  int num_steps = 0;
-  std::vector<std::string> policies_told;  // by kConnect to rank 0
-  std::vector<uint64_t> aborted;           // generations that rank 0 was told to leave
-  std::vector<uint64_t> clean_from;        // by kPrepare to rank 0
+  std::map<int, comm::Frame> instead_of_step_done;        // sent by the rank at its next step
+  bool hold_steps = false;                                // as in a collective that waits
+  int steps_to_answer = std::numeric_limits<int>::max();  // by the last stage; others wait in it
+  int num_steps = 0;                                      // that came to rank 0
+  std::vector<std::string> policies_told;                 // by kConnect to rank 0
+  std::map<int, std::string> policy_told;                 // by the last kConnect, by rank
+  std::map<int, std::string> policy_of;  // what ranks have chosen, if not SomePolicy()
+  std::vector<uint64_t> aborted;         // generations that rank 0 was told to leave
+  std::vector<uint64_t> clean_from;      // by kPrepare to rank 0
 
   void With(const std::function<void(Script*)>& change) {
     const std::lock_guard lock(mutex);
@@ -86,10 +96,13 @@ class ScriptedRank {
       lock.unlock();
       std::this_thread::sleep_for(time);
     }
+    std::thread answers([this] { Answer(); });
     for (;;) {
       const auto frame = channel_->Receive();
-      if (!frame.ok() || !Do(*frame)) return;
+      if (!frame.ok() || !Do(*frame)) break;
     }
+    script_->With([this](Script*) { ended_ = true; });
+    answers.join();
   }
 
  private:
@@ -122,8 +135,12 @@ class ScriptedRank {
         return true;
       case RankMessage::kStep:
         return Step(*engine::StepPayload::Decode(frame.payload));
+      case RankMessage::kTellExpertLoad:
+        TellLoad();
+        return true;
       case RankMessage::kAbort: {
         const std::lock_guard lock(script_->mutex);
+        answers_.clear();
         if (rank_ == 0) {
           script_->aborted.push_back(engine::AbortPayload::Decode(frame.payload)->generation);
           script_->changed.notify_all();
@@ -135,6 +152,22 @@ class ScriptedRank {
       default:
         ADD_FAILURE() << "the driver sent type " << frame.type;
         return false;
+    }
+  }
+
+  // Steps are answered as the script lets them, pings at once.
+  void Answer() {
+    std::unique_lock lock(script_->mutex);
+    for (;;) {
+      script_->changed.wait(
+          lock, [this] { return ended_ || (!answers_.empty() && script_->steps_to_answer > 0); });
+      if (ended_) return;
+      --script_->steps_to_answer;
+      const comm::Frame answer = std::move(answers_.front());
+      answers_.pop_front();
+      lock.unlock();
+      Send(answer);
+      lock.lock();
     }
   }
 
@@ -152,6 +185,14 @@ class ScriptedRank {
     Send(engine::MakeFrame(pong));
   }
 
+  void TellLoad() {
+    const std::lock_guard lock(script_->mutex);
+    ++script_->num_load_questions;
+    Send(engine::MakeFrame(
+        engine::ExpertLoadPayload{.process = process_, .load = script_->loads[rank_]}));
+    script_->changed.notify_all();
+  }
+
   bool Load() {
     Send(engine::MakeFrame(engine::ProgressPayload{.bytes_done = 5, .bytes_total = 10}));
     if (!Take(&script_->die_in_load).empty()) return false;
@@ -159,17 +200,22 @@ class ScriptedRank {
       Send(engine::MakeFrame(engine::FailedPayload{.status = failed.mapped()}));
       return true;
     }
-    Send(engine::MakeFrame(engine::LoadedPayload{
-        .rank = rank_,
-        .size = script_->size,
-        .vocab_size = Script::kVocabSize,
-        .hidden_size = Script::kRowSize,
-        .description = {.weight_bytes = 1000 + rank_, .kv_block_bytes = 32}}));
+    Send(engine::MakeFrame(
+        engine::LoadedPayload{.rank = rank_,
+                              .size = script_->size,
+                              .num_stages = script_->num_stages,
+                              .vocab_size = Script::kVocabSize,
+                              .hidden_size = Script::kRowSize,
+                              .description = {.weight_bytes = 1000 + rank_,
+                                              .kv_block_bytes = 32,
+                                              .num_layers = Script::kNumLayers,
+                                              .num_experts = script_->num_experts}}));
     return true;
   }
 
   bool Prepare(const engine::PreparePayload& payload) {
     EXPECT_EQ(payload.place.rank, rank_);
+    EXPECT_EQ(payload.num_stages, script_->num_stages);
     generation_ = payload.place.generation;
     if (!Take(&script_->die_in_prepare).empty()) return false;
     if (rank_ == 0) {
@@ -198,16 +244,24 @@ class ScriptedRank {
     for (int peer = 0; peer < script_->size; ++peer) {
       EXPECT_EQ(payload.addresses.at(static_cast<size_t>(peer)), Address(peer));
     }
-    if (rank_ == 0) {
+    {
       const std::lock_guard lock(script_->mutex);
-      script_->policies_told.push_back(payload.policy);
+      if (rank_ == 0) script_->policies_told.push_back(payload.policy);
+      script_->policy_told[rank_] = payload.policy;
     }
     if (!Take(&script_->hung_in_connect).empty()) return;
     if (const auto failed = Take(&script_->in_connect)) {
       Send(engine::MakeFrame(engine::GenerationFailedPayload{generation_, failed.mapped()}));
       return;
     }
-    Send(engine::MakeFrame(engine::ConnectedPayload{generation_, SomePolicy()}));
+    std::string policy = SomePolicy();
+    {
+      const std::lock_guard lock(script_->mutex);
+      if (const auto own = script_->policy_of.find(rank_); own != script_->policy_of.end()) {
+        policy = own->second;
+      }
+    }
+    Send(engine::MakeFrame(engine::ConnectedPayload{generation_, policy}));
   }
 
   bool Step(const engine::StepPayload& payload) {
@@ -241,11 +295,15 @@ class ScriptedRank {
       Send(engine::MakeFrame(done));
       return true;
     }
-    if (rank_ != 0) return true;
+    if (rank_ != script_->size - script_->size / script_->num_stages) return true;
     for (size_t i = 0; i < payload.plan.logits_indices.size(); ++i) {
       done.output.tokens.push_back({.token_id = TokenOf(payload.plan, i)});
     }
-    Send(engine::MakeFrame(done));
+    {
+      const std::lock_guard lock(script_->mutex);
+      answers_.push_back(engine::MakeFrame(done));
+    }
+    script_->changed.notify_all();
     return true;
   }
 
@@ -255,6 +313,12 @@ class ScriptedRank {
   comm::FrameChannel* channel_;
   std::shared_ptr<Script> script_;
   uint64_t generation_ = 0;
+  // Guarded by the script's mutex:
+  std::deque<comm::Frame> answers_;
+  bool ended_ = false;
+  // Another one in every life.
+  const uint64_t process_ = num_processes_++;
+  static inline std::atomic<uint64_t> num_processes_{1};
 };
 
 }  // namespace nibble::testing

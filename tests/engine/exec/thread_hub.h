@@ -115,8 +115,14 @@ class ThreadHub final : public comm::RankHub {
     return Name(rank);
   }
 
+  // Of all ranks, instead of one that changes whenever a rank starts.
+  void SetBindAddress(const std::string& address) {
+    const std::lock_guard lock(mutex_);
+    bind_address_ = address;
+  }
   std::string BindAddress(int rank) const override {
     const std::lock_guard lock(mutex_);
+    if (!bind_address_.empty()) return bind_address_;
     return fmt::format("10.0.{}.{}", rank, slots_[static_cast<size_t>(rank)].num_starts);
   }
 
@@ -212,6 +218,7 @@ class ThreadHub final : public comm::RankHub {
   const Main main_;
   std::atomic<comm::LossReason> reason_{comm::LossReason::kKilled};
   mutable std::mutex mutex_;
+  std::string bind_address_;  // guarded by mutex_
   std::condition_variable changed_;
   // Guarded by mutex_ (a slot's thread is not):
   std::vector<Slot> slots_;
