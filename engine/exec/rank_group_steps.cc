@@ -86,7 +86,9 @@ void RankGroup::Impl::HandleStepDone(int rank, StepDonePayload done) {
     return;
   }
   if (rank != answering_rank()) return;
-  const auto step = std::ranges::find_if(steps_, [](const Step& s) { return !s.output; });
+  // Before it there may be steps of an older generation that nobody has finished yet.
+  const auto step = std::ranges::find_if(
+      steps_, [this](const Step& s) { return s.generation == generation_ && !s.output; });
   if (step == steps_.end() || step->number != done.number) return;
   step->output = std::move(done.output);
   if (!std::exchange(loads_are_old_, true)) WakeSupervisor();
