@@ -141,8 +141,8 @@ absl::Status DecoderModel::ReserveRows(int64_t num_rows) {
   const int64_t max_k = std::max({config_.hidden_size, q_size_, intermediate});
   const int64_t floats_per_row = 2 * config_.hidden_size + qkv_size_ + q_size_ + 2 * intermediate;
   const int64_t bytes =
-      rows * (floats_per_row * 4 + ActivationBuffer::BytesPerRow(max_k, activation_forms_) +
-              (moe_.has_value() ? moe_->BytesPerToken() : 0) + 4);
+      rows * (floats_per_row * 4 + ActivationBuffer::BytesPerRow(max_k, activation_forms_) + 4) +
+      (moe_.has_value() ? moe_->BytesFor(rows) : 0);
   NIBBLE_RETURN_IF_ERROR(CheckMemory(bytes, fmt::format("a step of {} tokens", num_rows)));
   row_capacity_ = 0;
   // Zeroed: memory that was never written is not yet the process's.

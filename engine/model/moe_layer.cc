@@ -41,6 +41,11 @@ uint64_t Mix(uint64_t hash, int32_t id) {
   return hash ^ (hash >> 32);
 }
 
+void AddForms(const auto& linear, ActivationForms* forms) {
+  forms->floats = forms->floats || linear.takes_floats();
+  forms->int8 = forms->int8 || linear.takes_int8();
+}
+
 }  // namespace
 
 ActivationForms MoeWeights::input_forms() const {
@@ -71,9 +76,11 @@ MoeLayers::MoeLayers(const ModelConfig& config, const RankPlace& place, const Ex
       first_slot_(SlotsOf(layout.num_slots, place).begin),
       first_layer_(first_layer),
       num_ranks_(place.size),
+      expert_size_(place.expert_size),
       check_routing_(check_routing),
       isa_(isa),
       offsets_(static_cast<size_t>(num_slots_) + 1),
+      piece_offsets_(offsets_.size()),
       tokens_of_expert_(static_cast<size_t>(num_experts_)),
       load_(config.num_layers, num_experts_),
       hash_of_layer_(layers.size()),
@@ -89,30 +96,35 @@ MoeLayers::MoeLayers(const ModelConfig& config, const RankPlace& place, const Ex
     NIBBLE_CHECK_EQ(weights.gate_up.n(), 2 * weights.down.k());
     layers_[l].emplace(Layer{.weights = &weights,
                              .slots = SlotTable(layout, first_layer + static_cast<int64_t>(l))});
-    max_gate_up_ = std::max(max_gate_up_, top_k_ * weights.gate_up.n());
+    max_gate_up_ = std::max(max_gate_up_, weights.gate_up.n());
     max_down_k_ = std::max(max_down_k_, weights.down.k());
-    down_forms_.floats = down_forms_.floats || weights.down.takes_floats();
-    down_forms_.int8 = down_forms_.int8 || weights.down.takes_int8();
-    if (weights.gate_up.reorders() || weights.down.reorders()) {
-      experts_reorder_ = true;
-      max_k_ = std::max({max_k_, weights.gate_up.k(), weights.down.k()});
+    AddForms(weights.down, &down_forms_);
+    for (const GroupedLinear* linear : {&weights.gate_up, &weights.down}) {
+      if (linear->reorders()) max_reordered_k_ = std::max(max_reordered_k_, linear->k());
     }
     if (!weights.has_shared_expert()) continue;
-    const Linear& shared = weights.shared_down;
-    max_gate_up_ = std::max(max_gate_up_, weights.shared_gate_up.n());
-    // A token has top_k rows to put its one row into: 64 is what rows are padded to.
-    max_down_k_ = std::max(max_down_k_, (shared.k() + 63 + top_k_) / top_k_);
-    down_forms_.floats = down_forms_.floats || shared.takes_floats();
-    down_forms_.int8 = down_forms_.int8 || shared.takes_int8();
-    down_forms_.reordered = down_forms_.reordered || shared.reorders();
+    max_shared_gate_up_ = std::max(max_shared_gate_up_, weights.shared_gate_up.n());
+    max_shared_k_ = std::max(max_shared_k_, weights.shared_down.k());
+    AddForms(weights.shared_down, &shared_forms_);
+    shared_forms_.reordered = shared_forms_.reordered || weights.shared_down.reorders();
   }
 }
 
-int64_t MoeLayers::BytesPerToken() const {
-  const int64_t row_bytes = hidden_ * 4 + ActivationBuffer::BytesPerRow(max_down_k_, down_forms_) +
-                            (experts_reorder_ ? QuantizedRowsBuffer::BytesPerRow(max_k_) : 0) +
-                            5 * 4;  // weight, expert, slot, row, token
-  return (num_experts_ + max_gate_up_) * 4 + top_k_ * row_bytes;
+int64_t MoeLayers::PieceRows(int64_t num_tokens) const {
+  const int64_t num_rows = num_tokens * top_k_;
+  return expert_size_ == 1 ? num_rows : (num_rows * 3 / 2 + expert_size_ - 1) / expert_size_;
+}
+
+int64_t MoeLayers::BytesFor(int64_t num_tokens) const {
+  const int64_t piece_rows = PieceRows(num_tokens);
+  const int64_t row_bytes = hidden_ * 4 + 5 * 4;  // and weight, expert, slot, row, token
+  const int64_t token_bytes = num_experts_ * 4 + top_k_ * row_bytes +
+                              ActivationBuffer::BytesPerRow(max_shared_k_, shared_forms_);
+  return num_tokens * token_bytes +
+         std::max(piece_rows * max_gate_up_, num_tokens * max_shared_gate_up_) * 4 +
+         piece_rows * ActivationBuffer::BytesPerRow(max_down_k_, down_forms_) +
+         (max_reordered_k_ > 0 ? piece_rows * QuantizedRowsBuffer::BytesPerRow(max_reordered_k_)
+                               : 0);
 }
 
 void MoeLayers::Allocate(int64_t num_tokens) {
@@ -120,15 +132,17 @@ void MoeLayers::Allocate(int64_t num_tokens) {
   const auto floats = [](int64_t count) {
     return AlignedBuffer<float>::Zeroed(static_cast<size_t>(count));
   };
+  piece_rows_ = PieceRows(num_tokens);
   logits_ = floats(num_tokens * num_experts_);
   weights_ = floats(num_rows);
   for (std::vector<int32_t>* ids : {&expert_ids_, &slot_ids_, &row_of_, &token_of_row_}) {
     ids->resize(static_cast<size_t>(num_rows));
   }
-  gate_up_ = floats(num_tokens * max_gate_up_);
-  down_input_.Allocate(num_rows, max_down_k_, down_forms_);
+  gate_up_ = floats(std::max(piece_rows_ * max_gate_up_, num_tokens * max_shared_gate_up_));
+  down_input_.Allocate(piece_rows_, max_down_k_, down_forms_);
+  shared_input_.Allocate(num_tokens, max_shared_k_, shared_forms_);
   expert_out_ = floats(num_rows * hidden_);
-  if (experts_reorder_) reordered_.Allocate(num_rows, max_k_);
+  reordered_.Allocate(max_reordered_k_ > 0 ? piece_rows_ : 0, max_reordered_k_);
 }
 
 void MoeLayers::BeginStep() { std::fill(hash_of_layer_.begin(), hash_of_layer_.end(), 0); }
@@ -194,18 +208,30 @@ void MoeLayers::ChooseSlots(int64_t layer_idx, const int32_t* positions, int64_t
 }
 
 void MoeLayers::RunExperts(const MoeWeights& weights, const LinearInput& input, ThreadPool* pool) {
+  const int64_t num_rows = offsets_.back();
+  for (int64_t first = 0; first < num_rows; first += piece_rows_) {
+    RunPiece(weights, input, first, std::min(piece_rows_, num_rows - first), pool);
+  }
+}
+
+void MoeLayers::RunPiece(const MoeWeights& weights, const LinearInput& input, int64_t first_row,
+                         int64_t num_rows, ThreadPool* pool) {
+  for (size_t slot = 0; slot < offsets_.size(); ++slot) {
+    piece_offsets_[slot] =
+        static_cast<int32_t>(std::clamp<int64_t>(offsets_[slot] - first_row, 0, num_rows));
+  }
   const auto scratch_for = [this](const GroupedLinear& linear) {
     return linear.reorders() ? reordered_.For(linear.k()) : kernels::QuantizedRows{};
   };
-  weights.gate_up.Run({.offsets = offsets_.data(),
-                       .a_rows = token_of_row_.data(),
+  weights.gate_up.Run({.offsets = piece_offsets_.data(),
+                       .a_rows = token_of_row_.data() + first_row,
                        .rows = input,
                        .reordered = scratch_for(weights.gate_up)},
                       gate_up_.data(), pool);
   const int64_t channels = weights.down.k();
   const LinearInput down_input = down_input_.For(
       channels, {.floats = weights.down.takes_floats(), .int8 = weights.down.takes_int8()});
-  kernels::SiluMul({.num_rows = offsets_.back(),
+  kernels::SiluMul({.num_rows = num_rows,
                     .intermediate = channels,
                     .gate_up = gate_up_.data(),
                     .gate_up_stride = 2 * channels,
@@ -213,17 +239,18 @@ void MoeLayers::RunExperts(const MoeWeights& weights, const LinearInput& input, 
                     .y_stride = down_input.stride,
                     .y8 = down_input.quantized},
                    isa_, pool);
-  weights.down.Run(
-      {.offsets = offsets_.data(), .rows = down_input, .reordered = scratch_for(weights.down)},
-      expert_out_.data(), pool);
+  weights.down.Run({.offsets = piece_offsets_.data(),
+                    .rows = down_input,
+                    .reordered = scratch_for(weights.down)},
+                   expert_out_.data() + first_row * hidden_, pool);
 }
 
-// Workspaces are the experts', who are done with them.
+// Its gate and up are where the experts' were.
 void MoeLayers::RunShared(const MoeWeights& weights, const LinearInput& input, int64_t num_tokens,
                           float* out, ThreadPool* pool) {
   weights.shared_gate_up.Run(input, num_tokens, gate_up_.data(), pool);
   const int64_t channels = weights.shared_down.k();
-  const LinearInput down_input = down_input_.For(weights.shared_down);
+  const LinearInput down_input = shared_input_.For(weights.shared_down);
   kernels::SiluMul({.num_rows = num_tokens,
                     .intermediate = channels,
                     .gate_up = gate_up_.data(),

@@ -52,7 +52,7 @@ class MoeLayers {
 
   // Room for steps of `num_tokens` tokens. std::bad_alloc when there is none.
   void Allocate(int64_t num_tokens);
-  int64_t BytesPerToken() const;
+  int64_t BytesFor(int64_t num_tokens) const;  // what this takes
 
   void BeginStep();
   // out [num_tokens, hidden_size] = this rank's part of what layer `layer_idx` of the stage gives.
@@ -76,8 +76,14 @@ class MoeLayers {
              int64_t num_tokens, ThreadPool* pool);
   // slot_ids_ from expert_ids_, and what is counted on the way.
   void ChooseSlots(int64_t layer_idx, const int32_t* positions, int64_t num_tokens);
-  // expert_out_ of all rows.
+  // Rows of a piece. Of E parts of experts a rank expects 1/E of all rows; it has room for half as
+  // many again, and only when it gets more than that reads an expert's weights twice. Experts in
+  // one part are one piece.
+  int64_t PieceRows(int64_t num_tokens) const;
+  // expert_out_ of all rows, a piece of them at a time.
   void RunExperts(const MoeWeights& weights, const LinearInput& input, ThreadPool* pool);
+  void RunPiece(const MoeWeights& weights, const LinearInput& input, int64_t first_row,
+                int64_t num_rows, ThreadPool* pool);
   void RunShared(const MoeWeights& weights, const LinearInput& input, int64_t num_tokens,
                  float* out, ThreadPool* pool);
 
@@ -88,30 +94,36 @@ class MoeLayers {
   const int64_t num_slots_;  // of this rank
   const int64_t first_slot_;
   const int64_t first_layer_;
-  const int num_ranks_;
+  const int num_ranks_;    // of the stage
+  const int expert_size_;  // parts of experts
   const bool check_routing_;
   const Isa isa_;
   std::vector<std::optional<Layer>> layers_;  // [num_layers of the stage]
 
   // The largest of the layers'.
-  int64_t max_gate_up_ = 0;  // floats of gate and up a token, over its rows
-  int64_t max_down_k_ = 0;   // elements a row
-  int64_t max_k_ = 0;        // of gate_up and down: a row that is reordered
+  int64_t max_gate_up_ = 0;         // floats of gate and up a row
+  int64_t max_down_k_ = 0;          // elements of a row of the second half's input
+  int64_t max_shared_gate_up_ = 0;  // the same of the shared expert
+  int64_t max_shared_k_ = 0;
+  int64_t max_reordered_k_ = 0;  // of rows that are put in an expert's order
   ActivationForms down_forms_;
-  bool experts_reorder_ = false;
+  ActivationForms shared_forms_;
 
-  // Workspaces: num_tokens tokens, num_rows = num_tokens * top_k rows.
-  AlignedBuffer<float> logits_;        // [num_tokens, num_experts]
-  AlignedBuffer<float> weights_;       // [num_tokens, top_k]
-  std::vector<int32_t> expert_ids_;    // [num_tokens, top_k]
-  std::vector<int32_t> slot_ids_;      // [num_tokens, top_k]
-  std::vector<int32_t> row_of_;        // [num_tokens, top_k]
-  std::vector<int32_t> token_of_row_;  // [num_rows]
-  std::vector<int32_t> offsets_;       // [num_slots + 1]
-  AlignedBuffer<float> gate_up_;       // [num_rows, 2 * channels]; then the shared expert's
-  ActivationBuffer down_input_;        // [num_rows, channels]; then the shared expert's
-  AlignedBuffer<float> expert_out_;    // [num_rows, hidden_size]
-  QuantizedRowsBuffer reordered_;      // [num_rows, max_k] or empty
+  // Workspaces: num_tokens tokens, num_rows = num_tokens * top_k rows, piece_rows of these.
+  int64_t piece_rows_ = 0;
+  AlignedBuffer<float> logits_;         // [num_tokens, num_experts]
+  AlignedBuffer<float> weights_;        // [num_tokens, top_k]
+  std::vector<int32_t> expert_ids_;     // [num_tokens, top_k]
+  std::vector<int32_t> slot_ids_;       // [num_tokens, top_k]
+  std::vector<int32_t> row_of_;         // [num_tokens, top_k]
+  std::vector<int32_t> token_of_row_;   // [num_rows]
+  std::vector<int32_t> offsets_;        // [num_slots + 1]
+  std::vector<int32_t> piece_offsets_;  // [num_slots + 1]
+  AlignedBuffer<float> gate_up_;        // [piece_rows, 2 * channels]; then the shared expert's
+  ActivationBuffer down_input_;         // [piece_rows, channels]
+  ActivationBuffer shared_input_;       // [num_tokens, channels]
+  AlignedBuffer<float> expert_out_;     // [num_rows, hidden_size]
+  QuantizedRowsBuffer reordered_;       // [piece_rows, max_reordered_k] or empty
 
   std::vector<uint32_t> tokens_of_expert_;  // [num_experts]
   ExpertLoadCounter load_;

@@ -374,6 +374,15 @@ TEST(MoeLayerRanksTest, RanksWithoutTokensGiveZeros) {
         std::all_of(part.begin(), part.end(), [](float value) { return value == 0.0F; });
     EXPECT_EQ(has_none, r == 0 || r == 3) << r;  // experts 0, 1 and 6, 7
     for (size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+    // A rank works in pieces of less than its rows here: no bit of a token tells.
+    Rank alone(layer, {.rank = r, .size = 4, .expert_size = 4}, Uniform(), Form::kFloat, BestIsa());
+    for (int32_t token = 0; token < 33; ++token) {
+      const auto row_of = [token](const std::vector<float>& rows) {
+        return std::vector<float>(rows.begin() + token * kHidden,
+                                  rows.begin() + (token + 1) * kHidden);
+      };
+      EXPECT_TRUE(SameBits(alone.Run(row_of(x), {5 + token}), row_of(part))) << r << ": " << token;
+    }
     // Counted on every rank, whoever computes them.
     const ExpertLoad load = rank.layers().load();
     for (int64_t l = 0; l <= kFirstLayer; ++l) {
