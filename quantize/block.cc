@@ -3,39 +3,96 @@
 
 #include "quantize/block.h"
 
-#include <cmath>
+#include <string_view>
 #include <utility>
 
-#include "engine/model/tensor_convert.h"
+#include "fmt/format.h"
 
 namespace nibble::quantize {
 namespace {
 
-using engine::Checkpoint;
+using engine::Architecture;
 using engine::ModelConfig;
-using engine::TensorView;
 
-absl::StatusOr<std::vector<float>> LoadFinite(const Checkpoint& checkpoint, const std::string& name,
-                                              std::initializer_list<int64_t> shape,
-                                              ThreadPool* pool) {
-  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor, checkpoint.Get(name, shape));
-  NIBBLE_ASSIGN_OR_RETURN(std::vector<float> values, engine::TensorToFloats(*tensor, pool));
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (std::isfinite(values[i])) continue;
-    return InvalidArgument("{}: tensor '{}': element {} is {}, must be finite", tensor->file, name,
-                           i, values[i]);
+template <typename Pointer, typename Block>
+std::vector<Pointer> MatricesOf(Block& block) {
+  std::vector<Pointer> matrices = {&block.q, &block.k, &block.v, &block.o};
+  const auto add = [&](auto& network) {
+    for (const Pointer matrix : {&network.gate, &network.up, &network.down}) {
+      matrices.push_back(matrix);
+    }
+  };
+  if (!block.moe) {
+    add(block);
+  } else {
+    for (auto& expert : block.moe->experts) add(expert);
   }
-  return values;
+  return matrices;
+}
+
+template <typename Pointer, typename Block>
+std::vector<Pointer> UnroundedOf(Block& block) {
+  if (!block.moe) return {};
+  if (!block.moe->has_shared()) return {&block.moe->router};
+  return {&block.moe->router, &block.moe->shared_gate};
+}
+
+Matrix EmptyMatrix(std::string name, int64_t n, int64_t k, bool bias) {
+  return {.name = std::move(name),
+          .n = n,
+          .k = k,
+          .weight = {},
+          .bias = std::vector<float>(bias ? static_cast<size_t>(n) : 0)};
+}
+
+struct NetworkNames {
+  const char* gate = "gate_proj";
+  const char* up = "up_proj";
+  const char* down = "down_proj";
+};
+constexpr NetworkNames kMixtralNames = {"w1", "w3", "w2"};
+
+FeedForward EmptyNetwork(std::string_view prefix, const NetworkNames& names, int64_t hidden,
+                         int64_t intermediate, bool bias) {
+  return {.gate = EmptyMatrix(fmt::format("{}{}", prefix, names.gate), intermediate, hidden, bias),
+          .up = EmptyMatrix(fmt::format("{}{}", prefix, names.up), intermediate, hidden, bias),
+          .down = EmptyMatrix(fmt::format("{}{}", prefix, names.down), hidden, intermediate, bias)};
+}
+
+MoeWeights EmptyMoe(const ModelConfig& config, int64_t layer_idx) {
+  const bool is_mixtral = config.architecture == Architecture::kMixtral;
+  const std::string prefix =
+      fmt::format("model.layers.{}.{}.", layer_idx, is_mixtral ? "block_sparse_moe" : "mlp");
+  MoeWeights moe;
+  moe.num_experts_per_tok = config.moe->num_experts_per_tok;
+  moe.norm_topk_prob = config.moe->norm_topk_prob;
+  moe.router = EmptyMatrix(prefix + "gate", config.moe->num_experts, config.hidden_size, false);
+  for (int64_t e = 0; e < config.moe->num_experts; ++e) {
+    moe.experts.push_back(EmptyNetwork(fmt::format("{}experts.{}.", prefix, e),
+                                       is_mixtral ? kMixtralNames : NetworkNames(),
+                                       config.hidden_size, config.moe->intermediate_size, false));
+  }
+  const int64_t shared = config.moe->shared_expert_intermediate_size;
+  moe.shared_gate =
+      EmptyMatrix(prefix + "shared_expert_gate", shared > 0 ? 1 : 0, config.hidden_size, false);
+  if (shared > 0) {
+    moe.experts.push_back(
+        EmptyNetwork(prefix + "shared_expert.", {}, config.hidden_size, shared, false));
+  }
+  return moe;
 }
 
 }  // namespace
 
-std::array<Matrix*, kNumMatrices> Matrices(BlockWeights& block) {
-  return {&block.q, &block.k, &block.v, &block.o, &block.gate, &block.up, &block.down};
+std::vector<Matrix*> Matrices(BlockWeights& block) { return MatricesOf<Matrix*>(block); }
+std::vector<const Matrix*> Matrices(const BlockWeights& block) {
+  return MatricesOf<const Matrix*>(block);
 }
 
-std::array<const Matrix*, kNumMatrices> Matrices(const BlockWeights& block) {
-  return {&block.q, &block.k, &block.v, &block.o, &block.gate, &block.up, &block.down};
+Site SiteOfMatrix(size_t matrix_idx) {
+  if (matrix_idx < kAttentionMatrices) return matrix_idx < 3 ? Site::kQkv : Site::kO;
+  const bool is_down = (matrix_idx - kAttentionMatrices) % kFeedForwardMatrices == 2;
+  return is_down ? Site::kDown : Site::kGateUp;
 }
 
 BlockWeights EmptyBlock(const ModelConfig& config, int64_t layer_idx) {
@@ -49,24 +106,19 @@ BlockWeights EmptyBlock(const ModelConfig& config, int64_t layer_idx) {
     block.k_norm.resize(static_cast<size_t>(config.head_dim));
   }
   const std::string attention = fmt::format("model.layers.{}.self_attn.", layer_idx);
-  const std::string mlp = fmt::format("model.layers.{}.mlp.", layer_idx);
-  const auto matrix = [](std::string name, int64_t n, int64_t k, bool bias) {
-    return Matrix{.name = std::move(name),
-                  .n = n,
-                  .k = k,
-                  .weight = {},
-                  .bias = std::vector<float>(bias ? static_cast<size_t>(n) : 0)};
-  };
   const int64_t q = config.num_heads * config.head_dim;
   const int64_t kv = config.num_kv_heads * config.head_dim;
-  const int64_t ffn = config.intermediate_size;
-  block.q = matrix(attention + "q_proj", q, config.hidden_size, config.qkv_bias);
-  block.k = matrix(attention + "k_proj", kv, config.hidden_size, config.qkv_bias);
-  block.v = matrix(attention + "v_proj", kv, config.hidden_size, config.qkv_bias);
-  block.o = matrix(attention + "o_proj", config.hidden_size, q, config.o_bias);
-  block.gate = matrix(mlp + "gate_proj", ffn, config.hidden_size, config.mlp_bias);
-  block.up = matrix(mlp + "up_proj", ffn, config.hidden_size, config.mlp_bias);
-  block.down = matrix(mlp + "down_proj", config.hidden_size, ffn, config.mlp_bias);
+  block.q = EmptyMatrix(attention + "q_proj", q, config.hidden_size, config.qkv_bias);
+  block.k = EmptyMatrix(attention + "k_proj", kv, config.hidden_size, config.qkv_bias);
+  block.v = EmptyMatrix(attention + "v_proj", kv, config.hidden_size, config.qkv_bias);
+  block.o = EmptyMatrix(attention + "o_proj", config.hidden_size, q, config.o_bias);
+  if (config.moe && config.moe->is_moe_layer[static_cast<size_t>(layer_idx)]) {
+    block.moe = EmptyMoe(config, layer_idx);
+  } else {
+    static_cast<FeedForward&>(block) =
+        EmptyNetwork(fmt::format("model.layers.{}.mlp.", layer_idx), {}, config.hidden_size,
+                     config.intermediate_size, config.mlp_bias);
+  }
   return block;
 }
 
@@ -82,38 +134,17 @@ std::vector<Norm> Norms(const BlockWeights& block) {
   return norms;
 }
 
-std::vector<std::string> TensorNames(const BlockWeights& block) {
-  std::vector<std::string> names;
-  for (const Norm& norm : Norms(block)) names.push_back(norm.name);
-  for (const Matrix* matrix : Matrices(block)) {
-    names.push_back(matrix->name + ".weight");
-    if (!matrix->bias.empty()) names.push_back(matrix->name + ".bias");
-  }
-  return names;
-}
-
-absl::StatusOr<BlockWeights> LoadBlock(const Checkpoint& checkpoint, const ModelConfig& config,
-                                       int64_t layer_idx, ThreadPool* pool) {
-  BlockWeights block = EmptyBlock(config, layer_idx);
-  for (const Norm& norm : Norms(block)) {
-    std::vector<float>& values = block.*norm.member;
-    const auto size = static_cast<int64_t>(values.size());
-    NIBBLE_ASSIGN_OR_RETURN(values, LoadFinite(checkpoint, norm.name, {size}, pool));
-  }
-  for (Matrix* matrix : Matrices(block)) {
-    NIBBLE_ASSIGN_OR_RETURN(matrix->weight, LoadFinite(checkpoint, matrix->name + ".weight",
-                                                       {matrix->n, matrix->k}, pool));
-    if (matrix->bias.empty()) continue;
-    NIBBLE_ASSIGN_OR_RETURN(matrix->bias,
-                            LoadFinite(checkpoint, matrix->name + ".bias", {matrix->n}, pool));
-  }
-  return block;
+std::vector<Matrix*> UnroundedMatrices(BlockWeights& block) { return UnroundedOf<Matrix*>(block); }
+std::vector<const Matrix*> UnroundedMatrices(const BlockWeights& block) {
+  return UnroundedOf<const Matrix*>(block);
 }
 
 BlockWeights Dequantized(const QuantizedBlock& block) {
   BlockWeights weights = block.weights;
   const auto matrices = Matrices(weights);
-  for (size_t i = 0; i < kNumMatrices; ++i) matrices[i]->weight = Dequantize(block.matrices[i]);
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    matrices[i]->weight = Dequantize(block.matrices[i]);
+  }
   return weights;
 }
 

@@ -5,20 +5,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <new>
 #include <numeric>
+#include <utility>
 
 #include "base/check.h"
-#include "kernels/activation/silu_mul.h"
 #include "kernels/attention/paged_attention.h"
 #include "kernels/norm/rms_norm.h"
-#include "kernels/quant/quantize_rows.h"
 
 namespace nibble::quantize {
 namespace {
 
 // Indices into Matrices().
-enum MatrixIdx : size_t { kQ, kK, kV, kO, kGate, kUp, kDown };
+enum MatrixIdx : size_t { kQ, kK, kV, kO };
 
 constexpr int64_t kBlockSize = 16;     // positions of a block of the KV cache
 constexpr int64_t kRowsPerRun = 1024;  // of the matrix products
@@ -26,25 +24,71 @@ constexpr int64_t kElementsPerPiece = 1 << 14;
 
 }  // namespace
 
+absl::Status BlockRunner::Init(const BlockWeights& weights, int activation_bits) {
+  layer_idx_ = weights.layer_idx;
+  activation_bits_ = activation_bits;
+  input_norm_ = weights.input_norm;
+  post_attention_norm_ = weights.post_attention_norm;
+  q_norm_ = weights.q_norm;
+  k_norm_ = weights.k_norm;
+  const Matrix* const matrices[] = {&weights.q, &weights.k, &weights.v, &weights.o};
+  for (size_t i = 0; i < attention_layers_.size(); ++i) {
+    NIBBLE_ASSIGN_OR_RETURN(attention_layers_[i], DenseLayer::Create(*matrices[i], isa_, pool_));
+  }
+  if (!weights.moe) return absl::OkStatus();
+  NIBBLE_ASSIGN_OR_RETURN(moe_, MoeRunner::Create(*weights.moe, activation_bits, isa_, pool_));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<BlockRunner> BlockRunner::Create(const engine::ModelConfig& config,
                                                 const kernels::RopeTable& rope,
                                                 const BlockWeights& weights, int activation_bits,
                                                 Isa isa, ThreadPool* pool) {
   BlockRunner runner(config, rope, isa, pool);
-  runner.layer_idx_ = weights.layer_idx;
-  runner.activation_bits_ = activation_bits;
-  runner.input_norm_ = weights.input_norm;
-  runner.post_attention_norm_ = weights.post_attention_norm;
-  runner.q_norm_ = weights.q_norm;
-  runner.k_norm_ = weights.k_norm;
-  const auto matrices = Matrices(weights);
-  for (size_t i = 0; i < kNumMatrices; ++i) {
-    const Matrix& matrix = *matrices[i];
-    auto packed = kernels::PackDense(matrix.weight.data(), DType::kF32, matrix.n, matrix.k,
-                                     DType::kF32, isa, pool);
-    if (!packed.ok()) return Annotate(packed.status(), matrix.name);
-    runner.layers_[i] = {.weight = std::move(packed).value(), .bias = matrix.bias};
+  NIBBLE_RETURN_IF_ERROR(runner.Init(weights, activation_bits));
+  if (!weights.moe) {
+    NIBBLE_ASSIGN_OR_RETURN(runner.feed_forward_,
+                            FeedForwardRunner::Create(weights, activation_bits, isa, pool));
+    return runner;
   }
+  for (const FeedForward& expert : weights.moe->experts) {
+    NIBBLE_RETURN_IF_ERROR(runner.moe_->AddExpert(expert, pool));
+  }
+  return runner;
+}
+
+absl::StatusOr<BlockRunner> BlockRunner::Create(const engine::ModelConfig& config,
+                                                const kernels::RopeTable& rope,
+                                                const QuantizedBlock& block, int activation_bits,
+                                                Isa isa, ThreadPool* pool) {
+  if (!block.weights.moe) {
+    return Create(config, rope, Dequantized(block), activation_bits, isa, pool);
+  }
+  BlockWeights weights = block.weights;
+  const auto matrices = Matrices(weights);
+  for (size_t i = 0; i < kAttentionMatrices; ++i) {
+    matrices[i]->weight = Dequantize(block.matrices[i]);
+  }
+  BlockRunner runner(config, rope, isa, pool);
+  NIBBLE_RETURN_IF_ERROR(runner.Init(weights, activation_bits));
+  size_t matrix_idx = kAttentionMatrices;
+  for (FeedForward expert : block.weights.moe->experts) {
+    for (Matrix* matrix : {&expert.gate, &expert.up, &expert.down}) {
+      matrix->weight = Dequantize(block.matrices[matrix_idx++]);
+    }
+    NIBBLE_RETURN_IF_ERROR(runner.moe_->AddExpert(expert, pool));
+  }
+  return runner;
+}
+
+absl::StatusOr<BlockRunner> BlockRunner::CreateWithoutExperts(const engine::ModelConfig& config,
+                                                              const kernels::RopeTable& rope,
+                                                              const BlockWeights& weights,
+                                                              int activation_bits, Isa isa,
+                                                              ThreadPool* pool) {
+  BlockRunner runner(config, rope, isa, pool);
+  NIBBLE_RETURN_IF_ERROR(runner.Init(weights, activation_bits));
+  runner.has_experts_ = false;
   return runner;
 }
 
@@ -89,14 +133,6 @@ void BlockRunner::Reserve(int64_t num_seqs, int64_t length) {
   delta_ = floats(config_.hidden_size);
   qkv_ = floats(q_size + 2 * kv_size);
   attention_ = floats(q_size);
-  gate_up_ = floats(2 * config_.intermediate_size);
-  ffn_ = floats(config_.intermediate_size);
-  if (activation_bits_ == 8) {
-    const int64_t max_k = std::max({config_.hidden_size, q_size, config_.intermediate_size});
-    codes_ = AlignedBuffer<int8_t>(static_cast<size_t>(num_rows * max_k));
-    scales_ = floats(1);
-    sums_ = AlignedBuffer<int32_t>(static_cast<size_t>(num_rows));
-  }
   const int64_t num_blocks = num_seqs * blocks_per_seq;
   keys_ = AlignedBuffer<float>::Zeroed(static_cast<size_t>(num_blocks * kBlockSize * kv_size));
   values_ = AlignedBuffer<float>::Zeroed(static_cast<size_t>(num_blocks * kBlockSize * kv_size));
@@ -120,33 +156,34 @@ absl::Status BlockRunner::Run(float* x, int64_t num_seqs, int64_t length,
   const int64_t q_size = config_.num_heads * config_.head_dim;
   const int64_t kv_size = config_.num_kv_heads * config_.head_dim;
   const int64_t qkv_size = q_size + 2 * kv_size;
-  const int64_t ffn = config_.intermediate_size;
 
   Norm(x, nullptr, input_norm_, num_rows);
   NIBBLE_RETURN_IF_ERROR(Enter(Site::kQkv, input_.data(), num_rows, hidden, observer));
-  Multiply(kQ, input_.data(), num_rows, qkv_.data(), qkv_size);
-  Multiply(kK, input_.data(), num_rows, qkv_.data() + q_size, qkv_size);
-  Multiply(kV, input_.data(), num_rows, qkv_.data() + q_size + kv_size, qkv_size);
+  float* const k = qkv_.data() + q_size;
+  attention_layers_[kQ].Multiply(input_.data(), num_rows, qkv_.data(), qkv_size, pool_);
+  attention_layers_[kK].Multiply(input_.data(), num_rows, k, qkv_size, pool_);
+  attention_layers_[kV].Multiply(input_.data(), num_rows, k + kv_size, qkv_size, pool_);
   Attend(num_seqs, length);
   NIBBLE_RETURN_IF_ERROR(Enter(Site::kO, attention_.data(), num_rows, q_size, observer));
-  Multiply(kO, attention_.data(), num_rows, delta_.data(), hidden);
+  attention_layers_[kO].Multiply(attention_.data(), num_rows, delta_.data(), hidden, pool_);
 
   Norm(x, delta_.data(), post_attention_norm_, num_rows);
-  NIBBLE_RETURN_IF_ERROR(Enter(Site::kGateUp, input_.data(), num_rows, hidden, observer));
-  Multiply(kGate, input_.data(), num_rows, gate_up_.data(), 2 * ffn);
-  Multiply(kUp, input_.data(), num_rows, gate_up_.data() + ffn, 2 * ffn);
-  kernels::SiluMul({.num_rows = num_rows,
-                    .intermediate = ffn,
-                    .gate_up = gate_up_.data(),
-                    .gate_up_stride = 2 * ffn,
-                    .y = ffn_.data(),
-                    .y_stride = ffn},
-                   isa_, pool_);
-  NIBBLE_RETURN_IF_ERROR(Enter(Site::kDown, ffn_.data(), num_rows, ffn, observer));
-  Multiply(kDown, ffn_.data(), num_rows, delta_.data(), hidden);
+  NIBBLE_RETURN_IF_ERROR(RunFeedForward(num_rows, observer));
+  if (!has_experts_) return absl::OkStatus();
   pool_->ParallelFor(num_rows * hidden, kElementsPerPiece, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) x[i] += delta_.data()[i];
   });
+  return absl::OkStatus();
+}
+
+absl::Status BlockRunner::RunFeedForward(int64_t num_rows, const SiteObserver& observer) {
+  if (feed_forward_) {
+    return feed_forward_->Run(input_.data(), num_rows, observer, delta_.data(), &workspace_, pool_);
+  }
+  if (observer) {
+    NIBBLE_RETURN_IF_ERROR(observer(Site::kGateUp, input_.data(), num_rows, config_.hidden_size));
+  }
+  if (has_experts_) moe_->Run(input_.data(), num_rows, delta_.data(), pool_);
   return absl::OkStatus();
 }
 
@@ -230,32 +267,8 @@ void BlockRunner::Attend(int64_t num_seqs, int64_t length) {
 absl::Status BlockRunner::Enter(Site site, float* input, int64_t num_rows, int64_t k,
                                 const SiteObserver& observer) {
   if (observer) NIBBLE_RETURN_IF_ERROR(observer(site, input, num_rows, k));
-  if (activation_bits_ != 8) return absl::OkStatus();
-  const kernels::QuantizedRows rows = {
-      .values = codes_.data(), .scales = scales_.data(), .sums = sums_.data(), .stride = k};
-  kernels::QuantizeRows(input, k, num_rows, k, rows, isa_, pool_);
-  pool_->ParallelFor(num_rows, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float scale = rows.scales[row];
-      const int8_t* const codes = rows.values + row * k;
-      float* const out = input + row * k;
-      for (int64_t i = 0; i < k; ++i) out[i] = scale * static_cast<float>(codes[i]);
-    }
-  });
+  if (activation_bits_ == 8) rounding_.Round(input, num_rows, k, isa_, pool_);
   return absl::OkStatus();
-}
-
-void BlockRunner::Multiply(size_t matrix_idx, const float* input, int64_t num_rows, float* out,
-                           int64_t out_stride) {
-  const Layer& layer = layers_[matrix_idx];
-  kernels::Run(*layer.weight,
-               {.m = num_rows,
-                .a = input,
-                .a_stride = layer.weight->desc().k,
-                .bias = layer.bias.empty() ? nullptr : layer.bias.data(),
-                .d = out,
-                .d_stride = out_stride},
-               pool_);
 }
 
 }  // namespace nibble::quantize

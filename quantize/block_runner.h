@@ -7,8 +7,7 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
-#include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/aligned_buffer.h"
@@ -16,10 +15,11 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "engine/model/model_config.h"
-#include "kernels/gemm/gemm.h"
 #include "kernels/kv/kv_cache.h"
 #include "kernels/rope/rope.h"
 #include "quantize/block.h"
+#include "quantize/feed_forward_runner.h"
+#include "quantize/moe_runner.h"
 
 namespace nibble::quantize {
 
@@ -33,11 +33,6 @@ struct HiddenStates {
   float* Sequence(int64_t seq) { return rows.data() + seq * length * hidden; }
 };
 
-// Rows [num_rows, k] that the linear layers of `site` are about to read, as floats before any
-// quantization.
-using SiteObserver =
-    std::function<absl::Status(Site site, const float* rows, int64_t num_rows, int64_t k)>;
-
 // Matrices are held in float32 whatever they were rounded to; with 8-bit activations the input of
 // every linear layer goes through int8 and back, token by token, as the engine's kernels do it.
 // Keys and values are float32. A sequence's output does not depend on the others, nor on the
@@ -50,9 +45,22 @@ class BlockRunner {
                                             const kernels::RopeTable& rope,
                                             const BlockWeights& weights, int activation_bits,
                                             Isa isa, ThreadPool* pool);
+  // The same of a layer that is quantized; its matrices become floats one after another.
+  static absl::StatusOr<BlockRunner> Create(const engine::ModelConfig& config,
+                                            const kernels::RopeTable& rope,
+                                            const QuantizedBlock& block, int activation_bits,
+                                            Isa isa, ThreadPool* pool);
+  // Of a layer with experts that need not be loaded: Run() ends when `observer` has seen their
+  // input, and leaves in `x` the residual stream before them.
+  static absl::StatusOr<BlockRunner> CreateWithoutExperts(const engine::ModelConfig& config,
+                                                          const kernels::RopeTable& rope,
+                                                          const BlockWeights& weights,
+                                                          int activation_bits, Isa isa,
+                                                          ThreadPool* pool);
 
   // x [num_seqs * length, hidden]: the layer's input, replaced by its output. `observer` may be
-  // null; its first error ends the run.
+  // null; its first error ends the run. Of a mixture of experts it is shown the input alone, which
+  // all experts and the router read, as kGateUp.
   absl::Status Run(float* x, int64_t num_seqs, int64_t length, const SiteObserver& observer);
   // Run over all sequences, a few at a time.
   absl::Status RunAll(HiddenStates* states, const SiteObserver& observer);
@@ -62,15 +70,12 @@ class BlockRunner {
   static int64_t SequencesPerRun(int64_t length);
 
  private:
-  struct Layer {
-    std::unique_ptr<kernels::PackedWeight> weight;
-    std::vector<float> bias;
-  };
-
   BlockRunner(const engine::ModelConfig& config, const kernels::RopeTable& rope, Isa isa,
               ThreadPool* pool)
       : config_(config), rope_(rope), isa_(isa), pool_(pool) {}
 
+  // Norms, attention and router.
+  absl::Status Init(const BlockWeights& weights, int activation_bits);
   void Reserve(int64_t num_seqs, int64_t length);
   void Norm(float* x, const float* delta, const std::vector<float>& weight, int64_t num_rows);
   void Attend(int64_t num_seqs, int64_t length);
@@ -79,8 +84,8 @@ class BlockRunner {
   // Shows `input` [num_rows, k] to the observer, rounds it as the scheme says (in place).
   absl::Status Enter(Site site, float* input, int64_t num_rows, int64_t k,
                      const SiteObserver& observer);
-  void Multiply(size_t matrix_idx, const float* input, int64_t num_rows, float* out,
-                int64_t out_stride);
+  // delta_ from input_.
+  absl::Status RunFeedForward(int64_t num_rows, const SiteObserver& observer);
 
   const engine::ModelConfig& config_;
   const kernels::RopeTable& rope_;
@@ -89,7 +94,10 @@ class BlockRunner {
   int64_t layer_idx_ = 0;
   int activation_bits_ = 16;
   std::vector<float> input_norm_, post_attention_norm_, q_norm_, k_norm_;
-  std::array<Layer, kNumMatrices> layers_;
+  std::array<DenseLayer, kAttentionMatrices> attention_layers_;  // q, k, v, o
+  std::optional<FeedForwardRunner> feed_forward_;                // of a dense layer
+  std::optional<MoeRunner> moe_;                                 // of one with experts
+  bool has_experts_ = true;                                      // false: they were left out
 
   // What a run of some shape needs, made by the first of that shape.
   int64_t num_seqs_ = 0;
@@ -103,14 +111,11 @@ class BlockRunner {
   AlignedBuffer<float> delta_;         // [num_rows, hidden]
   AlignedBuffer<float> qkv_;           // [num_rows, q + 2 kv]
   AlignedBuffer<float> attention_;     // [num_rows, q]
-  AlignedBuffer<float> gate_up_;       // [num_rows, 2 * intermediate]
-  AlignedBuffer<float> ffn_;           // [num_rows, intermediate]
   AlignedBuffer<float> keys_;          // of kv_cache_
   AlignedBuffer<float> values_;
   kernels::KvCacheView kv_cache_;
-  AlignedBuffer<int8_t> codes_;  // [num_rows, largest k]
-  AlignedBuffer<float> scales_;  // [num_rows]
-  AlignedBuffer<int32_t> sums_;  // [num_rows]
+  Int8Rounding rounding_;
+  FeedForwardWorkspace workspace_;
 };
 
 }  // namespace nibble::quantize

@@ -16,12 +16,14 @@
 #include "engine/model/compressed_tensors.h"
 #include "engine/model/safetensors_writer.h"
 #include "quantize/block.h"
+#include "quantize/block_source.h"
 #include "quantize/files.h"
 
 namespace nibble::quantize {
 namespace {
 
 using engine::Checkpoint;
+using engine::ModelConfig;
 using engine::SafetensorsWriter;
 using engine::TensorSpec;
 using engine::TensorView;
@@ -54,9 +56,25 @@ absl::Status CopyFile(const std::string& from, const std::string& to, std::strin
                    {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
 }
 
+// `ignore` of the quantization_config: Linear modules that stay in 16 bits. One expression for the
+// routers of all layers, as other tools write it.
+std::vector<std::string> UnquantizedModules(const ModelConfig& config) {
+  std::vector<std::string> modules = {"lm_head"};
+  for (int64_t i = 0; i < config.num_layers && modules.size() == 1; ++i) {
+    const BlockWeights block = EmptyBlock(config, i);
+    const std::string layer = fmt::format("model.layers.{}.", i);
+    for (const Matrix* matrix : UnroundedMatrices(block)) {
+      std::string name = matrix->name.substr(layer.size());
+      name.replace(name.rfind('.'), 1, "\\.");
+      modules.push_back(fmt::format("re:.*\\.{}$", name));
+    }
+  }
+  return modules;
+}
+
 }  // namespace
 
-absl::StatusOr<std::string> QuantizedConfig(const std::string& source,
+absl::StatusOr<std::string> QuantizedConfig(const std::string& source, const ModelConfig& config,
                                             const CheckpointOutput& output) {
   const std::string path = source + "/config.json";
   const JsonLimits limits;
@@ -67,19 +85,22 @@ absl::StatusOr<std::string> QuantizedConfig(const std::string& source,
       engine::QuantizationConfigJson({.weight_bits = WeightBits(output.scheme),
                                       .group_size = output.group_size,
                                       .activation_bits = ActivationBits(output.scheme),
-                                      .ignore = {"lm_head"}});
+                                      .ignore = UnquantizedModules(config)});
   return json->dump(2) + "\n";
 }
 
 absl::StatusOr<int64_t> WriteCheckpoint(const std::string& dir, const Checkpoint& source,
-                                        const engine::ModelConfig& config, const WorkFolder& work,
+                                        const ModelConfig& config, const WorkFolder& work,
                                         const CheckpointOutput& output,
                                         const std::function<void(int64_t, int64_t)>& progress) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::string config_json, QuantizedConfig(source.dir(), output));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string config_json,
+                          QuantizedConfig(source.dir(), config, output));
   std::set<std::string> replaced;
   std::vector<Checkpoint> layers;
   for (int64_t i = 0; i < config.num_layers; ++i) {
-    for (std::string& name : TensorNames(EmptyBlock(config, i))) replaced.insert(std::move(name));
+    for (std::string& name : TensorNames(source, EmptyBlock(config, i))) {
+      replaced.insert(std::move(name));
+    }
     NIBBLE_ASSIGN_OR_RETURN(Checkpoint layer, Checkpoint::Open(work.LayerPath(i)));
     layers.push_back(std::move(layer));
   }

@@ -32,6 +32,7 @@ absl::StatusOr<int64_t> WriteCheckpoint(const std::string& dir, const engine::Ch
 
 // config.json of the source with a quantization_config.
 absl::StatusOr<std::string> QuantizedConfig(const std::string& source,
+                                            const engine::ModelConfig& config,
                                             const CheckpointOutput& output);
 
 }  // namespace nibble::quantize

@@ -21,6 +21,7 @@
 #include "quantize/block_quantizer.h"
 #include "quantize/block_runner.h"
 #include "quantize/calibration.h"
+#include "quantize/expert_inputs.h"
 #include "quantize/report.h"
 
 namespace nibble::quantize {
@@ -28,6 +29,7 @@ namespace nibble::quantize {
 struct LayerPipelineOptions {
   BlockQuantizerOptions block;
   std::optional<double> norm_tweak_rate;  // lr0; unset: norms are not tweaked
+  int64_t min_expert_tokens = ExpertInputsOptions().min_tokens;
 };
 
 class LayerPipeline {
@@ -49,8 +51,14 @@ class LayerPipeline {
   absl::Status Advance(const QuantizedBlock& block);
 
  private:
-  absl::StatusOr<BlockStatistics> Watch(const BlockWeights& block, const StepCallback& on_step);
-  absl::StatusOr<NormTweakReport> Tweak(const BlockWeights& source, QuantizedBlock* block);
+  struct Watched {
+    BlockStatistics statistics;
+    std::optional<ExpertInputs> experts;  // of a layer with experts
+  };
+  absl::StatusOr<Watched> Watch(const BlockWeights& block, const StepCallback& on_step);
+  absl::StatusOr<Expert> ReadExpert(const BlockWeights& names, size_t expert_idx,
+                                    ExpertInputs* inputs);
+  absl::StatusOr<NormTweakReport> Tweak(QuantizedBlock* block);
 
   const engine::Checkpoint& source_;
   const engine::ModelConfig& config_;

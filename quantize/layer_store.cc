@@ -3,7 +3,9 @@
 
 #include "quantize/layer_store.h"
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -13,6 +15,7 @@
 #include "engine/model/compressed_tensors.h"
 #include "engine/model/safetensors_writer.h"
 #include "engine/model/tensor_convert.h"
+#include "quantize/block_source.h"
 #include "quantize/files.h"
 
 namespace nibble::quantize {
@@ -40,16 +43,16 @@ bool Narrow(const std::vector<float>& values, T (*narrow)(float), std::vector<ui
   return true;
 }
 
-// A norm or bias in the type it will have on disk.
-struct Vector {
+// A norm, a bias or a matrix that stays as it is, in the type it will have on disk.
+struct Plain {
   TensorSpec spec;
   std::vector<uint8_t> bytes;
 };
 
-absl::StatusOr<Vector> MakeVector(const std::string& name, const std::vector<float>& values,
-                                  const Checkpoint& source) {
+absl::StatusOr<Plain> MakeVector(const std::string& name, const std::vector<float>& values,
+                                 const Checkpoint& source) {
   NIBBLE_ASSIGN_OR_RETURN(const engine::TensorView* tensor, source.Get(name));
-  Vector vector;
+  Plain vector;
   vector.spec = {
       .name = name, .dtype = tensor->dtype, .shape = {static_cast<int64_t>(values.size())}};
   if (tensor->dtype == DType::kBf16 && Narrow(values, ToBFloat16, &vector.bytes)) return vector;
@@ -60,11 +63,11 @@ absl::StatusOr<Vector> MakeVector(const std::string& name, const std::vector<flo
   return vector;
 }
 
-absl::StatusOr<std::vector<Vector>> MakeVectors(const BlockWeights& weights,
-                                                const Checkpoint& source) {
-  std::vector<Vector> vectors;
+absl::StatusOr<std::vector<Plain>> MakeVectors(const BlockWeights& weights,
+                                               const Checkpoint& source) {
+  std::vector<Plain> vectors;
   const auto add = [&](const std::string& name, const std::vector<float>& values) -> absl::Status {
-    NIBBLE_ASSIGN_OR_RETURN(Vector vector, MakeVector(name, values, source));
+    NIBBLE_ASSIGN_OR_RETURN(Plain vector, MakeVector(name, values, source));
     vectors.push_back(std::move(vector));
     return absl::OkStatus();
   };
@@ -75,6 +78,21 @@ absl::StatusOr<std::vector<Vector>> MakeVectors(const BlockWeights& weights,
     if (!matrix->bias.empty()) NIBBLE_RETURN_IF_ERROR(add(matrix->name + ".bias", matrix->bias));
   }
   return vectors;
+}
+
+// Byte by byte as the source has them, by the names of published checkpoints.
+absl::StatusOr<std::vector<Plain>> CopyUnrounded(const BlockWeights& weights,
+                                                 const Checkpoint& source) {
+  std::vector<Plain> copies;
+  for (const Matrix* matrix : UnroundedMatrices(weights)) {
+    NIBBLE_ASSIGN_OR_RETURN(const engine::TensorView* tensor,
+                            FindUnrounded(source, weights, *matrix));
+    copies.push_back({.spec = {.name = matrix->name + ".weight",
+                               .dtype = tensor->dtype,
+                               .shape = {matrix->n, matrix->k}},
+                      .bytes = {tensor->bytes.begin(), tensor->bytes.end()}});
+  }
+  return copies;
 }
 
 std::vector<TensorSpec> MatrixSpecs(const std::string& name, const QuantizedWeight& weight) {
@@ -104,11 +122,13 @@ absl::StatusOr<std::vector<float>> ReadVector(const Checkpoint& checkpoint, cons
 
 absl::Status WriteLayer(const std::string& dir, const QuantizedBlock& block,
                         const LayerReport& report, const Checkpoint& source) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Vector> vectors, MakeVectors(block.weights, source));
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<Plain> plain, MakeVectors(block.weights, source));
+  NIBBLE_ASSIGN_OR_RETURN(std::vector<Plain> unrounded, CopyUnrounded(block.weights, source));
+  std::move(unrounded.begin(), unrounded.end(), std::back_inserter(plain));
   const auto matrices = Matrices(block.weights);
   std::vector<TensorSpec> specs;
-  for (const Vector& vector : vectors) specs.push_back(vector.spec);
-  for (size_t i = 0; i < kNumMatrices; ++i) {
+  for (const Plain& tensor : plain) specs.push_back(tensor.spec);
+  for (size_t i = 0; i < matrices.size(); ++i) {
     for (TensorSpec& spec : MatrixSpecs(matrices[i]->name, block.matrices[i])) {
       specs.push_back(std::move(spec));
     }
@@ -116,10 +136,10 @@ absl::Status WriteLayer(const std::string& dir, const QuantizedBlock& block,
   NIBBLE_ASSIGN_OR_RETURN(
       SafetensorsWriter writer,
       SafetensorsWriter::Create(dir, std::move(specs), {.max_shard_bytes = INT64_MAX}));
-  for (const Vector& vector : vectors) {
-    NIBBLE_RETURN_IF_ERROR(writer.Write(vector.spec.name, vector.bytes));
+  for (const Plain& tensor : plain) {
+    NIBBLE_RETURN_IF_ERROR(writer.Write(tensor.spec.name, tensor.bytes));
   }
-  for (size_t i = 0; i < kNumMatrices; ++i) {
+  for (size_t i = 0; i < matrices.size(); ++i) {
     NIBBLE_RETURN_IF_ERROR(WriteMatrix(matrices[i]->name, block.matrices[i], &writer));
   }
   NIBBLE_RETURN_IF_ERROR(writer.Finish());
@@ -147,8 +167,14 @@ absl::StatusOr<QuantizedBlock> ReadLayer(const std::string& dir, const engine::M
     const auto size = static_cast<int64_t>(values.size());
     NIBBLE_ASSIGN_OR_RETURN(values, ReadVector(checkpoint, norm.name, size, pool));
   }
+  for (Matrix* matrix : UnroundedMatrices(block.weights)) {
+    NIBBLE_ASSIGN_OR_RETURN(const engine::TensorView* tensor,
+                            checkpoint.Get(matrix->name + ".weight", {matrix->n, matrix->k}));
+    NIBBLE_ASSIGN_OR_RETURN(matrix->weight, engine::TensorToFloats(*tensor, pool));
+  }
   const auto matrices = Matrices(block.weights);
-  for (size_t i = 0; i < kNumMatrices; ++i) {
+  block.matrices.resize(matrices.size());
+  for (size_t i = 0; i < matrices.size(); ++i) {
     Matrix& matrix = *matrices[i];
     if (!matrix.bias.empty()) {
       NIBBLE_ASSIGN_OR_RETURN(matrix.bias,

@@ -18,8 +18,8 @@
 
 namespace nibble::quantize {
 
-// Into `dir`, an empty folder. Norms and biases take the type they have in `source` where that
-// holds them exactly, else float32.
+// Into `dir`, an empty folder. Routers are the source's bytes. Norms and biases take the type they
+// have in `source` where that holds them exactly, else float32.
 absl::Status WriteLayer(const std::string& dir, const QuantizedBlock& block,
                         const LayerReport& report, const engine::Checkpoint& source);
 

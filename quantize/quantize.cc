@@ -4,7 +4,6 @@
 #include "quantize/quantize.h"
 
 #include <cstring>
-#include <filesystem>
 #include <memory>
 #include <new>
 #include <utility>
@@ -15,19 +14,18 @@
 
 #include "base/clock.h"
 #include "base/mapped_file.h"
-#include "engine/model/compressed_tensors.h"
 #include "engine/model/memory.h"
 #include "engine/model/model.h"
 #include "engine/model/model_config.h"
 #include "engine/model/safetensors.h"
 #include "engine/tokenizer/tokenizer.h"
-#include "quantize/block.h"
 #include "quantize/checkpoint_output.h"
 #include "quantize/evaluation.h"
 #include "quantize/files.h"
 #include "quantize/layer_pipeline.h"
 #include "quantize/layer_store.h"
 #include "quantize/run_description.h"
+#include "quantize/source_check.h"
 #include "quantize/work_folder.h"
 
 namespace nibble::quantize {
@@ -35,74 +33,9 @@ namespace {
 
 using engine::Checkpoint;
 using engine::ModelConfig;
-using engine::TensorView;
 
 // A path in the report may be anything.
 constexpr auto kReplaceInvalid = nlohmann::ordered_json::error_handler_t::replace;
-
-absl::Status CheckTensor(const Checkpoint& checkpoint, const std::string& name,
-                         std::initializer_list<int64_t> shape) {
-  NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor, checkpoint.Get(name, shape));
-  return ReadFloats(*tensor, 0, 0, nullptr);  // its type
-}
-
-absl::Status CheckMatrix(const Checkpoint& checkpoint, const Matrix& matrix,
-                         const QuantizeOptions& options) {
-  if (engine::IsPackedInt4(checkpoint, matrix.name)) {
-    return InvalidArgument(
-        "{}: module '{}' is quantized already; start from the full-precision model",
-        checkpoint.dir(), matrix.name);
-  }
-  const std::string name = matrix.name + ".weight";
-  NIBBLE_RETURN_IF_ERROR(CheckTensor(checkpoint, name, {matrix.n, matrix.k}));
-  if (!matrix.bias.empty()) {
-    NIBBLE_RETURN_IF_ERROR(CheckTensor(checkpoint, matrix.name + ".bias", {matrix.n}));
-  }
-  const int64_t group_size = SchemeOf(options.scheme, options.group_size, matrix.k).group_size;
-  if (matrix.k % group_size != 0) {
-    return InvalidArgument(
-        "{}: tensor '{}' has {} input channels, not a multiple of the group size {}",
-        checkpoint.dir(), name, matrix.k, group_size);
-  }
-  if (matrix.k % 8 != 0) {  // codes are packed in words of eight
-    return InvalidArgument("{}: tensor '{}' has {} input channels, must be a multiple of 8",
-                           checkpoint.dir(), name, matrix.k);
-  }
-  return absl::OkStatus();
-}
-
-// Everything that can be wrong with the source's names, types and shapes is found here, before
-// anything is written.
-absl::Status CheckSource(const Checkpoint& checkpoint, const ModelConfig& config,
-                         const QuantizeOptions& options) {
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    const BlockWeights block = EmptyBlock(config, layer);
-    for (const Norm& norm : Norms(block)) {
-      const auto size = static_cast<int64_t>((block.*norm.member).size());
-      NIBBLE_RETURN_IF_ERROR(CheckTensor(checkpoint, norm.name, {size}));
-    }
-    for (const Matrix* matrix : Matrices(block)) {
-      NIBBLE_RETURN_IF_ERROR(CheckMatrix(checkpoint, *matrix, options));
-    }
-  }
-  NIBBLE_RETURN_IF_ERROR(CheckTensor(checkpoint, "model.embed_tokens.weight",
-                                     {config.vocab_size, config.hidden_size}));
-  NIBBLE_RETURN_IF_ERROR(CheckTensor(checkpoint, "model.norm.weight", {config.hidden_size}));
-  if (config.tie_word_embeddings) return absl::OkStatus();
-  return CheckTensor(checkpoint, "lm_head.weight", {config.vocab_size, config.hidden_size});
-}
-
-absl::Status CheckFolders(const std::string& source, const std::string& output) {
-  namespace fs = std::filesystem;
-  if (output.empty()) return InvalidArgument("the output folder's name is empty");
-  std::error_code error;
-  const std::string from = fs::weakly_canonical(fs::absolute(source, error), error).string() + "/";
-  const std::string to = fs::weakly_canonical(fs::absolute(output, error), error).string() + "/";
-  if (from.starts_with(to)) {
-    return InvalidArgument("{}: writing here would replace the source {}", output, source);
-  }
-  return absl::OkStatus();
-}
 
 // One run: the source, the work folder, and the report so far.
 class Run {
@@ -353,8 +286,8 @@ absl::Status Validate(const QuantizeOptions& options) {
   if (!calibrates &&
       (calibration.num_samples != unset.num_samples || calibration.length != unset.length)) {
     violate(
-        "calibration samples and length are given, but rtn needs no calibration and there is "
-        "no calibration data");
+        "calibration samples and length are given, but rtn needs no calibration and there is no "
+        "calibration data");
   }
   const bool generates =
       calibrates && (calibration.data.empty() || calibration.data == kSelfGenerated);

@@ -69,6 +69,17 @@ ModuleReport ModuleFromJson(const nlohmann::json& json) {
   return module;
 }
 
+Json ToJson(const ExpertReport& expert) {
+  return {{"tokens", expert.num_tokens}, {"calibrated_on_all", expert.all_tokens}};
+}
+
+ExpertReport ExpertFromJson(const nlohmann::json& json) {
+  ExpertReport expert;
+  Read(json, "tokens", &expert.num_tokens);
+  Read(json, "calibrated_on_all", &expert.all_tokens);
+  return expert;
+}
+
 SiteReport SiteFromJson(const nlohmann::json& json) {
   SiteReport site;
   Read(json, "name", &site.name);
@@ -87,6 +98,9 @@ LayerReport LayerFromJson(const nlohmann::json& json) {
     layer.modules.push_back(ModuleFromJson(module));
   }
   for (const nlohmann::json& site : json.at("sites")) layer.sites.push_back(SiteFromJson(site));
+  for (const nlohmann::json& expert : json.at("experts")) {
+    layer.experts.push_back(ExpertFromJson(expert));
+  }
   if (const nlohmann::json& tweak = json.at("norm_tweaking"); !tweak.is_null()) {
     layer.norm_tweak.emplace();
     Read(tweak, "loss_before", &layer.norm_tweak->loss_before);
@@ -102,39 +116,6 @@ Json ToJson(const ErrorSummary& summary) {
           {"weight_error", summary.weight_error},
           {"output_error_before", Optional(summary.output_error_before)},
           {"output_error", Optional(summary.output_error)}};
-}
-
-std::string Cell(const std::optional<double>& value) {
-  return value ? fmt::format("{:.5f}", *value) : "-";
-}
-
-const SiteReport* SiteOf(const LayerReport& layer, std::string_view module) {
-  const std::string_view site = module == "o_proj"                             ? "o"
-                                : module == "down_proj"                        ? "down"
-                                : module == "gate_proj" || module == "up_proj" ? "gate_up"
-                                                                               : "qkv";
-  for (const SiteReport& report : layer.sites) {
-    if (report.name == site) return &report;
-  }
-  return nullptr;
-}
-
-constexpr const char* kRow = "{:>5}  {:<9}  {:>5.2f}  {:>8} {:>8}  {:>8} {:>8}  {:>9} {:<7} {}\n";
-
-void AppendLayer(const LayerReport& layer, std::string* out) {
-  for (const ModuleReport& module : layer.modules) {
-    const std::string name = module.name.substr(module.name.rfind('.') + 1);
-    const SiteReport* site = SiteOf(layer, name);
-    fmt::format_to(std::back_inserter(*out), kRow, layer.layer_idx, name, module.bits_per_weight,
-                   Cell(module.weight_error_before), Cell(module.weight_error),
-                   Cell(module.output_error_before), Cell(module.output_error),
-                   site != nullptr ? fmt::format("{:.2f}", site->abs_max) : "-",
-                   site != nullptr ? site->range : "", site != nullptr ? site->equalization : "");
-  }
-  if (!layer.norm_tweak) return;
-  fmt::format_to(std::back_inserter(*out), "{:>5}  norms: moment loss {:.5f} -> {:.5f}, {}\n",
-                 layer.layer_idx, layer.norm_tweak->loss_before, layer.norm_tweak->loss_after,
-                 layer.norm_tweak->kept ? "tweaked" : "left as they were");
 }
 
 }  // namespace
@@ -174,13 +155,12 @@ ErrorSummary Summarize(const std::vector<LayerReport>& layers) {
 }
 
 Json ToJson(const LayerReport& report) {
-  Json json = {{"layer", report.layer_idx},
-               {"seconds", report.seconds},
-               {"modules", Json::array()},
-               {"sites", Json::array()},
-               {"norm_tweaking", nullptr}};
+  Json json = {{"layer", report.layer_idx}, {"seconds", report.seconds},
+               {"modules", Json::array()},  {"sites", Json::array()},
+               {"experts", Json::array()},  {"norm_tweaking", nullptr}};
   for (const ModuleReport& module : report.modules) json["modules"].push_back(ToJson(module));
   for (const SiteReport& site : report.sites) json["sites"].push_back(ToJson(site));
+  for (const ExpertReport& expert : report.experts) json["experts"].push_back(ToJson(expert));
   if (report.norm_tweak) {
     json["norm_tweaking"] = {{"loss_before", report.norm_tweak->loss_before},
                              {"loss_after", report.norm_tweak->loss_after},
@@ -221,30 +201,6 @@ absl::StatusOr<LayerReport> LayerReportFromJson(const nlohmann::json& json) {
   } catch (const nlohmann::json::exception& error) {
     return InvalidArgument("no report of a layer: {}", error.what());
   }
-}
-
-std::string Table(const QuantizeReport& report) {
-  std::string out;
-  fmt::format_to(std::back_inserter(out), "{:>5}  {:<9}  {:>5}  {:>17}  {:>17}  {}\n", "", "", "",
-                 "weight error", "output error", "input");
-  fmt::format_to(std::back_inserter(out),
-                 "{:>5}  {:<9}  {:>5}  {:>8} {:>8}  {:>8} {:>8}  {:>9} {:<7} {}\n", "layer",
-                 "module", "bits", "rtn", "now", "rtn", "now", "max", "range", "equalized");
-  for (const LayerReport& layer : report.layers) AppendLayer(layer, &out);
-  const ErrorSummary all = Summarize(report.layers);
-  fmt::format_to(std::back_inserter(out), kRow, "all", "", all.bits_per_weight,
-                 Cell(all.weight_error_before), Cell(all.weight_error),
-                 Cell(all.output_error_before), Cell(all.output_error), "", "", "");
-  if (const auto& evaluation = report.evaluation) {
-    fmt::format_to(std::back_inserter(out),
-                   "perplexity of {}: {:.4f}, of the source {:.4f} ({:+.2f} %; {} tokens scored, "
-                   "context {}, stride {}, {})\n",
-                   evaluation->data, evaluation->perplexity, evaluation->source_perplexity,
-                   100.0 * (evaluation->perplexity / evaluation->source_perplexity - 1.0),
-                   evaluation->num_scored, evaluation->context, evaluation->stride,
-                   evaluation->quantization);
-  }
-  return out;
 }
 
 }  // namespace nibble::quantize

@@ -35,11 +35,18 @@ struct ModuleReport {
 
 // The input of one or more linear layers.
 struct SiteReport {
-  std::string name;            // "qkv", "o", "gate_up", "down"
+  // "qkv", "o", "gate_up", "down"; "experts.3.gate_up", "shared_expert.down"
+  std::string name;
   double abs_max = 0.0;        // largest activation before equalization
   std::string range;           // FPTQ's class of it: "narrow", "middle", "wide"
   std::string equalization;    // "none", "mean^0.35", "logarithmic"
   double abs_max_after = 0.0;  // after equalization
+};
+
+// An expert of a layer, the shared one last.
+struct ExpertReport {
+  int64_t num_tokens = 0;   // of the calibration tokens, that the router sends to it
+  bool all_tokens = false;  // so few that it was calibrated on all of them
 };
 
 struct NormTweakReport {
@@ -52,7 +59,8 @@ struct LayerReport {
   int64_t layer_idx = 0;
   double seconds = 0.0;
   std::vector<ModuleReport> modules;
-  std::vector<SiteReport> sites;  // none without calibration
+  std::vector<SiteReport> sites;      // none without calibration
+  std::vector<ExpertReport> experts;  // none without calibration, or of a dense layer
   std::optional<NormTweakReport> norm_tweak;
 };
 
@@ -95,7 +103,9 @@ nlohmann::ordered_json ToJson(const QuantizeReport& report);
 // INVALID_ARGUMENT for what ToJson does not write.
 absl::StatusOr<LayerReport> LayerReportFromJson(const nlohmann::json& json);
 
-// Lines of a table, ended by newlines.
+// Lines of a table, ended by newlines. The experts of a layer share a line for each of gate, up and
+// down ("*gate"): the root mean square of their errors, and the worst of them. "+gate" is the
+// shared expert's.
 std::string Table(const QuantizeReport& report);
 
 }  // namespace nibble::quantize

@@ -19,7 +19,7 @@
 namespace nibble::quantize {
 namespace {
 
-constexpr int kVersion = 1;  // of the work folder and of the arithmetic
+constexpr int kVersion = 2;  // of the work folder and of the arithmetic
 
 // FNV-1a, 64 bits: tells files apart that were changed, not forged.
 class Hash {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <utility>
+#include <vector>
 
 #include "base/aligned_buffer.h"
 #include "base/check.h"
@@ -30,53 +31,49 @@ AlignedBuffer<float> Transposed(const float* rows, int64_t num_rows, int64_t k, 
 
 }  // namespace
 
-absl::Status StatisticsCollector::Observe(Site site, const float* rows, int64_t num_rows,
-                                          int64_t k) {
-  InputStatistics& statistics = StatisticsOf(site, &statistics_);
-  if (statistics.k == 0) {
+absl::Status SiteCollector::Observe(const float* rows, int64_t num_rows, int64_t k) {
+  if (statistics_.k == 0) {
     const auto size = static_cast<size_t>(k);
-    statistics.k = k;
-    statistics.hessian.resize(size * size);
-    statistics.abs_max.resize(size);
-    statistics.abs_mean.resize(size);
+    statistics_.k = k;
+    statistics_.hessian.resize(size * size);
+    statistics_.abs_max.resize(size);
+    statistics_.abs_mean.resize(size);
   }
-  NIBBLE_RETURN_IF_ERROR(AddMagnitudes(site, rows, num_rows, &statistics));
-  NIBBLE_RETURN_IF_ERROR(AddProducts(rows, num_rows, &statistics));
-  AddSamples(rows, num_rows, &statistics);
-  statistics.num_tokens += num_rows;
+  NIBBLE_RETURN_IF_ERROR(AddMagnitudes(rows, num_rows));
+  NIBBLE_RETURN_IF_ERROR(AddProducts(rows, num_rows));
+  AddSamples(rows, num_rows);
+  statistics_.num_tokens += num_rows;
   return absl::OkStatus();
 }
 
-absl::Status StatisticsCollector::AddMagnitudes(Site site, const float* rows, int64_t num_rows,
-                                                InputStatistics* statistics) {
-  const int64_t k = statistics->k;
+absl::Status SiteCollector::AddMagnitudes(const float* rows, int64_t num_rows) {
+  const int64_t k = statistics_.k;
   pool_->ParallelFor(k, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      float max = statistics->abs_max[static_cast<size_t>(i)];
+      float max = statistics_.abs_max[static_cast<size_t>(i)];
       double sum = 0.0;
       for (int64_t row = 0; row < num_rows; ++row) {
         const float magnitude = std::fabs(rows[row * k + i]);
         max = std::max(max, magnitude);
         sum += magnitude;  // carries NaN and infinity, too
       }
-      statistics->abs_max[static_cast<size_t>(i)] = max;
-      statistics->abs_mean[static_cast<size_t>(i)] +=
+      statistics_.abs_max[static_cast<size_t>(i)] = max;
+      statistics_.abs_mean[static_cast<size_t>(i)] +=
           static_cast<float>(sum / static_cast<double>(options_.num_tokens));
     }
   });
   for (int64_t i = 0; i < k; ++i) {
-    if (std::isfinite(statistics->abs_mean[static_cast<size_t>(i)])) continue;
+    if (std::isfinite(statistics_.abs_mean[static_cast<size_t>(i)])) continue;
     return InvalidArgument(
         "the activations at {} are not finite (channel {}, in the calibration tokens {} to {})",
-        ToString(site), i, statistics->num_tokens, statistics->num_tokens + num_rows - 1);
+        ToString(site_), i, statistics_.num_tokens, statistics_.num_tokens + num_rows - 1);
   }
   return absl::OkStatus();
 }
 
 // hessian += rows^T rows / num_tokens; where it is above the diagonal's panel, Finish() fills in.
-absl::Status StatisticsCollector::AddProducts(const float* rows, int64_t num_rows,
-                                              InputStatistics* statistics) {
-  const int64_t k = statistics->k;
+absl::Status SiteCollector::AddProducts(const float* rows, int64_t num_rows) {
+  const int64_t k = statistics_.k;
   const AlignedBuffer<float> channels = Transposed(rows, num_rows, k, pool_);  // [k, num_rows]
   AlignedBuffer<float> products(static_cast<size_t>(k * std::min(k, kPanelColumns)));
   const double weight = 1.0 / static_cast<double>(options_.num_tokens);
@@ -94,7 +91,7 @@ absl::Status StatisticsCollector::AddProducts(const float* rows, int64_t num_row
                  pool_);
     pool_->ParallelFor(k - panel, 16, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        double* const out = statistics->hessian.data() + (panel + i) * k + panel;
+        double* const out = statistics_.hessian.data() + (panel + i) * k + panel;
         const float* const row = products.data() + i * num_columns;
         for (int64_t j = 0; j < num_columns; ++j) out[j] += weight * row[j];
       }
@@ -104,35 +101,39 @@ absl::Status StatisticsCollector::AddProducts(const float* rows, int64_t num_row
 }
 
 // Sample i is token i * num_tokens / num_samples.
-void StatisticsCollector::AddSamples(const float* rows, int64_t num_rows,
-                                     InputStatistics* statistics) {
+void SiteCollector::AddSamples(const float* rows, int64_t num_rows) {
   const int64_t num_samples = std::min(options_.max_samples, options_.num_tokens);
-  const int64_t first = statistics->num_tokens;
-  while (statistics->num_samples < num_samples) {
-    const int64_t token = statistics->num_samples * options_.num_tokens / num_samples;
+  const int64_t first = statistics_.num_tokens;
+  while (statistics_.num_samples < num_samples) {
+    const int64_t token = statistics_.num_samples * options_.num_tokens / num_samples;
     if (token >= first + num_rows) return;
-    const float* const row = rows + (token - first) * statistics->k;
-    statistics->samples.insert(statistics->samples.end(), row, row + statistics->k);
-    ++statistics->num_samples;
+    const float* const row = rows + (token - first) * statistics_.k;
+    statistics_.samples.insert(statistics_.samples.end(), row, row + statistics_.k);
+    ++statistics_.num_samples;
   }
 }
 
-BlockStatistics StatisticsCollector::Finish() {
-  for (const Site site : kSites) {
-    InputStatistics& statistics = StatisticsOf(site, &statistics_);
-    NIBBLE_CHECK_EQ(statistics.num_tokens, options_.num_tokens);
-    const int64_t k = statistics.k;
-    pool_->ParallelFor(k, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t j = i + 1; j < k; ++j) {
-          // Within a panel both halves were computed, and are equal but for rounding.
-          statistics.hessian[static_cast<size_t>(i * k + j)] =
-              statistics.hessian[static_cast<size_t>(j * k + i)];
-        }
+InputStatistics SiteCollector::Finish() {
+  NIBBLE_CHECK(statistics_.num_tokens == 0 || statistics_.num_tokens == options_.num_tokens);
+  const int64_t k = statistics_.k;
+  std::vector<double>& hessian = statistics_.hessian;
+  pool_->ParallelFor(k, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = i + 1; j < k; ++j) {
+        // Within a panel both halves were computed, and are equal but for rounding.
+        hessian[static_cast<size_t>(i * k + j)] = hessian[static_cast<size_t>(j * k + i)];
       }
-    });
-  }
+    }
+  });
   return std::move(statistics_);
+}
+
+BlockStatistics StatisticsCollector::Finish() {
+  BlockStatistics statistics;
+  for (const Site site : kSites) {
+    StatisticsOf(site, &statistics) = collectors_[static_cast<size_t>(site)].Finish();
+  }
+  return statistics;
 }
 
 }  // namespace nibble::quantize

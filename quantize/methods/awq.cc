@@ -127,7 +127,7 @@ absl::StatusOr<std::vector<SiteChange>> SearchScales(const EqualizationContext& 
   // (they divide rows of v and up): all are searched before any is applied.
   std::vector<SiteChange> changes;
   for (size_t i = 0; i < kSites.size(); ++i) {
-    if (!options.sites[i]) continue;
+    if (!context.sites[i]) continue;
     NIBBLE_ASSIGN_OR_RETURN(SiteChange change, SearchSite(i, context, options, *block,
                                                           StatisticsOf(kSites[i], *statistics)));
     changes.push_back(std::move(change));

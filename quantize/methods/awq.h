@@ -7,7 +7,6 @@
 // (site_error.h), for which scales help or harm as much as for weights.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -19,7 +18,6 @@
 namespace nibble::quantize {
 
 struct AwqOptions {
-  std::array<bool, 4> sites = {true, true, true, true};  // of kSites, in their order
   int num_steps = 20;  // alpha = 1/num_steps, 2/num_steps ... 1; 1..1000
   // Candidates are compared on at most so many output channels of each consumer, evenly spaced:
   // the best hardly depends on more, and the search of a large model does. What is taken is then
@@ -41,7 +39,7 @@ struct SiteChange {
   std::vector<float> scale;  // as applied; empty for kNone
 };
 
-// Searches every site that the options name and applies what is found to `block` and `statistics`.
+// Searches every site that the context names and applies what is found to `block` and `statistics`.
 // A site whose error no scale lowers stays as it is. One entry per site searched, in kSites' order.
 // INVALID_ARGUMENT for sizes that do not fit together, changing nothing. Deterministic.
 absl::StatusOr<std::vector<SiteChange>> SearchScales(const EqualizationContext& context,

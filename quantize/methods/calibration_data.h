@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -24,16 +25,39 @@ struct Matrix {
   std::vector<float> bias;    // [n] or empty
 };
 
+// down(silu(gate(b)) * up(b))
+struct FeedForward {
+  Matrix gate, up, down;
+};
+
+// A mixture of experts. Each token goes to k of them:
+//   p = softmax(router(b)) over the experts
+//   w = the k largest of p, with norm_topk_prob divided by their sum
+//   moe(b) = sum over the k of w_e * expert_e(b), and sigmoid(shared_gate(b)) * shared(b)
+struct MoeWeights {
+  int64_t num_experts_per_tok = 0;  // k
+  bool norm_topk_prob = true;
+  Matrix router;                     // [experts, hidden]; never rounded
+  Matrix shared_gate;                // [1, hidden], never rounded; [0, hidden]: no shared expert
+  std::vector<FeedForward> experts;  // the shared one last
+
+  int64_t num_routed() const { return router.n; }
+  bool has_shared() const { return shared_gate.n > 0; }
+};
+
 // One decoder layer in float. Output of the block, x [hidden] the residual stream:
 //   a = RmsNorm(x, input_norm);  x += o(attention(rope(q_norm(q(a))), rope(k_norm(k(a))), v(a)))
-//   b = RmsNorm(x, post_attention_norm);  x += down(silu(gate(b)) * up(b))
-struct BlockWeights {
+//   b = RmsNorm(x, post_attention_norm);  x += down(silu(gate(b)) * up(b))  or  x += moe(b)
+// The dense network is the block's own gate, up and down. A block with experts has none, but while
+// it is quantized each expert takes its place in turn.
+struct BlockWeights : FeedForward {
   int64_t layer_idx = 0;
   std::vector<float> input_norm;           // [hidden]
   std::vector<float> post_attention_norm;  // [hidden]
   std::vector<float> q_norm;               // [head_dim] or empty
   std::vector<float> k_norm;               // [head_dim] or empty
-  Matrix q, k, v, o, gate, up, down;
+  Matrix q, k, v, o;
+  std::optional<MoeWeights> moe;
 };
 
 // What the linear layers that read one activation saw over the calibration tokens. A block has four

@@ -165,7 +165,8 @@ absl::Status ValidateBlock(const AttentionShape& shape, const BlockWeights& bloc
   const int64_t q_size = shape.num_heads * shape.head_dim;
   const int64_t kv_size = shape.num_kv_heads * shape.head_dim;
   const int64_t ffn = block.gate.n;
-  if (hidden < 1 || hidden > kMax || ffn < 1 || ffn > kMax || q_size > kMax) {
+  const bool has_network = !block.moe || ffn > 0;
+  if (hidden < 1 || hidden > kMax || (has_network && ffn < 1) || ffn > kMax || q_size > kMax) {
     return InvalidArgument("layer of {} channels, {} in attention, {} in its MLP: the limit is {}",
                            hidden, q_size, ffn, kMax);
   }
@@ -177,6 +178,7 @@ absl::Status ValidateBlock(const AttentionShape& shape, const BlockWeights& bloc
   NIBBLE_RETURN_IF_ERROR(CheckMatrix("k", block.k, kv_size, hidden));
   NIBBLE_RETURN_IF_ERROR(CheckMatrix("v", block.v, kv_size, hidden));
   NIBBLE_RETURN_IF_ERROR(CheckMatrix("o", block.o, hidden, q_size));
+  if (!has_network) return absl::OkStatus();
   NIBBLE_RETURN_IF_ERROR(CheckMatrix("gate", block.gate, ffn, hidden));
   NIBBLE_RETURN_IF_ERROR(CheckMatrix("up", block.up, ffn, hidden));
   return CheckMatrix("down", block.down, hidden, ffn);
@@ -237,6 +239,9 @@ void FitScale(Site site, const AttentionShape& shape, const BlockWeights& block,
 absl::Status ApplyScale(Site site, const AttentionShape& shape, const std::vector<float>& scale,
                         BlockWeights* block) {
   NIBBLE_RETURN_IF_ERROR(ValidateBlock(shape, *block));
+  if (block->moe && site == Site::kGateUp) {
+    return InvalidArgument("the input of gate and up is the router's and all experts' too");
+  }
   NIBBLE_RETURN_IF_ERROR(CheckScale(scale, ConsumersOf(site, block).front()->k));
   if (site == Site::kO) NIBBLE_RETURN_IF_ERROR(CheckTied(shape, scale));
   for (Matrix* consumer : ConsumersOf(site, block)) ScaleColumns(scale, consumer);

@@ -11,7 +11,8 @@
 //   kGateUp   gate up    post_attention_norm
 //   kDown     down       rows and bias of up
 //
-// The block computes the same function; what changes is how its weights and activations round.
+// The block computes the same function; what changes is how its weights and activations round. Of a
+// block with experts kGateUp is refused: the router and all experts read post_attention_norm.
 #pragma once
 
 #include <array>
@@ -44,12 +45,15 @@ struct AttentionShape {
 struct EqualizationContext {
   AttentionShape shape;
   SiteSchemes schemes;
+  // Of kSites, in their order: those that may be changed. Statistics of others are not looked at.
+  std::array<bool, 4> sites = {true, true, true, true};
   Isa isa = Isa::kRef;
   ThreadPool* pool = nullptr;
 };
 
 // Sizes of every matrix, norm and bias of the block against each other and `shape`.
-// INVALID_ARGUMENT naming the first that does not fit.
+// INVALID_ARGUMENT naming the first that does not fit. Of a block with experts: those of the expert
+// in place of its network, if there is one.
 absl::Status ValidateBlock(const AttentionShape& shape, const BlockWeights& block);
 
 InputStatistics& StatisticsOf(Site site, BlockStatistics* statistics);

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "base/check.h"
-#include "kernels/quant/quantize_rows.h"
 #include "quantize/methods/block_attention.h"
 
 namespace nibble::quantize {
@@ -15,8 +14,6 @@ namespace {
 
 constexpr int64_t kRowGrain = 8;
 constexpr int64_t kChannelGrain = 64;
-
-size_t Size(int64_t rows, int64_t columns) { return static_cast<size_t>(rows * columns); }
 
 float InverseRms(const float* x, int64_t count, float epsilon) {
   double sum = 0.0;
@@ -82,58 +79,6 @@ void NormalizeBackward(const std::vector<float>& x, const std::vector<float>& we
   });
 }
 
-// x as a linear layer of the engine reads it: int8 codes times the scale of their row.
-std::vector<float> RoundToInt8(const std::vector<float>& x, int64_t num_rows, Isa isa,
-                               ThreadPool* pool) {
-  const int64_t k = static_cast<int64_t>(x.size()) / std::max<int64_t>(num_rows, 1);
-  std::vector<int8_t> codes(x.size());
-  std::vector<float> scales(static_cast<size_t>(num_rows));
-  std::vector<int32_t> sums(static_cast<size_t>(num_rows));
-  kernels::QuantizeRows(
-      x.data(), k, num_rows, k,
-      {.values = codes.data(), .scales = scales.data(), .sums = sums.data(), .stride = k}, isa,
-      pool);
-  std::vector<float> rounded(x.size());
-  pool->ParallelFor(num_rows, kRowGrain, [&](int64_t b, int64_t e) {
-    for (int64_t i = b * k; i < e * k; ++i) {
-      rounded[static_cast<size_t>(i)] =
-          static_cast<float>(codes[static_cast<size_t>(i)]) * scales[static_cast<size_t>(i / k)];
-    }
-  });
-  return rounded;
-}
-
-std::vector<float> Product(const kernels::PackedWeight& weight, const std::vector<float>& x,
-                           int64_t num_rows, const float* bias, ThreadPool* pool) {
-  std::vector<float> y(Size(num_rows, weight.desc().n));
-  kernels::Run(weight,
-               {.m = num_rows,
-                .a = x.data(),
-                .a_stride = weight.desc().k,
-                .bias = bias,
-                .d = y.data(),
-                .d_stride = weight.desc().n},
-               pool);
-  return y;
-}
-
-void Add(const std::vector<float>& x, std::vector<float>* sum) {
-  for (size_t i = 0; i < x.size(); ++i) (*sum)[i] += x[i];
-}
-
-float Sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
-
-std::vector<float> Transposed(const Matrix& matrix) {
-  std::vector<float> columns(matrix.weight.size());
-  for (int64_t row = 0; row < matrix.n; ++row) {
-    for (int64_t j = 0; j < matrix.k; ++j) {
-      columns[static_cast<size_t>(j * matrix.n + row)] =
-          matrix.weight[static_cast<size_t>(row * matrix.k + j)];
-    }
-  }
-  return columns;
-}
-
 }  // namespace
 
 const std::vector<float>& BlockTrace::site_input(Site site) const {
@@ -147,24 +92,7 @@ const std::vector<float>& BlockTrace::site_input(Site site) const {
     case Site::kDown:
       break;
   }
-  return down_input;
-}
-
-absl::StatusOr<FloatBlock::Linear> FloatBlock::Pack(const Matrix& matrix,
-                                                    const BlockSettings& settings,
-                                                    Gradient gradient, ThreadPool* pool) {
-  Linear linear;
-  linear.bias = matrix.bias;
-  NIBBLE_ASSIGN_OR_RETURN(linear.forward,
-                          kernels::PackDense(matrix.weight.data(), DType::kF32, matrix.n, matrix.k,
-                                             DType::kF32, settings.isa, pool));
-  if (gradient == Gradient::kNorms) {
-    const std::vector<float> columns = Transposed(matrix);
-    NIBBLE_ASSIGN_OR_RETURN(linear.backward,
-                            kernels::PackDense(columns.data(), DType::kF32, matrix.k, matrix.n,
-                                               DType::kF32, settings.isa, pool));
-  }
-  return linear;
+  return network.down_input;
 }
 
 absl::StatusOr<FloatBlock> FloatBlock::Create(const BlockWeights& weights,
@@ -180,22 +108,25 @@ absl::StatusOr<FloatBlock> FloatBlock::Create(const BlockWeights& weights,
   block.settings_ = settings;
   block.hidden_ = static_cast<int64_t>(weights.input_norm.size());
   block.norms = {weights.input_norm, weights.post_attention_norm, weights.q_norm, weights.k_norm};
-  const std::pair<const Matrix*, Linear*> layers[] = {
-      {&weights.q, &block.q_},      {&weights.k, &block.k_},       {&weights.v, &block.v_},
-      {&weights.o, &block.o_},      {&weights.gate, &block.gate_}, {&weights.up, &block.up_},
-      {&weights.down, &block.down_}};
-  for (const auto& [matrix, linear] : layers) {
-    NIBBLE_ASSIGN_OR_RETURN(*linear, Pack(*matrix, settings, gradient, pool));
+  const LinearSettings linear = {
+      .activation_bits = settings.activation_bits, .gradient = gradient, .isa = settings.isa};
+  const std::pair<const Matrix*, FloatLinear*> layers[] = {{&weights.q, &block.q_},
+                                                           {&weights.k, &block.k_},
+                                                           {&weights.v, &block.v_},
+                                                           {&weights.o, &block.o_}};
+  for (const auto& [matrix, layer] : layers) {
+    NIBBLE_ASSIGN_OR_RETURN(*layer, FloatLinear::Create(*matrix, linear, pool));
+  }
+  if (weights.moe) {
+    if (weights.moe->router.k != block.hidden_) {
+      return InvalidArgument("a router of {} channels in a block of {}", weights.moe->router.k,
+                             block.hidden_);
+    }
+    NIBBLE_ASSIGN_OR_RETURN(block.moe_, FloatMoe::Create(*weights.moe, linear, pool));
+  } else {
+    NIBBLE_ASSIGN_OR_RETURN(block.network_, FloatFeedForward::Create(weights, linear, pool));
   }
   return block;
-}
-
-std::vector<float> FloatBlock::Apply(const Linear& linear, const std::vector<float>& x,
-                                     int64_t num_tokens, ThreadPool* pool) const {
-  const float* bias = linear.bias.empty() ? nullptr : linear.bias.data();
-  if (settings_.activation_bits != 8) return Product(*linear.forward, x, num_tokens, bias, pool);
-  return Product(*linear.forward, RoundToInt8(x, num_tokens, settings_.isa, pool), num_tokens, bias,
-                 pool);
 }
 
 void FloatBlock::Rotate(std::vector<float>* heads, int64_t num_heads, int64_t num_tokens,
@@ -220,9 +151,9 @@ void FloatBlock::Rotate(std::vector<float>* heads, int64_t num_heads, int64_t nu
 void FloatBlock::Attention(BlockTrace* trace, ThreadPool* pool) const {
   const AttentionShape& shape = settings_.attention;
   const int64_t num_tokens = trace->num_tokens;
-  trace->q = Apply(q_, trace->qkv_input, num_tokens, pool);
-  trace->k = Apply(k_, trace->qkv_input, num_tokens, pool);
-  trace->v = Apply(v_, trace->qkv_input, num_tokens, pool);
+  trace->q = q_.Forward(trace->qkv_input, num_tokens, pool);
+  trace->k = k_.Forward(trace->qkv_input, num_tokens, pool);
+  trace->v = v_.Forward(trace->qkv_input, num_tokens, pool);
   trace->q_plain.clear();
   trace->k_plain.clear();
   if (!norms.q.empty()) {
@@ -257,21 +188,14 @@ absl::Status FloatBlock::Forward(const float* x, int64_t num_tokens, BlockTrace*
   trace->x.assign(x, x + num_tokens * hidden_);
   trace->qkv_input = Normalize(trace->x, norms.input, settings_.rms_norm_eps, pool);
   Attention(trace, pool);
-  trace->middle = Apply(o_, trace->o_input, num_tokens, pool);
-  Add(trace->x, &trace->middle);
+  trace->middle = o_.Forward(trace->o_input, num_tokens, pool);
+  AddTo(trace->x, &trace->middle);
 
   trace->gate_up_input =
       Normalize(trace->middle, norms.post_attention, settings_.rms_norm_eps, pool);
-  trace->gate = Apply(gate_, trace->gate_up_input, num_tokens, pool);
-  trace->up = Apply(up_, trace->gate_up_input, num_tokens, pool);
-  trace->down_input.resize(trace->gate.size());
-  pool->ParallelFor(static_cast<int64_t>(trace->gate.size()), 4096, [&](int64_t b, int64_t e) {
-    for (auto i = static_cast<size_t>(b); i < static_cast<size_t>(e); ++i) {
-      trace->down_input[i] = trace->gate[i] * Sigmoid(trace->gate[i]) * trace->up[i];
-    }
-  });
-  trace->y = Apply(down_, trace->down_input, num_tokens, pool);
-  Add(trace->middle, &trace->y);
+  trace->y = moe_ ? moe_->Forward(trace->gate_up_input, num_tokens, &trace->moe, pool)
+                  : network_.Forward(trace->gate_up_input, num_tokens, &trace->network, pool);
+  AddTo(trace->middle, &trace->y);
   return absl::OkStatus();
 }
 
@@ -280,7 +204,7 @@ std::vector<float> FloatBlock::AttentionBackward(const BlockTrace& trace,
                                                  BlockNorms* gradient, ThreadPool* pool) const {
   const AttentionShape& shape = settings_.attention;
   const int64_t num_tokens = trace.num_tokens;
-  const std::vector<float> d_out = Product(*o_.backward, d_middle, num_tokens, nullptr, pool);
+  const std::vector<float> d_out = o_.Backward(d_middle, num_tokens, pool);
   std::vector<float> dq(trace.q.size());
   std::vector<float> dk(trace.k.size());
   std::vector<float> dv(trace.v.size());
@@ -302,14 +226,14 @@ std::vector<float> FloatBlock::AttentionBackward(const BlockTrace& trace,
   if (!norms.k.empty()) {
     NormalizeBackward(trace.k_plain, norms.k, epsilon, &dk, &gradient->k, pool);
   }
-  std::vector<float> d_input = Product(*q_.backward, dq, num_tokens, nullptr, pool);
-  Add(Product(*k_.backward, dk, num_tokens, nullptr, pool), &d_input);
-  Add(Product(*v_.backward, dv, num_tokens, nullptr, pool), &d_input);
+  std::vector<float> d_input = q_.Backward(dq, num_tokens, pool);
+  AddTo(k_.Backward(dk, num_tokens, pool), &d_input);
+  AddTo(v_.Backward(dv, num_tokens, pool), &d_input);
   return d_input;
 }
 
 BlockNorms FloatBlock::Backward(const BlockTrace& trace, const float* dy, ThreadPool* pool) const {
-  NIBBLE_CHECK(down_.backward != nullptr);
+  NIBBLE_CHECK(o_.has_gradient());
   BlockNorms gradient;
   gradient.input.resize(norms.input.size());
   gradient.post_attention.resize(norms.post_attention.size());
@@ -318,22 +242,11 @@ BlockNorms FloatBlock::Backward(const BlockTrace& trace, const float* dy, Thread
   const int64_t num_tokens = trace.num_tokens;
   std::vector<float> d_middle(dy, dy + num_tokens * hidden_);
 
-  // down(silu(gate) * up): silu'(g) = s (1 + g (1 - s)), s = sigmoid(g)
-  std::vector<float> d_up = Product(*down_.backward, d_middle, num_tokens, nullptr, pool);
-  std::vector<float> d_gate(d_up.size());
-  pool->ParallelFor(static_cast<int64_t>(d_up.size()), 4096, [&](int64_t b, int64_t e) {
-    for (auto i = static_cast<size_t>(b); i < static_cast<size_t>(e); ++i) {
-      const float g = trace.gate[i];
-      const float s = Sigmoid(g);
-      d_gate[i] = d_up[i] * trace.up[i] * s * (1.0F + g * (1.0F - s));
-      d_up[i] *= g * s;
-    }
-  });
-  std::vector<float> d_input = Product(*gate_.backward, d_gate, num_tokens, nullptr, pool);
-  Add(Product(*up_.backward, d_up, num_tokens, nullptr, pool), &d_input);
+  std::vector<float> d_input = moe_ ? moe_->Backward(trace.moe, d_middle, num_tokens, pool)
+                                    : network_.Backward(trace.network, d_middle, num_tokens, pool);
   NormalizeBackward(trace.middle, norms.post_attention, settings_.rms_norm_eps, &d_input,
                     &gradient.post_attention, pool);
-  Add(d_input, &d_middle);
+  AddTo(d_input, &d_middle);
 
   d_input = AttentionBackward(trace, d_middle, &gradient, pool);
   NormalizeBackward(trace.x, norms.input, settings_.rms_norm_eps, &d_input, &gradient.input, pool);

@@ -13,16 +13,17 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/cpu_features.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
-#include "kernels/gemm/gemm.h"
 #include "kernels/rope/rope.h"
 #include "quantize/methods/calibration_data.h"
 #include "quantize/methods/equalization.h"
+#include "quantize/methods/float_feed_forward.h"
+#include "quantize/methods/float_linear.h"
 
 namespace nibble::quantize {
 
@@ -53,18 +54,16 @@ struct BlockTrace {
   std::vector<float> qkv_input;      // [hidden]
   std::vector<float> o_input;        // [num_heads * head_dim]
   std::vector<float> gate_up_input;  // [hidden]
-  std::vector<float> down_input;     // [ffn]
   std::vector<float> y;              // [hidden] output of the block
 
   // For the gradient.
   std::vector<float> middle;            // [hidden] residual stream after attention
   std::vector<float> q, k, v;           // [heads * head_dim] as attention reads them
   std::vector<float> q_plain, k_plain;  // before q_norm and k_norm; empty without these
-  std::vector<float> gate, up;          // [ffn]
+  FeedForwardTrace network;             // of a block without experts; the input of down, too
+  MoeTrace moe;                         // of one with experts
   const std::vector<float>& site_input(Site site) const;
 };
-
-enum class Gradient { kNone, kNorms };  // kNorms: keep transposed weights too, for Backward
 
 class FloatBlock {
  public:
@@ -85,18 +84,7 @@ class FloatBlock {
   BlockNorms Backward(const BlockTrace& trace, const float* dy, ThreadPool* pool) const;
 
  private:
-  struct Linear {
-    std::unique_ptr<kernels::PackedWeight> forward;   // [n, k]
-    std::unique_ptr<kernels::PackedWeight> backward;  // [k, n]; null without gradient
-    std::vector<float> bias;
-  };
-
   FloatBlock() = default;
-  static absl::StatusOr<Linear> Pack(const Matrix& matrix, const BlockSettings& settings,
-                                     Gradient gradient, ThreadPool* pool);
-  // y = x W^T + bias, x rounded to int8 first where the settings say so.
-  std::vector<float> Apply(const Linear& linear, const std::vector<float>& x, int64_t num_tokens,
-                           ThreadPool* pool) const;
   void Rotate(std::vector<float>* heads, int64_t num_heads, int64_t num_tokens, float direction,
               ThreadPool* pool) const;
   void Attention(BlockTrace* trace, ThreadPool* pool) const;
@@ -107,7 +95,9 @@ class FloatBlock {
 
   BlockSettings settings_;
   int64_t hidden_ = 0;
-  Linear q_, k_, v_, o_, gate_, up_, down_;
+  FloatLinear q_, k_, v_, o_;
+  FloatFeedForward network_;     // without experts
+  std::optional<FloatMoe> moe_;  // with experts
 };
 
 }  // namespace nibble::quantize

@@ -59,6 +59,7 @@ absl::StatusOr<std::vector<FptqSite>> EqualizeLogarithmic(const EqualizationCont
   NIBBLE_RETURN_IF_ERROR(ValidateBlock(shape, *block));
   std::vector<FptqSite> sites;
   for (size_t i = 0; i < kSites.size(); ++i) {
+    if (!context.sites[i]) continue;
     const Site name = kSites[i];
     const InputStatistics& inputs = StatisticsOf(name, *statistics);
     NIBBLE_RETURN_IF_ERROR(ValidateStatistics(inputs));

@@ -52,8 +52,8 @@ struct FptqSite {
   std::vector<float> scale;  // as applied; empty unless equalized
 };
 
-// Equalizes `block` and `statistics`; four entries in kSites' order. INVALID_ARGUMENT for sizes
-// that do not fit together, changing nothing. Deterministic.
+// Equalizes `block` and `statistics`; an entry for each of the context's sites in kSites' order.
+// INVALID_ARGUMENT for sizes that do not fit together, changing nothing. Deterministic.
 absl::StatusOr<std::vector<FptqSite>> EqualizeLogarithmic(const EqualizationContext& context,
                                                           FptqPolicy policy, BlockWeights* block,
                                                           BlockStatistics* statistics);

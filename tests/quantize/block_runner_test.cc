@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 
 #include "quantize/block_quantizer.h"
+#include "quantize/block_source.h"
 #include "quantize/methods/float_block.h"
 #include "quantize/statistics.h"
 #include "tests/testing/random.h"

@@ -13,14 +13,7 @@
 
 namespace nibble::quantize::testing {
 
-// `name` is one of tests/fixtures/models.
-inline void MakeTinyModel(const std::string& name, const std::string& dir) {
-  namespace fs = std::filesystem;
-  const std::string fixture = NIBBLE_SOURCE_DIR "/tests/fixtures/models/" + name;
-  fs::create_directories(dir);
-  for (const char* file : {"config.json", "model.safetensors"}) {
-    fs::copy_file(fixture + "/" + file, dir + "/" + file);
-  }
+inline void MakeTinyTokenizer(const std::string& dir) {
   nlohmann::json vocab = {{"<unk>", 0}, {"<s>", 1}, {"</s>", 2}, {" ", 3}, {".", 4}};
   for (char letter = 'a'; letter <= 'z'; ++letter) vocab[std::string(1, letter)] = 5 + letter - 'a';
   const nlohmann::json tokenizer = {
@@ -32,6 +25,17 @@ inline void MakeTinyModel(const std::string& name, const std::string& dir) {
       {"decoder", {{"type", "Fuse"}}},
       {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", nlohmann::json::array()}}}};
   std::ofstream(dir + "/tokenizer.json") << tokenizer;
+}
+
+// `name` is one of tests/fixtures/models.
+inline void MakeTinyModel(const std::string& name, const std::string& dir) {
+  namespace fs = std::filesystem;
+  const std::string fixture = NIBBLE_SOURCE_DIR "/tests/fixtures/models/" + name;
+  fs::create_directories(dir);
+  for (const char* file : {"config.json", "model.safetensors"}) {
+    fs::copy_file(fixture + "/" + file, dir + "/" + file);
+  }
+  MakeTinyTokenizer(dir);
 }
 
 // Text for it, a few thousand tokens.

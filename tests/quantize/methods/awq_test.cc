@@ -220,9 +220,9 @@ TEST_P(AwqTest, ACandidateOfSomeRowsIsMeasuredOnAll) {
 
 TEST_P(AwqTest, TakesOnlyTheSitesItIsTold) {
   const BlockWeights original = block_;
-  auto changes =
-      SearchScales(Context(&pool_), {.sites = {false, true, false, false}, .num_steps = 4}, &block_,
-                   &statistics_);
+  EqualizationContext context = Context(&pool_);
+  context.sites = {false, true, false, false};
+  auto changes = SearchScales(context, {.num_steps = 4}, &block_, &statistics_);
   ASSERT_TRUE(changes.ok()) << changes.status();
   ASSERT_EQ(changes->size(), 1U);
   EXPECT_EQ(changes->front().site, Site::kO);

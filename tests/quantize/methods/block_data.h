@@ -26,6 +26,11 @@ struct BlockSizes {
   int64_t ffn = 48;
   bool biases = false;
   bool qk_norms = false;
+  // A mixture of experts, each of `ffn`.
+  int64_t experts = 0;
+  int64_t experts_per_tok = 2;
+  bool norm_topk_prob = true;
+  int64_t shared_ffn = 0;
 };
 
 inline Matrix RandomMatrix(const char* name, int64_t n, int64_t k, bool bias,
@@ -40,6 +45,31 @@ inline std::vector<float> RandomNorm(int64_t size, nibble::testing::Random* rand
   std::vector<float> norm(static_cast<size_t>(size));
   for (float& value : norm) value = random->Uniform(0.5F, 1.5F);
   return norm;
+}
+
+inline FeedForward RandomNetwork(int64_t hidden, int64_t ffn, bool biases,
+                                 nibble::testing::Random* random) {
+  FeedForward network;
+  network.gate = RandomMatrix("gate", ffn, hidden, biases, random);
+  network.up = RandomMatrix("up", ffn, hidden, biases, random);
+  network.down = RandomMatrix("down", hidden, ffn, biases, random);
+  return network;
+}
+
+inline MoeWeights RandomMoe(const BlockSizes& sizes, nibble::testing::Random* random) {
+  MoeWeights moe;
+  moe.num_experts_per_tok = sizes.experts_per_tok;
+  moe.norm_topk_prob = sizes.norm_topk_prob;
+  moe.router = RandomMatrix("router", sizes.experts, sizes.hidden, false, random);
+  moe.shared_gate =
+      RandomMatrix("shared_gate", sizes.shared_ffn > 0 ? 1 : 0, sizes.hidden, false, random);
+  for (int64_t e = 0; e < sizes.experts; ++e) {
+    moe.experts.push_back(RandomNetwork(sizes.hidden, sizes.ffn, false, random));
+  }
+  if (sizes.shared_ffn > 0) {
+    moe.experts.push_back(RandomNetwork(sizes.hidden, sizes.shared_ffn, false, random));
+  }
+  return moe;
 }
 
 inline BlockWeights RandomBlock(const BlockSizes& sizes, uint32_t seed) {
@@ -57,9 +87,12 @@ inline BlockWeights RandomBlock(const BlockSizes& sizes, uint32_t seed) {
   block.k = RandomMatrix("k", kv, sizes.hidden, sizes.biases, &random);
   block.v = RandomMatrix("v", kv, sizes.hidden, sizes.biases, &random);
   block.o = RandomMatrix("o", sizes.hidden, q, sizes.biases, &random);
-  block.gate = RandomMatrix("gate", sizes.ffn, sizes.hidden, sizes.biases, &random);
-  block.up = RandomMatrix("up", sizes.ffn, sizes.hidden, sizes.biases, &random);
-  block.down = RandomMatrix("down", sizes.hidden, sizes.ffn, sizes.biases, &random);
+  if (sizes.experts > 0) {
+    block.moe = RandomMoe(sizes, &random);
+  } else {
+    static_cast<FeedForward&>(block) =
+        RandomNetwork(sizes.hidden, sizes.ffn, sizes.biases, &random);
+  }
   return block;
 }
 

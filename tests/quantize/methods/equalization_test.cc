@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -131,6 +132,46 @@ INSTANTIATE_TEST_SUITE_P(Sites, EqualizationTest, ::testing::ValuesIn(kSites),
                          [](const auto& param_info) {
                            return std::string(ToString(param_info.param));
                          });
+
+// An expert in the place of the block's network, as it is while a layer with experts is quantized.
+TEST(EqualizeExpertsTest, KeepsTheFunctionAndTheRouting) {
+  const BlockSizes sizes = {.experts = 4, .shared_ffn = 24};
+  const kernels::RopeTable rope = MakeRope(sizes, kNumTokens);
+  const BlockSettings settings = {.attention = sizes.attention, .rope = &rope};
+  const std::vector<float> x = Random(3).Normals(kNumTokens * sizes.hidden);
+  ThreadPool pool(1);
+  const auto run = [&](const BlockWeights& weights) {
+    auto block = FloatBlock::Create(weights, settings, Gradient::kNone, &pool);
+    EXPECT_TRUE(block.ok()) << block.status();
+    BlockTrace trace;
+    EXPECT_TRUE(block->Forward(x.data(), kNumTokens, &trace, &pool).ok());
+    return trace;
+  };
+  BlockWeights block = RandomBlock(sizes, 1);
+  const BlockTrace before = run(block);
+  const MoeWeights original = *block.moe;
+  for (const Site site : {Site::kQkv, Site::kO}) {
+    ASSERT_TRUE(ApplyScale(site, sizes.attention, RandomScale(site, sizes, block), &block).ok());
+  }
+  FeedForward& network = block;
+  for (FeedForward& expert : block.moe->experts) {
+    network = std::move(expert);
+    ASSERT_TRUE(
+        ApplyScale(Site::kDown, sizes.attention, RandomScale(Site::kDown, sizes, block), &block)
+            .ok());
+    const std::vector<float> ones(static_cast<size_t>(sizes.hidden), 1.0F);
+    EXPECT_EQ(ApplyScale(Site::kGateUp, sizes.attention, ones, &block).code(),
+              absl::StatusCode::kInvalidArgument);
+    expert = std::exchange(network, {});
+  }
+  EXPECT_EQ(block.moe->router.weight, original.router.weight);
+  EXPECT_NE(block.moe->experts[2].down.weight, original.experts[2].down.weight);
+  const BlockTrace after = run(block);
+  EXPECT_EQ(after.moe.expert_ids, before.moe.expert_ids);
+  EXPECT_TRUE(AllWithin<float>({after.y.data(), kNumTokens, sizes.hidden, sizes.hidden},
+                               {before.y.data(), kNumTokens, sizes.hidden, sizes.hidden},
+                               [](int64_t, int64_t) { return 2e-5; }));
+}
 
 TEST(FitScaleTest, QueryHeadsOfAGroupShareTheirScale) {
   const BlockSizes sizes;  // 4 query heads of 16 channels on 2 value heads

@@ -57,16 +57,43 @@ class PlainBlock {
       }
       Add(Multiply(w_.o, out), &stream);
       const std::vector<double> b = Norm(stream, w_.post_attention_norm);
-      std::vector<double> gate = Multiply(w_.gate, b);
-      const std::vector<double> up = Multiply(w_.up, b);
-      for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i] / (1.0 + std::exp(-gate[i]));
-      Add(Multiply(w_.down, gate), &stream);
+      Add(w_.moe ? Mixture(b) : Network(w_, b), &stream);
       y.insert(y.end(), stream.begin(), stream.end());
     }
     return y;
   }
 
  private:
+  static std::vector<double> Network(const FeedForward& weights, const std::vector<double>& b) {
+    std::vector<double> gate = Multiply(weights.gate, b);
+    const std::vector<double> up = Multiply(weights.up, b);
+    for (size_t i = 0; i < gate.size(); ++i) gate[i] *= up[i] / (1.0 + std::exp(-gate[i]));
+    return Multiply(weights.down, gate);
+  }
+  std::vector<double> Mixture(const std::vector<double>& b) const {
+    const MoeWeights& moe = *w_.moe;
+    std::vector<double> p = Multiply(moe.router, b);
+    double all = 0.0;
+    for (double& value : p) all += value = std::exp(value);
+    std::vector<double> falling = p;
+    std::sort(falling.rbegin(), falling.rend());
+    falling.resize(static_cast<size_t>(moe.num_experts_per_tok));
+    double chosen = 0.0;
+    for (const double value : falling) chosen += value;
+    std::vector<double> y(b.size());
+    const auto add = [&](const FeedForward& expert, double weight) {
+      const std::vector<double> out = Network(expert, b);
+      for (size_t i = 0; i < y.size(); ++i) y[i] += weight * out[i];
+    };
+    for (size_t e = 0; e < p.size(); ++e) {
+      if (p[e] < falling.back()) continue;
+      add(moe.experts[e], p[e] / (moe.norm_topk_prob ? chosen : all));
+    }
+    if (moe.has_shared()) {
+      add(moe.experts.back(), 1.0 / (1.0 + std::exp(-Multiply(moe.shared_gate, b)[0])));
+    }
+    return y;
+  }
   static void Add(const std::vector<double>& x, std::vector<double>* sum) {
     for (size_t i = 0; i < x.size(); ++i) (*sum)[i] += x[i];
   }
@@ -143,18 +170,25 @@ struct Case {
 };
 
 std::vector<Case> Cases() {
-  return {{.name = "llama", .sizes = {}},
-          {.name = "biases", .sizes = {.biases = true}},
-          {.name = "qk_norms", .sizes = {.qk_norms = true}},
-          {.name = "window", .sizes = {}, .sliding_window = 5},
-          {.name = "multi_query",
-           .sizes = {.attention = {.num_heads = 3, .num_kv_heads = 1, .head_dim = 8},
-                     .hidden = 20,
-                     .ffn = 28}},
-          {.name = "multi_head",
-           .sizes = {.attention = {.num_heads = 2, .num_kv_heads = 2, .head_dim = 64},
-                     .hidden = 64,
-                     .ffn = 96}}};
+  return {
+      {.name = "llama", .sizes = {}},
+      {.name = "biases", .sizes = {.biases = true}},
+      {.name = "qk_norms", .sizes = {.qk_norms = true}},
+      {.name = "window", .sizes = {}, .sliding_window = 5},
+      {.name = "multi_query",
+       .sizes = {.attention = {.num_heads = 3, .num_kv_heads = 1, .head_dim = 8},
+                 .hidden = 20,
+                 .ffn = 28}},
+      {.name = "experts", .sizes = {.experts = 4}},
+      {.name = "experts_all_chosen", .sizes = {.experts = 3, .experts_per_tok = 3}},
+      {.name = "experts_probabilities",
+       .sizes = {.experts = 5, .experts_per_tok = 2, .norm_topk_prob = false}},
+      {.name = "shared_expert",
+       .sizes = {.experts = 4, .experts_per_tok = 1, .norm_topk_prob = false, .shared_ffn = 24}},
+      {.name = "multi_head",
+       .sizes = {.attention = {.num_heads = 2, .num_kv_heads = 2, .head_dim = 64},
+                 .hidden = 64,
+                 .ffn = 96}}};
 }
 
 struct Part {
