@@ -9,6 +9,7 @@
 
 #include "base/cpu_list.h"
 #include "base/thread_pool.h"
+#include "server/cli/model_setup.h"
 
 namespace nibble::cli {
 namespace {
@@ -57,9 +58,9 @@ absl::StatusOr<HostPlacement> PlaceRanks(const server::ModelOptions& model, int 
   HostPlacement placement;
   if (threads * num_ranks > host.num_threads) {
     placement.warning = fmt::format(
-        "{} ranks with {} threads each share {} CPUs: they wait for each other; fewer ranks or "
-        "--rank-threads are faster",
-        num_ranks, threads, host.num_threads);
+        "{} ranks with {} each share {}: they wait for each other; fewer ranks or --rank-threads are "
+        "faster",
+        num_ranks, Counted(threads, "thread"), Counted(host.num_threads, "CPU"));
   }
   const int num_cpus = static_cast<int>(host.cpus.size());
   const bool whole_host = host.num_threads == num_cpus && threads * num_ranks <= num_cpus &&

@@ -38,7 +38,7 @@ TEST(RankPlacementTest, MoreRanksThanCpusAreNotBoundAndWarnedOf) {
   const auto placement = PlaceRanks(Binding("auto"), 0, 8, kSeven);
   EXPECT_EQ(placement->ranks[7].threads, 1);
   EXPECT_THAT(placement->ranks[7].cpus, IsEmpty());
-  EXPECT_THAT(placement->warning, HasSubstr("8 ranks with 1 threads each share 7 CPUs"));
+  EXPECT_THAT(placement->warning, HasSubstr("8 ranks with 1 thread each share 7 CPUs"));
 }
 
 TEST(RankPlacementTest, ThreadsThatLeaveCpusOverAreNotBound) {
