@@ -75,9 +75,7 @@ class DecoderModel final : public Model {
 
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override { return weights_.size_bytes(); }
-  int64_t step_weight_bytes() const override {
-    return weights_.size_bytes() - static_cast<int64_t>(weights_.embedding.rows.size());
-  }
+  int64_t step_weight_bytes() const override;
   DType kv_dtype() const override { return weights_.kv_dtype; }
   std::string quantization_name() const override { return weights_.quantization_name; }
   std::vector<std::string> warnings() const override { return weights_.warnings; }

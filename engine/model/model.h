@@ -102,7 +102,8 @@ class Model {
 
   virtual const ModelConfig& config() const = 0;
   virtual int64_t weight_bytes() const = 0;  // packed weights in memory
-  // Of these, what every step reads: not the embedding table, of which it reads a row per token.
+  // Of these, what a step of one token reads: not the embedding table, and of the experts those of
+  // one token, as if all were chosen alike.
   virtual int64_t step_weight_bytes() const { return weight_bytes(); }
   virtual DType kv_dtype() const = 0;  // what its KvCache is to be of
   // "w4a8 (folded), head int8": what the banner prints.

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/model/decoder.h"
 #include "engine/model/expert_loader.h"
 #include "engine/model/shard.h"
 #include "engine/model/weight_loader.h"
@@ -108,6 +109,17 @@ int64_t LeastWeightBytes(const ModelConfig& config, const LoadOptions& options) 
   const double embedding = place.is_first_stage() ? vocab_params * dense_bytes : 0.0;
   const double head = place.is_last_stage() ? vocab_params * head_bytes : 0.0;
   return static_cast<int64_t>(linear_params * linear_bytes + embedding + head);
+}
+
+int64_t DecoderModel::step_weight_bytes() const {
+  int64_t bytes = weights_.size_bytes() - static_cast<int64_t>(weights_.embedding.rows.size());
+  for (const DecoderLayer& layer : weights_.layers) {
+    if (!layer.moe.has_value()) continue;
+    const int64_t all_slots = layer.moe->gate_up.num_slots() * place_.expert_size;
+    const int64_t experts = layer.moe->gate_up.size_bytes() + layer.moe->down.size_bytes();
+    bytes -= experts - experts * config_.moe->num_experts_per_tok / all_slots;
+  }
+  return bytes;
 }
 
 }  // namespace nibble::engine

@@ -322,11 +322,31 @@ TEST(ExpertLoadingTest, TheHeadIsWeighedAgainstTheExpertsThatATokenReads) {
   }
 }
 
-std::string SchemeIgnoring(TinyCheckpoint* tiny) {
+TEST(ExpertLoadingTest, AStepReadsTheExpertsOfAToken) {
+  ThreadPool pool(2);
+  std::vector<int64_t> step_bytes;
+  for (const int64_t k : {1, 2, 4}) {
+    TinyCheckpoint tiny = WithExperts(2);
+    tiny.config["num_experts_per_tok"] = k;
+    const auto model =
+        testing::LoadOrFail(tiny.Write("experts_step"), {.isa = testing::HostIsas().back()}, &pool);
+    ASSERT_NE(model, nullptr);
+    step_bytes.push_back(model->step_weight_bytes());
+    if (k == kExperts) {
+      const int64_t embedding = TinyCheckpoint::kVocab * kHidden * 4;
+      EXPECT_EQ(model->step_weight_bytes(), model->weight_bytes() - embedding);
+    }
+  }
+  const int64_t expert_bytes = int64_t{2} * 3 * kIntermediate * kHidden * 4;  // in both layers
+  EXPECT_EQ(step_bytes[1] - step_bytes[0], expert_bytes);
+  EXPECT_EQ(step_bytes[2] - step_bytes[1], 2 * expert_bytes);
+}
+
+// All linear layers but these are quantized: the router.
+void QuantizeRouter(TinyCheckpoint* tiny) {
   CheckpointScheme scheme;
   scheme.ignore = {"lm_head", "re:.*self_attn.*", "re:.*experts.*"};
   tiny->config["quantization_config"] = QuantizationConfigJson(scheme);
-  return Block(0) + "gate";
 }
 
 // Whatever a quantizer did to it, the router is float32.
@@ -338,7 +358,7 @@ TEST(ExpertLoadingTest, AQuantizedRouterIsExpanded) {
   const auto weight = kernels::QuantizeRtn(router.values.data(), kExperts, kHidden, {}, &pool);
   ASSERT_TRUE(weight.ok()) << weight.status();
   TinyCheckpoint quantized = plain;
-  SchemeIgnoring(&quantized);
+  QuantizeRouter(&quantized);
   quantized.Pack(gate, *weight);
   for (int64_t e = 0; e < kExperts; ++e) {
     for (int64_t c = 0; c < kHidden; ++c) {
@@ -349,7 +369,7 @@ TEST(ExpertLoadingTest, AQuantizedRouterIsExpanded) {
   EXPECT_EQ(Logits(quantized.Write("router_quantized"), Quantization::kNone), want);
   // A rule for all Linear modules, and a plain tensor: newer transformers' routers are no Linear.
   TinyCheckpoint not_ignored = plain;
-  SchemeIgnoring(&not_ignored);
+  QuantizeRouter(&not_ignored);
   EXPECT_EQ(Logits(not_ignored.Write("router_not_ignored"), Quantization::kNone), want);
 }
 
