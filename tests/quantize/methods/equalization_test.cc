@@ -241,10 +241,11 @@ TEST(ValidateBlockTest, EverySizeIsChecked) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << part;
     EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr(part));
   };
-  for (const auto& [name, member] :
-       {std::pair("q", &BlockWeights::q), std::pair("k", &BlockWeights::k),
-        std::pair("v", &BlockWeights::v), std::pair("o", &BlockWeights::o),
-        std::pair("up", &BlockWeights::up), std::pair("down", &BlockWeights::down)}) {
+  using Member = Matrix BlockWeights::*;
+  const std::pair<const char*, Member> members[] = {
+      {"q", &BlockWeights::q}, {"k", &BlockWeights::k},   {"v", &BlockWeights::v},
+      {"o", &BlockWeights::o}, {"up", &BlockWeights::up}, {"down", &BlockWeights::down}};
+  for (const auto& [name, member] : members) {
     BlockWeights block = good;
     (block.*member).n += 1;
     refused(name, block);
