@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // What one step of the model computes, as flat arrays: a value that can be serialized, so that the
-// same plan drives every rank. Made by Scheduler::Plan(), executed by Executor::Execute().
+// same plan drives every rank. Made by Scheduler::Plan(), executed by Executor::Begin and Finish.
 #pragma once
 
 #include <cstdint>

@@ -21,6 +21,8 @@ using ::testing::ElementsAre;
 using testing::Ids;
 using ::testing::IsEmpty;
 using testing::kVocabSize;
+using testing::RandomConfig;
+using testing::RandomSpec;
 using testing::Spec;
 using testing::Tokens;
 
@@ -332,28 +334,12 @@ TEST(SchedulerTest, ALostKvCacheIsComputedAgainInOrder) {
 TEST(SchedulerTest, RandomLoadNeverChangesATokenOrLosesABlock) {
   for (uint32_t seed = 0; seed < 12; ++seed) {
     testing::Random random(seed);
-    SchedulerConfig config = Config();
-    config.block_size = random.Int(1, 5);
-    config.max_model_len = 60;
-    config.num_blocks =
-        (config.max_model_len + config.block_size - 1) / config.block_size + random.Int(0, 20);
-    config.max_num_seqs = random.Int(1, 8);
-    config.enable_chunked_prefill = random.Int(0, 3) != 0;
-    config.max_num_batched_tokens =
-        config.enable_chunked_prefill ? config.max_num_seqs + random.Int(0, 20) : 64;
-    config.enable_prefix_caching = random.Int(0, 1) != 0;
-    Rig rig(config);
+    Rig rig(RandomConfig(&random));
     std::map<RequestId, SequenceSpec> specs;
     std::map<RequestId, bool> cancelled;
     for (RequestId id = 1; id <= 60; ++id) {
-      // Few different prompts, so that prefixes are shared.
-      SequenceSpec spec = Spec(id, Count(random.Int(1, 30), int32_t(random.Int(0, 2)) * 100),
-                               random.Int(1, 30), int32_t(random.Int(0, 2)));
-      spec.sampling.ignore_eos = random.Int(0, 1) != 0;
-      spec.sampling.min_tokens = random.Int(0, spec.sampling.max_tokens);
-      if (random.Int(0, 3) == 0) spec.sampling.frequency_penalty = 0.5F;
-      specs[id] = spec;
-      rig.scheduler().Add(spec);
+      specs[id] = RandomSpec(&random, id);
+      rig.scheduler().Add(specs[id]);
       for (int64_t n = random.Int(0, 4); n > 0; --n) rig.Step();
       if (random.Int(0, 5) == 0) {
         const auto victim = static_cast<RequestId>(random.Int(1, int64_t(id)));
