@@ -87,7 +87,6 @@ void ConcurrentClientsWithRandomCancels(int max_steps_in_flight) {
   int64_t num_preemptions = 0;
   for (const StepStats& step : rig.observer().steps()) num_preemptions += step.num_preemptions;
   EXPECT_GT(num_preemptions, 0);
-  EXPECT_EQ(rig.device().max_in_flight, max_steps_in_flight);
 }
 
 TEST(EngineStressTest, ConcurrentClientsWithRandomCancels) {

@@ -265,33 +265,53 @@ TEST(EngineTest, APromptWithoutAFiniteLogitIsNotCached) {
   EXPECT_EQ(rig.observer().finished()[0].reason, FinishReason::kError);
 }
 
+// Step `at` fails in one of three ways, with requests running and waiting.
+void ExpectAFailedStepEndsAll(int kind, int64_t at, EngineRig* rig) {
+  int64_t& fault = kind == 0   ? rig->device().fail_at_step
+                   : kind == 1 ? rig->device().wrong_id_at_step
+                               : rig->device().too_few_at_step;
+  fault = at;
+  rig->device().CloseGate();
+  std::vector<std::shared_ptr<FakeSink>> sinks;
+  for (int i = 0; i < 6; ++i) {
+    sinks.push_back(rig->Submit(Count(3), {.max_tokens = 20, .ignore_eos = true}));
+  }
+  rig->device().OpenGate();
+  for (const auto& sink : sinks) {
+    const RequestOutput last = sink->WaitForEnd();
+    EXPECT_EQ(last.finish_reason, FinishReason::kError);
+    EXPECT_THAT(std::string(last.error.message()),
+                HasSubstr(kind == 0   ? fmt::format("burnt down in step {}", at)
+                          : kind == 1 ? "returned token id 500"
+                                      : "tokens, the plan asked for"));
+  }
+  // Tokens of the steps before were handed out.
+  if (rig->device().max_steps_in_flight == 1) {
+    EXPECT_EQ(static_cast<int64_t>(sinks[0]->token_ids().size()), at);
+  }
+  EXPECT_FALSE(rig->engine().Health().ok());
+  EXPECT_EQ(rig->engine().Submit({rig->Request(Count(3), {})}).status().code(),
+            absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(rig->engine().Drain(60'000'000'000).ok());
+  rig->ExpectIdle();
+}
+
 TEST(EngineTest, AFailedStepEndsEveryRequestAndTheService) {
   for (int kind = 0; kind < 3; ++kind) {
     EngineRig rig([](EngineConfig* config, ExecutorLimits*) { config->max_num_seqs = 2; });
-    int64_t& at = kind == 0   ? rig.device().fail_at_step
-                  : kind == 1 ? rig.device().wrong_id_at_step
-                              : rig.device().too_few_at_step;
-    at = 2;
-    rig.device().CloseGate();
-    std::vector<std::shared_ptr<FakeSink>> sinks;
-    for (int i = 0; i < 4; ++i) {
-      sinks.push_back(rig.Submit(Count(3), {.max_tokens = 10, .ignore_eos = true}));
-    }
-    rig.device().OpenGate();
-    for (const auto& sink : sinks) {
-      const RequestOutput last = sink->WaitForEnd();
-      EXPECT_EQ(last.finish_reason, FinishReason::kError);
-      EXPECT_THAT(std::string(last.error.message()),
-                  HasSubstr(kind == 0   ? "burnt down in step 2"
-                            : kind == 1 ? "returned token id 500"
-                                        : "tokens, the plan asked for"));
-    }
-    EXPECT_EQ(sinks[0]->token_ids().size(), 2U);  // tokens of the steps before were handed out
-    EXPECT_FALSE(rig.engine().Health().ok());
-    const auto refused = rig.engine().Submit({rig.Request(Count(3), {})});
-    EXPECT_EQ(refused.status().code(), absl::StatusCode::kUnavailable);
-    EXPECT_TRUE(rig.engine().Drain(60'000'000'000).ok());
-    rig.ExpectIdle();
+    ExpectAFailedStepEndsAll(kind, 2, &rig);
+  }
+}
+
+TEST(EngineTest, AFailedStepEndsTheStepsUnderWayToo) {
+  for (int kind = 0; kind < 3; ++kind) {
+    EngineRig rig(
+        [](EngineConfig* config, ExecutorLimits*) {
+          config->max_num_seqs = 4;
+          config->max_num_batched_tokens = 8;
+        },
+        3);
+    ExpectAFailedStepEndsAll(kind, 4, &rig);
   }
 }
 
