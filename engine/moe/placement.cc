@@ -147,7 +147,9 @@ std::vector<std::vector<Item>> ExpertsOfNodes(const ExpertLoad& load, int64_t la
   return nodes;
 }
 
-absl::Status CheckShape(const ExpertLoad& load, const PlacementShape& shape, int64_t max_slots) {
+// Experts stay on their node, which has `ranks_of_node` of the ranks.
+absl::Status CheckShape(const ExpertLoad& load, const PlacementShape& shape,
+                        int64_t ranks_of_node) {
   if (shape.num_ranks % shape.num_nodes != 0) {
     return InvalidArgument("placing experts: {} ranks, must be a multiple of the {} nodes",
                            shape.num_ranks, shape.num_nodes);
@@ -161,10 +163,15 @@ absl::Status CheckShape(const ExpertLoad& load, const PlacementShape& shape, int
         "placing experts: {} slots, must be at least the {} experts and a multiple of the {} ranks",
         shape.num_slots, load.num_experts, shape.num_ranks);
   }
-  if (shape.num_slots > max_slots) {
+  if (shape.num_slots > kMaxSlots) {
+    return InvalidArgument("placing experts: {} slots, the limit is {}", shape.num_slots,
+                           kMaxSlots);
+  }
+  if (shape.num_slots > load.num_experts * ranks_of_node) {
     return InvalidArgument(
-        "placing experts: {} slots, the limit is {}: {} experts on {} ranks, none twice on one",
-        shape.num_slots, max_slots, load.num_experts, max_slots / load.num_experts);
+        "placing experts: {} slots, the limit is {}: {} experts on {} ranks{}, none twice on one",
+        shape.num_slots, load.num_experts * ranks_of_node, load.num_experts, ranks_of_node,
+        ranks_of_node < shape.num_ranks ? " of their node" : "");
   }
   return absl::OkStatus();
 }
@@ -185,8 +192,7 @@ absl::StatusOr<ExpertLayout> PlaceExperts(const ExpertLoad& load, const Placemen
   // With one node groups mean nothing.
   const int64_t num_groups = num_nodes > 1 ? shape.num_groups : 1;
   const int64_t ranks_of_node = shape.num_ranks / num_nodes;
-  NIBBLE_RETURN_IF_ERROR(
-      CheckShape(load, shape, std::min(kMaxSlots, load.num_experts * ranks_of_node)));
+  NIBBLE_RETURN_IF_ERROR(CheckShape(load, shape, ranks_of_node));
 
   ExpertLayout layout{
       .num_experts = load.num_experts, .num_slots = shape.num_slots, .expert_of_slot = {}};

@@ -158,7 +158,7 @@ TEST(Placement, ShapesThatDoNotFit) {
       {{.num_slots = 12, .num_nodes = 0}, "0 nodes, must be 1..4096"},
       // Groups that stay on a node of two ranks: two copies at most.
       {{.num_slots = 28, .num_groups = 2, .num_nodes = 2, .num_ranks = 4},
-       "28 slots, the limit is 24"},
+       "28 slots, the limit is 24: 12 experts on 2 ranks of their node"},
   };
   for (const Case& c : cases) {
     const auto layout = PlaceExperts(Example(), c.shape);
@@ -166,6 +166,10 @@ TEST(Placement, ShapesThatDoNotFit) {
     EXPECT_THAT(std::string(layout.status().message()), HasSubstr(c.message));
   }
   EXPECT_FALSE(PlaceExperts({}, {.num_slots = 1}).ok());
+  const ExpertLoad many = LoadOf({std::vector<uint64_t>(512, 1)});
+  EXPECT_TRUE(PlaceExperts(many, {.num_slots = 4096, .num_ranks = 16}).ok());
+  EXPECT_EQ(PlaceExperts(many, {.num_slots = 4112, .num_ranks = 16}).status(),
+            InvalidArgument("placing experts: 4112 slots, the limit is 4096"));
 }
 
 TEST(Balancedness, CopiesShareALoad) {
