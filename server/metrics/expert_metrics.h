@@ -8,8 +8,8 @@
 //   ideal
 //
 // The counters are one series for each pair of layer and expert: 256 for Mixtral-8x7B, 6144 for
-// Qwen3-30B-A3B. They are written straight to text, without a registry: 6144 take about a
-// millisecond. A model with more pairs than the limit has the balance alone.
+// Qwen3-30B-A3B. They are written straight to text, without a registry. A model with more pairs
+// than the limit has the balance alone.
 #pragma once
 
 #include <cstdint>
