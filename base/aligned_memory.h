@@ -30,10 +30,10 @@ inline constexpr size_t kLargeBlockBytes = size_t{4} << 20;
 
 // `bytes` > 0 of indeterminate memory; null when there is none.
 void* AllocateMemory(size_t bytes) noexcept;
-// The same, reading as zeros, for what stays: from 64 KiB on in huge pages (slab_memory.h) that
-// come into being where they are first written, on the memory node of the thread that does it.
+// The same, reading as zeros, for what stays: from 64 KiB on in huge pages (slab_memory.h), each on
+// the memory node of the thread that first writes into it, be it into a neighbouring block.
 void* AllocateZeroPages(size_t bytes) noexcept;
-// `bytes` as allocated; null is allowed.
+// `bytes` as allocated; null is allowed. 64 KiB to 4 MiB: takes a global mutex, looks at all slabs.
 void FreeMemory(void* memory, size_t bytes) noexcept;
 
 }  // namespace nibble

@@ -11,16 +11,18 @@
 namespace nibble {
 
 // Thread-safe. A block's whole pages go back to the system when it is freed, the mapping with its
-// last block; their addresses are not given out again.
+// last block; their addresses are not given out again. The mapping goes on asking for huge
+// pages, for which the kernel may fill freed ones with zeros again.
 class SlabMemory {
  public:
   static constexpr size_t kMinBlockBytes = size_t{64} << 10;
   static constexpr size_t kSlabBytes = size_t{64} << 20;
 
   // Zeros, aligned to 64 bytes; null when there is no memory. REQUIRES: kMinBlockBytes <= bytes <=
-  // kSlabBytes / 2. Pages come into being where they are first written.
+  // kSlabBytes / 2. A page comes into being where it is first written: a huge one by whoever is
+  // first of the blocks that share it.
   void* Allocate(size_t bytes) noexcept;
-  // False when `memory` is not from here.
+  // False when `memory` is not from here. Holds the mutex while it looks through all slabs.
   bool Free(void* memory, size_t bytes) noexcept;
 
  private:
