@@ -13,4 +13,15 @@ absl::StatusOr<std::unique_ptr<LocalExecutor>> LocalExecutor::Create(
   return std::unique_ptr<LocalExecutor>(new LocalExecutor(std::move(model), std::move(runner)));
 }
 
+absl::Status LocalExecutor::Begin(const StepPlan& plan) {
+  plan_ = &plan;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StepOutput> LocalExecutor::Finish() {
+  const StepPlan* const plan = std::exchange(plan_, nullptr);
+  if (plan == nullptr) return absl::FailedPreconditionError("no step is under way");
+  return runner_->Run(*plan);
+}
+
 }  // namespace nibble::engine

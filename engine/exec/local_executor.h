@@ -24,11 +24,8 @@ class LocalExecutor final : public Executor {
 
   ExecutorLimits limits() const override { return runner_->limits(); }
   // Small scratch memory is still taken in a step; RESOURCE_EXHAUSTED when even that fails.
-  absl::Status Begin(const StepPlan& plan) override {
-    plan_ = &plan;
-    return absl::OkStatus();
-  }
-  absl::StatusOr<StepOutput> Finish() override { return runner_->Run(*plan_); }
+  absl::Status Begin(const StepPlan& plan) override;
+  absl::StatusOr<StepOutput> Finish() override;
   ExpertLoad expert_load() const override { return model_->expert_load(); }
   const Model& model() const { return *model_; }
 
@@ -38,7 +35,7 @@ class LocalExecutor final : public Executor {
 
   std::unique_ptr<Model> model_;
   std::unique_ptr<StepRunner> runner_;  // works on model_
-  const StepPlan* plan_ = nullptr;      // begun
+  const StepPlan* plan_ = nullptr;      // under way
 };
 
 }  // namespace nibble::engine

@@ -92,6 +92,20 @@ TEST_F(LocalExecutorTest, SamplesWhatTheLogitsSay) {
   EXPECT_TRUE(output->tokens.empty());
 }
 
+TEST_F(LocalExecutorTest, FinishWithNothingUnderWayIsAnError) {
+  auto executor = Create({.block_size = 4, .num_blocks = 2});
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  EXPECT_EQ((*executor)->Finish().status(), absl::FailedPreconditionError("no step is under way"));
+  const StepPlan plan = GreedyPlan();
+  ASSERT_TRUE((*executor)->Begin(plan).ok());
+  EXPECT_TRUE((*executor)->Finish().ok());
+  EXPECT_EQ((*executor)->Finish().status().code(), absl::StatusCode::kFailedPrecondition);
+  StepPlan refused = plan;
+  refused.sampling.clear();
+  EXPECT_FALSE((*executor)->Execute(refused).ok());
+  EXPECT_EQ((*executor)->Finish().status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(LocalExecutorTest, HostileSamplingRowsAreRefusedAndTheNextPlanRuns) {
   auto executor = Create({.block_size = 4, .num_blocks = 2});
   ASSERT_TRUE(executor.ok()) << executor.status();
