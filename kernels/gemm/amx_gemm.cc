@@ -30,6 +30,9 @@ constexpr int64_t kResidentBytes = int64_t{512} << 10;
 // inputs take.
 constexpr int64_t kChunkBytes = int64_t{16} << 20;
 
+// Chunks of many products between two parallel loops; a bound on tables.
+constexpr int64_t kWaveChunks = 512;
+
 // `length` bytes of a row to byte `at` of its row of a tile [steps, 16, 64].
 void CopyToTile(const int8_t* from, int64_t length, int64_t at, uint8_t* tile_row) {
   while (length > 0) {
@@ -42,9 +45,6 @@ void CopyToTile(const int8_t* from, int64_t length, int64_t at, uint8_t* tile_ro
     length -= count;
   }
 }
-
-// Chunks of many products between two parallel loops; a bound on tables.
-constexpr int64_t kWaveChunks = 512;
 
 // Scratch memory: of the calling thread for all, and of each thread.
 struct ArrangedRows {};

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "base/check.h"
 #include "kernels/device/pick_by_isa.h"
 #include "kernels/device/row_loop.h"
 #include "kernels/moe/combine_row.h"
@@ -45,6 +46,7 @@ void CombineToken(const CombineArgs& args, int64_t token, int64_t begin, int64_t
 }  // namespace
 
 void Combine(const CombineArgs& args, Isa isa, ThreadPool* pool) {
+  NIBBLE_CHECK_GE(args.num_experts_per_tok, 1);
   if (args.hidden == 0 || args.num_tokens == 0) return;
   const CombineFunction combine =
       PickByIsa(isa, ref::CombineColumns, avx2::CombineColumns, avx512vnni::CombineColumns);

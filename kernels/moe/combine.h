@@ -19,7 +19,7 @@ namespace nibble::kernels {
 
 struct CombineArgs {
   int64_t num_tokens = 0;
-  int64_t num_experts_per_tok = 0;  // k
+  int64_t num_experts_per_tok = 0;  // k >= 1
   int64_t hidden = 0;
   const float* weights = nullptr;   // [num_tokens, k]
   const int32_t* row_of = nullptr;  // [num_tokens, k], -1: no row

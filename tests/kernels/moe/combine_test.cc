@@ -212,6 +212,11 @@ TEST_P(CombineTest, NoTokensAreFine) {
   Combine({.num_tokens = 0, .num_experts_per_tok = 2, .hidden = 8}, GetParam(), &pool_);
 }
 
+TEST_P(CombineTest, TokensHaveAnExpert) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_DEATH(Combine({.num_tokens = 1, .hidden = 8}, GetParam(), &pool_), "num_experts_per_tok");
+}
+
 INSTANTIATE_TEST_SUITE_P(Variants, CombineTest,
                          ::testing::Values(Isa::kRef, Isa::kAvx2, Isa::kAvx512Vnni, Isa::kAmx),
                          [](const auto& variant) { return std::string(ToString(variant.param)); });
