@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 namespace nibble::bench {
@@ -107,6 +108,24 @@ absl::Status AllToAllExperts::ReduceScatter(int64_t num_tokens, float* x, comm::
   return absl::OkStatus();
 }
 
+absl::Status AllToAllExperts::ExchangeCounts(comm::Deadline deadline) {
+  Messages counts(static_cast<size_t>(size()));
+  Messages in_counts(static_cast<size_t>(size()));
+  for (size_t peer = 0; peer < counts.size(); ++peer) {
+    counts[peer] = AlignedBuffer<uint8_t>(sizeof(int64_t));
+    in_counts[peer] = AlignedBuffer<uint8_t>(sizeof(int64_t));
+    const auto count = static_cast<int64_t>(sent_[peer].size());
+    std::memcpy(counts[peer].data(), &count, sizeof count);
+  }
+  NIBBLE_RETURN_IF_ERROR(Exchange(counts, &in_counts, deadline));
+  received_.assign(static_cast<size_t>(size()), 0);
+  std::swap(in_counts[static_cast<size_t>(rank())], counts[static_cast<size_t>(rank())]);
+  for (size_t peer = 0; peer < in_counts.size(); ++peer) {
+    std::memcpy(&received_[peer], in_counts[peer].data(), sizeof(int64_t));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status AllToAllExperts::Dispatch(const RoutedTokens& tokens, const float* x,
                                        comm::Deadline deadline) {
   const int64_t hidden = groups_.row_size;
@@ -119,23 +138,7 @@ absl::Status AllToAllExperts::Dispatch(const RoutedTokens& tokens, const float* 
       sent_[static_cast<size_t>(tokens.expert_ids[t * k + j] / per_rank)].push_back({t, j});
     }
   }
-  // How many rows come is not known before their senders say so.
-  Messages counts(static_cast<size_t>(size()));
-  Messages in_counts(static_cast<size_t>(size()));
-  for (size_t peer = 0; peer < counts.size(); ++peer) {
-    counts[peer] = AlignedBuffer<uint8_t>(sizeof(int64_t));
-    in_counts[peer] = AlignedBuffer<uint8_t>(sizeof(int64_t));
-    const auto count = static_cast<int64_t>(sent_[peer].size());
-    std::memcpy(counts[peer].data(), &count, sizeof count);
-  }
-  NIBBLE_RETURN_IF_ERROR(Exchange(counts, &in_counts, deadline));
-  received_.assign(static_cast<size_t>(size()), 0);
-  int64_t total = 0;
-  for (int peer = 0; peer < size(); ++peer) {
-    const auto p = static_cast<size_t>(peer);
-    std::memcpy(&received_[p], (peer == rank() ? counts : in_counts)[p].data(), sizeof(int64_t));
-    total += received_[p];
-  }
+  NIBBLE_RETURN_IF_ERROR(ExchangeCounts(deadline));
 
   Messages out(static_cast<size_t>(size()));
   Messages in(static_cast<size_t>(size()));
@@ -157,6 +160,7 @@ absl::Status AllToAllExperts::Dispatch(const RoutedTokens& tokens, const float* 
   NIBBLE_RETURN_IF_ERROR(Exchange(out, &in, deadline));
   std::swap(in[static_cast<size_t>(rank())], out[static_cast<size_t>(rank())]);
 
+  const auto total = std::accumulate(received_.begin(), received_.end(), int64_t{0});
   experts_of_received_.resize(static_cast<size_t>(total));
   received_rows_.resize(static_cast<size_t>(total * hidden));
   int64_t row = 0;

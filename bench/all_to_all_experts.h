@@ -71,6 +71,8 @@ class AllToAllExperts {
   void DecodeRows(const uint8_t* in, int64_t num_rows, float* x, bool add);
 
   absl::Status ReduceScatter(int64_t num_tokens, float* x, comm::Deadline deadline);
+  // Fills received_: how many rows come is not known before their senders say so.
+  absl::Status ExchangeCounts(comm::Deadline deadline);
   absl::Status Dispatch(const RoutedTokens& tokens, const float* x, comm::Deadline deadline);
   absl::Status Return(const RoutedTokens& tokens, float* x, comm::Deadline deadline);
   absl::Status AllGather(int64_t num_tokens, float* x, comm::Deadline deadline);

@@ -4,7 +4,6 @@
 #include "bench/grouped_gemm_bench.h"
 
 #include <algorithm>
-#include <chrono>
 #include <memory>
 #include <numeric>
 #include <utility>
@@ -104,7 +103,6 @@ class RandomRouting {
 
 struct Subject {
   ExpertShape shape;
-  std::string format;
   Weights experts;  // [layers, num_experts]
   Weights dense;    // copies of [top_k * n, k]
 };
@@ -122,21 +120,20 @@ std::vector<GroupWeight> LayerWeights(const Subject& subject, int64_t layer) {
   return weights;
 }
 
-template <typename Body>
-double Seconds(const Body& body) {
-  const auto start = std::chrono::steady_clock::now();
-  body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
+// What is measured of one number of tokens.
+struct Samples {
+  std::vector<double> grouped_s;
+  std::vector<double> dense_s;
+  std::vector<double> random_s;
+  int64_t random_hit = 0;  // experts, of all runs
+};
 
-nlohmann::ordered_json MeasureTokens(const Subject& subject, int64_t tokens, double seconds,
-                                     ThreadPool* pool) {
+Samples TimeTokens(const Subject& subject, int64_t tokens, int64_t rows_per_expert, double seconds,
+                   ThreadPool* pool) {
   const ExpertShape& shape = subject.shape;
   std::vector<std::vector<GroupWeight>> layers;
   for (int64_t i = 0; i < NumLayers(subject); ++i) layers.push_back(LayerWeights(subject, i));
   const int64_t rows = tokens * shape.top_k;
-  const int64_t hit = EvenRouting(shape, tokens, 0).experts_hit;
-  const int64_t rows_per_expert = (rows + hit - 1) / hit;
   GemmActivations activations(tokens, shape.n, shape.k, pool);
   GemmActivations dense_activations(rows_per_expert, shape.top_k * shape.n, shape.k, pool);
   const kernels::GemmArgs a = activations.args();
@@ -144,10 +141,7 @@ nlohmann::ordered_json MeasureTokens(const Subject& subject, int64_t tokens, dou
   std::vector<float> d(static_cast<size_t>(rows * shape.n));
   RandomRouting random_routing(shape);
 
-  std::vector<double> grouped_s;
-  std::vector<double> dense_s;
-  std::vector<double> random_s;
-  int64_t random_hit = 0;
+  Samples samples;
   double total = 0.0;
   for (int64_t i = 0; i < 5 || total < seconds; ++i) {
     // Every layer anew, and with few tokens other experts of it.
@@ -166,44 +160,54 @@ nlohmann::ordered_json MeasureTokens(const Subject& subject, int64_t tokens, dou
                             pool);
       });
     };
-    grouped_s.push_back(run(EvenRouting(shape, tokens, i * rows)));
+    samples.grouped_s.push_back(run(EvenRouting(shape, tokens, i * rows)));
     const PackedWeight& dense = *subject.dense[static_cast<size_t>(i) % subject.dense.size()];
-    dense_s.push_back(Seconds([&] { kernels::Run(dense, dense_args, pool); }));
+    samples.dense_s.push_back(Seconds([&] { kernels::Run(dense, dense_args, pool); }));
     const Routing random = random_routing.Next(tokens);
-    random_hit += random.experts_hit;
-    random_s.push_back(run(random));
-    total += grouped_s.back() + dense_s.back() + random_s.back();
+    samples.random_hit += random.experts_hit;
+    samples.random_s.push_back(run(random));
+    total += samples.grouped_s.back() + samples.dense_s.back() + samples.random_s.back();
   }
-  const Timing grouped = Summarize(std::move(grouped_s));
-  const Timing dense = Summarize(std::move(dense_s));
-  const Timing random = Summarize(std::move(random_s));
+  return samples;
+}
+
+nlohmann::ordered_json MeasureTokens(const Subject& subject, int64_t tokens, double seconds,
+                                     ThreadPool* pool) {
+  const ExpertShape& shape = subject.shape;
+  const int64_t rows = tokens * shape.top_k;
+  const int64_t hit = EvenRouting(shape, tokens, 0).experts_hit;
+  const int64_t rows_per_expert = (rows + hit - 1) / hit;
+  Samples samples = TimeTokens(subject, tokens, rows_per_expert, seconds, pool);
+  const Timing grouped = Summarize(std::move(samples.grouped_s));
+  const Timing dense = Summarize(std::move(samples.dense_s));
+  const Timing random = Summarize(std::move(samples.random_s));
   const double products = static_cast<double>(shape.n * shape.k);
   const double grouped_ops = 2.0 * products * static_cast<double>(rows) / grouped.median_s;
   const double dense_ops =
       2.0 * products * static_cast<double>(shape.top_k * rows_per_expert) / dense.median_s;
   const auto expert_bytes = static_cast<double>(subject.experts[0]->size_bytes());
   const auto dense_bytes = static_cast<double>(subject.dense[0]->size_bytes());
-  return {
-      {"shape", shape.name},
-      {"variant", subject.experts[0]->variant_name()},
-      {"n", shape.n},
-      {"k", shape.k},
-      {"num_experts", shape.num_experts},
-      {"top_k", shape.top_k},
-      {"tokens", tokens},
-      {"experts_hit", hit},
-      {"rows_per_expert", Rounded(static_cast<double>(rows) / static_cast<double>(hit))},
-      {"runs", grouped.runs},
-      {"grouped_us", Rounded(grouped.median_s * 1e6)},
-      {"dense_us", Rounded(dense.median_s * 1e6)},
-      {"grouped_gb_per_s",
-       Rounded(expert_bytes * static_cast<double>(hit) / grouped.median_s * 1e-9)},
-      {"dense_gb_per_s", Rounded(dense_bytes / dense.median_s * 1e-9)},
-      {"grouped_top_per_s", Rounded(grouped_ops * 1e-12)},
-      {"dense_top_per_s", Rounded(dense_ops * 1e-12)},
-      {"share_of_dense", Rounded(grouped_ops / dense_ops)},
-      {"random_hit", Rounded(static_cast<double>(random_hit) / static_cast<double>(random.runs))},
-      {"random_us", Rounded(random.median_s * 1e6)}};
+  return {{"shape", shape.name},
+          {"variant", subject.experts[0]->variant_name()},
+          {"n", shape.n},
+          {"k", shape.k},
+          {"num_experts", shape.num_experts},
+          {"top_k", shape.top_k},
+          {"tokens", tokens},
+          {"experts_hit", hit},
+          {"rows_per_expert", Rounded(static_cast<double>(rows) / static_cast<double>(hit))},
+          {"runs", grouped.runs},
+          {"grouped_us", Rounded(grouped.median_s * 1e6)},
+          {"dense_us", Rounded(dense.median_s * 1e6)},
+          {"grouped_gb_per_s",
+           Rounded(expert_bytes * static_cast<double>(hit) / grouped.median_s * 1e-9)},
+          {"dense_gb_per_s", Rounded(dense_bytes / dense.median_s * 1e-9)},
+          {"grouped_top_per_s", Rounded(grouped_ops * 1e-12)},
+          {"dense_top_per_s", Rounded(dense_ops * 1e-12)},
+          {"share_of_dense", Rounded(grouped_ops / dense_ops)},
+          {"random_hit",
+           Rounded(static_cast<double>(samples.random_hit) / static_cast<double>(random.runs))},
+          {"random_us", Rounded(random.median_s * 1e6)}};
 }
 
 absl::StatusOr<Subject> MakeSubject(const ExpertShape& shape, const WeightKind& kind, Isa isa,
@@ -211,7 +215,7 @@ absl::StatusOr<Subject> MakeSubject(const ExpertShape& shape, const WeightKind& 
   GemmDesc desc = kind.desc;
   desc.n = shape.n;
   desc.k = shape.k;
-  Subject subject = {.shape = shape, .format = std::string(kind.name), .experts = {}, .dense = {}};
+  Subject subject = {.shape = shape, .experts = {}, .dense = {}};
   NIBBLE_ASSIGN_OR_RETURN(subject.experts,
                           MakeWeights(desc, shape.num_experts, rotated_bytes, isa, pool));
   desc.n = shape.top_k * shape.n;

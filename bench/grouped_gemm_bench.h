@@ -5,10 +5,9 @@
 //
 // A row of the results is one shape of experts, one weight format and one number of tokens:
 //   experts_hit, rows_per_expert  of routing that is as even as can be
-//   grouped_us, dense_us          medians, both measured in turn. Dense is one weight of [top_k *
-//   n,
-//                                 k] times rows_per_expert rows (rounded up): with one token the
-//                                 very bytes and products of the experts hit
+//   grouped_us, dense_us          medians, both measured in turn. Dense is one weight of top_k * n
+//                                 rows of k values times rows_per_expert rows (rounded up): with
+//                                 one token the very bytes and products of the experts hit
 //   grouped_gb_per_s, grouped_top_per_s, dense_gb_per_s, dense_top_per_s
 //   share_of_dense                products per second, grouped over dense
 //   random_hit, random_us         experts hit and time where every token goes to random experts

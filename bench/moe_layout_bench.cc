@@ -4,12 +4,8 @@
 #include "bench/moe_layout_bench.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
-#include <limits>
 #include <memory>
-#include <numeric>
-#include <random>
 #include <utility>
 
 #include "nlohmann/json.hpp"
@@ -18,15 +14,13 @@
 #include "bench/all_to_all_experts.h"
 #include "bench/allreduce_ranks.h"
 #include "bench/limits.h"
+#include "bench/moe_layouts.h"
 #include "bench/report.h"
 #include "bench/timing.h"
 
 namespace nibble::bench {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-constexpr std::chrono::seconds kTimeout{60};
 constexpr int64_t kMinRuns = 5;
 constexpr int64_t kMaxRuns = 500;
 
@@ -48,116 +42,6 @@ absl::StatusOr<comm::CodecDesc> CodecOf(const MoeLayoutBenchOptions& options,
   return codec;
 }
 
-// What expert e does with its rows.
-float FactorOf(int32_t expert) { return 1.0F + 0.125F * static_cast<float>(expert); }
-
-// Both layouts of one layer on one rank.
-class Layouts {
- public:
-  Layouts(const MoeLayoutBenchOptions& options, comm::GroupCommunicator* communicator,
-          ThreadPool* pool)
-      : options_(options),
-        communicator_(communicator),
-        pool_(pool),
-        hidden_(options.group.row_size) {}
-
-  // Gaussian partial sums, and k different experts for each token, the same on all ranks.
-  void Fill(int64_t num_tokens) {
-    num_tokens_ = num_tokens;
-    const auto size = static_cast<size_t>(num_tokens * hidden_);
-    std::mt19937 bits(static_cast<uint32_t>(communicator_->rank() + 1));
-    std::normal_distribution<float> normal;
-    std::vector<float> values(65'537);
-    for (float& value : values) value = normal(bits);
-    input_.resize(size);
-    for (size_t i = 0; i < size; ++i) input_[i] = values[i % values.size()];
-    std::mt19937 routing(7);
-    std::vector<int32_t> experts(static_cast<size_t>(options_.num_experts));
-    std::iota(experts.begin(), experts.end(), 0);
-    expert_ids_.clear();
-    for (int64_t t = 0; t < num_tokens; ++t) {
-      std::shuffle(experts.begin(), experts.end(), routing);
-      expert_ids_.insert(expert_ids_.end(), experts.begin(),
-                         experts.begin() + options_.num_experts_per_tok);
-    }
-    weights_.assign(expert_ids_.size(), 1.0F / static_cast<float>(options_.num_experts_per_tok));
-  }
-
-  // The layer's result is in result() afterwards, on all ranks.
-  absl::StatusOr<double> TimePpMoe(const comm::CodecDesc& codec) {
-    NIBBLE_RETURN_IF_ERROR(Start());
-    const Clock::time_point start = Clock::now();
-    NIBBLE_RETURN_IF_ERROR(Sum(codec, &data_));
-    out_.assign(data_.size(), 0.0F);
-    RunOwnExperts();
-    NIBBLE_RETURN_IF_ERROR(Sum(codec, &out_));
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    data_.swap(out_);
-    return seconds;
-  }
-
-  absl::StatusOr<double> TimeAllToAll(AllToAllExperts* layer) {
-    NIBBLE_RETURN_IF_ERROR(Start());
-    const Clock::time_point start = Clock::now();
-    NIBBLE_RETURN_IF_ERROR(layer->Run(
-        {.num_tokens = num_tokens_,
-         .num_experts = options_.num_experts,
-         .num_experts_per_tok = options_.num_experts_per_tok,
-         .expert_ids = expert_ids_.data(),
-         .weights = weights_.data()},
-        [&](const std::vector<int32_t>& experts, float* rows, int64_t num_rows) {
-          for (int64_t i = 0; i < num_rows; ++i) {
-            const float factor = FactorOf(experts[static_cast<size_t>(i)]);
-            for (int64_t c = 0; c < hidden_; ++c) rows[i * hidden_ + c] *= factor;
-          }
-        },
-        data_.data(), comm::Deadline::After(kTimeout)));
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  }
-
-  const std::vector<float>& result() const { return data_; }
-
- private:
-  absl::Status Start() {
-    data_ = input_;
-    return communicator_->Barrier();
-  }
-
-  absl::Status Sum(const comm::CodecDesc& codec, std::vector<float>* x) {
-    return communicator_->AllReduceBy(
-        {std::numeric_limits<int64_t>::max(), comm::Algorithm::kTwoShot, codec},
-        {.data = x->data(), .num_rows = num_tokens_, .row_size = hidden_}, pool_);
-  }
-
-  void RunOwnExperts() {
-    const int64_t k = options_.num_experts_per_tok;
-    const int64_t per_rank = options_.num_experts / communicator_->size();
-    pool_->ParallelFor(num_tokens_, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        for (int64_t j = 0; j < k; ++j) {
-          const int32_t expert = expert_ids_[static_cast<size_t>(t * k + j)];
-          if (expert / per_rank != communicator_->rank()) continue;
-          const float factor = FactorOf(expert) * weights_[static_cast<size_t>(t * k + j)];
-          const float* const x = data_.data() + t * hidden_;
-          float* const out = out_.data() + t * hidden_;
-          for (int64_t c = 0; c < hidden_; ++c) out[c] += factor * x[c];
-        }
-      }
-    });
-  }
-
-  const MoeLayoutBenchOptions& options_;
-  comm::GroupCommunicator* const communicator_;
-  ThreadPool* const pool_;
-  const int64_t hidden_;
-  int64_t num_tokens_ = 0;
-  std::vector<float> input_;
-  std::vector<float> data_;
-  std::vector<float> out_;
-  std::vector<int32_t> expert_ids_;
-  std::vector<float> weights_;
-};
-
 double SqnrDb(const std::vector<float>& exact, const std::vector<float>& other) {
   double signal = 0.0;
   double noise = 0.0;
@@ -177,9 +61,10 @@ struct Subject {
   std::unique_ptr<AllToAllExperts> all_to_all;  // null: PPMoE
   std::vector<double> seconds;
   double sqnr_db = 0.0;
+  int64_t bytes_sent = 0;  // of this rank in a run; all-to-all's
 };
 
-absl::Status MeasureTokens(const MoeLayoutBenchOptions& options, Layouts* layouts,
+absl::Status MeasureTokens(const MoeLayoutBenchOptions& options, MoeLayouts* layouts,
                            comm::GroupCommunicator* communicator, std::vector<Subject>* subjects) {
   NIBBLE_RETURN_IF_ERROR(layouts->TimePpMoe({}).status());
   const std::vector<float> exact = layouts->result();
@@ -190,7 +75,10 @@ absl::Status MeasureTokens(const MoeLayoutBenchOptions& options, Layouts* layout
   double sum = 0.0;
   for (Subject& subject : *subjects) {
     subject.seconds.clear();
+    const AllToAllExperts* const all_to_all = subject.all_to_all.get();
+    const int64_t sent_before = all_to_all == nullptr ? 0 : all_to_all->bytes_sent();
     NIBBLE_ASSIGN_OR_RETURN(const double seconds, time(subject));
+    if (all_to_all != nullptr) subject.bytes_sent = all_to_all->bytes_sent() - sent_before;
     sum += seconds;
     subject.sqnr_db = SqnrDb(exact, layouts->result());
   }
@@ -230,6 +118,7 @@ void AddRows(int64_t tokens, const std::vector<Subject>& subjects, Report* repor
                                   {"median_us", Rounded(timing.median_s * 1e6)},
                                   {"best_us", Rounded(timing.best_s * 1e6)},
                                   {"sqnr_db", Rounded(subject.sqnr_db)}};
+    if (subject.all_to_all != nullptr) row["bytes_sent"] = subject.bytes_sent;
     row["over_all_to_all_same_codec"] = Rounded(same_codec / timing.median_s);
     if (baseline > 0.0) row["over_all_to_all_bf16"] = Rounded(baseline / timing.median_s);
     report->Add(std::move(row));
@@ -264,7 +153,7 @@ absl::StatusOr<nlohmann::ordered_json> RunCases(const MoeLayoutBenchOptions& opt
                         .all_to_all = nullptr,
                         .seconds = {}});
   }
-  Layouts layouts(options, communicator, pool);
+  MoeLayouts layouts(options, communicator, pool);
   for (const int64_t tokens : options.tokens) {
     layouts.Fill(tokens);
     NIBBLE_RETURN_IF_ERROR(MeasureTokens(options, &layouts, communicator, &subjects));

@@ -4,7 +4,7 @@
 // What the ranks of a mixture-of-experts layer exchange, in two layouts of the same layer: PPMoE
 // (arXiv:2304.11414: two all-reduces, attention's and the experts') and token-sharded experts
 // (all_to_all_experts.h). Experts cost nothing here: they scale their rows, so that both layouts'
-// results can be compared.
+// results can be compared. `bytes_sent` of an all-to-all row: what rank 0 sends in a run.
 #pragma once
 
 #include <cstdint>

@@ -3,11 +3,11 @@
 
 #include "bench/moe_rig.h"
 
-#include <chrono>
 #include <random>
 #include <utility>
 
 #include "bench/layer_rig.h"
+#include "bench/timing.h"
 #include "kernels/activation/silu_mul.h"
 #include "kernels/moe/combine.h"
 #include "kernels/moe/permute.h"
@@ -18,13 +18,6 @@ namespace nibble::bench {
 namespace {
 
 constexpr size_t kNumInputs = 16;
-
-template <typename Body>
-double Seconds(const Body& body) {
-  const auto start = std::chrono::steady_clock::now();
-  body();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 // In -1..1; std::uniform_real_distribution differs between libraries.
 void FillRandom(std::mt19937* bits, float* values, size_t count) {

@@ -16,6 +16,14 @@ struct Timing {
   int64_t runs = 0;
 };
 
+// That body() takes.
+template <typename Body>
+double Seconds(const Body& body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 // REQUIRES: at least one.
 Timing Summarize(std::vector<double> seconds);
 
@@ -26,11 +34,8 @@ Timing Measure(double min_seconds, int64_t min_runs, const Body& body) {
   std::vector<double> seconds;
   double total = 0.0;
   for (int64_t i = 0; i < min_runs || total < min_seconds; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    body(i);
-    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
-    seconds.push_back(time.count());
-    total += time.count();
+    seconds.push_back(Seconds([&] { body(i); }));
+    total += seconds.back();
   }
   return Summarize(std::move(seconds));
 }

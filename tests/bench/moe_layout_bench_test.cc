@@ -36,8 +36,14 @@ TEST(MoeLayoutBenchTest, BothLayoutsComputeTheSame) {
     const double least = row["codec"] == "float32" ? 100.0 : row["codec"] == "bf16" ? 40.0 : 30.0;
     EXPECT_GT(row["sqnr_db"].get<double>(), least) << row.dump();
     EXPECT_GT(row["median_us"].get<double>(), 0.0) << row.dump();
+    EXPECT_EQ(row.contains("bytes_sent"), row["layout"] == "all-to-all") << row.dump();
   }
   EXPECT_EQ((*report)["ranks"], 4);
+  // 37 tokens, 9 of them rank 0's: the others' 28 are scattered, its own 9 gathered by three peers.
+  const int64_t own_bytes = int64_t{28 + 3 * 9} * 200 * 4;
+  EXPECT_EQ(rows[12]["codec"], "float32");
+  EXPECT_GT(rows[12]["bytes_sent"].get<int64_t>(), own_bytes) << rows[12].dump();
+  EXPECT_LT(rows[14]["bytes_sent"].get<int64_t>(), rows[12]["bytes_sent"].get<int64_t>());
 }
 
 TEST(MoeLayoutBenchTest, OptionsOutOfRangeAreRefused) {
