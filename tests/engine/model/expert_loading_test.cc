@@ -373,17 +373,28 @@ TEST(ExpertLoadingTest, AQuantizedRouterIsExpanded) {
   EXPECT_EQ(Logits(not_ignored.Write("router_not_ignored"), Quantization::kNone), want);
 }
 
+// A checkpoint that is damaged, and what is said of it.
+struct Fault {
+  std::string name;
+  std::function<void(TinyCheckpoint*)> make;
+  absl::StatusCode code;
+  std::vector<std::string> parts;
+  LoadOptions options = {};
+};
+
+void ExpectNamed(const Fault& fault) {
+  TinyCheckpoint tiny = WithExperts(1);
+  fault.make(&tiny);
+  const Loaded loaded = LoadWeights(tiny.Write("experts_fault_" + fault.name), fault.options);
+  EXPECT_EQ(loaded.weights.status().code(), fault.code)
+      << fault.name << ": " << loaded.weights.status();
+  for (const std::string& part : fault.parts) {
+    EXPECT_THAT(std::string(loaded.weights.status().message()), HasSubstr(part)) << fault.name;
+  }
+}
+
 TEST(ExpertLoadingTest, FaultsAreNamed) {
-  struct Fault {
-    std::string name;
-    std::function<void(TinyCheckpoint*)> make;
-    absl::StatusCode code;
-    std::vector<std::string> parts;
-    LoadOptions options = {};
-  };
   const std::string expert = Block(0) + "experts.2.";
-  const auto invalid = absl::StatusCode::kInvalidArgument;
-  const auto unimplemented = absl::StatusCode::kUnimplemented;
   const Fault faults[] = {
       {"missing",
        [&](TinyCheckpoint* tiny) { tiny->tensors.erase(expert + "w2.weight"); },
@@ -403,24 +414,36 @@ TEST(ExpertLoadingTest, FaultsAreNamed) {
        [&](TinyCheckpoint* tiny) {
          tiny->tensors.at(expert + "w1.weight").shape = {128, 256};
        },
-       invalid,
+       absl::StatusCode::kInvalidArgument,
        {expert + "w1.weight", "[128, 256]", "[256, 128]"}},
       {"router_shape",
        [](TinyCheckpoint* tiny) { tiny->config["num_local_experts"] = 5; },
-       invalid,
+       absl::StatusCode::kInvalidArgument,
        {Block(0) + "gate.weight", "[4, 128]", "[5, 128]"}},
       {"router_bias",
        [](TinyCheckpoint* tiny) {
          tiny->tensors[Block(0) + "gate.bias"] = {.shape = {4}, .values = {0, 0, 1, 0}};
        },
-       invalid,
+       absl::StatusCode::kInvalidArgument,
        {Block(0) + "gate.bias", "not zero"}},
+      {"cut_groups",
+       [](TinyCheckpoint*) {},
+       absl::StatusCode::kInvalidArgument,
+       {Block(0) + "experts.0.w2", "256 input channels in 4 slices are 64", "groups of 128",
+        "expert-parallel sizes that do not are 2, 4"},
+       {.place = {.size = 4, .expert_size = 1}, .quantization = Quantization::kW4A8}},
+  };
+  for (const Fault& fault : faults) ExpectNamed(fault);
+}
+
+TEST(ExpertLoadingTest, FaultsOfFusedTensorsAreNamed) {
+  const Fault faults[] = {
       {"fused_shape",
        [](TinyCheckpoint* tiny) {
          Fuse(tiny, 0, "mlp");
          tiny->tensors.at("model.layers.0.mlp.experts.gate_up_proj").shape = {4, kHidden, 512};
        },
-       invalid,
+       absl::StatusCode::kInvalidArgument,
        {"mlp.experts.gate_up_proj", "[4, 128, 512]", "[4, 512, 128]"}},
       {"fused_missing",
        [](TinyCheckpoint* tiny) {
@@ -436,7 +459,7 @@ TEST(ExpertLoadingTest, FaultsAreNamed) {
          down.dtype = DType::kI8;
          down.raw.resize(down.values.size());
        },
-       unimplemented,
+       absl::StatusCode::kUnimplemented,
        {"mlp.experts.down_proj", "int8", "full precision only"}},
       {"fused_packed",
        [](TinyCheckpoint* tiny) {
@@ -444,25 +467,10 @@ TEST(ExpertLoadingTest, FaultsAreNamed) {
          Rename(tiny, "model.layers.0.mlp.experts.gate_up_proj",
                 "model.layers.0.mlp.experts.gate_up_proj_blocks");
        },
-       unimplemented,
+       absl::StatusCode::kUnimplemented,
        {"mlp.experts.gate_up_proj_blocks", "full precision only"}},
-      {"cut_groups",
-       [](TinyCheckpoint*) {},
-       invalid,
-       {Block(0) + "experts.0.w2", "256 input channels in 4 slices are 64", "groups of 128",
-        "expert-parallel sizes that do not are 2, 4"},
-       {.place = {.size = 4, .expert_size = 1}, .quantization = Quantization::kW4A8}},
   };
-  for (const Fault& fault : faults) {
-    TinyCheckpoint tiny = WithExperts(1);
-    fault.make(&tiny);
-    const Loaded loaded = LoadWeights(tiny.Write("experts_fault_" + fault.name), fault.options);
-    EXPECT_EQ(loaded.weights.status().code(), fault.code)
-        << fault.name << ": " << loaded.weights.status();
-    for (const std::string& part : fault.parts) {
-      EXPECT_THAT(std::string(loaded.weights.status().message()), HasSubstr(part)) << fault.name;
-    }
-  }
+  for (const Fault& fault : faults) ExpectNamed(fault);
 }
 
 }  // namespace
