@@ -24,13 +24,13 @@ using kernels::Int8Weight;
 using kernels::PackedWeight;
 using kernels::ScaleForm;
 
-constexpr kernels::RtnOptions kRtnOptions;
+constexpr int64_t kRtnGroupSize = kernels::RtnOptions().group_size;
 
-absl::StatusOr<Int4Weight> Quantize(const float* rows, int64_t n, int64_t k, ThreadPool* pool,
-                                    const Int4Weight*) {
-  return kernels::QuantizeRtn(rows, n, k, kRtnOptions, pool);
+absl::StatusOr<Int4Weight> Quantize(const float* rows, int64_t n, int64_t k, Isa isa,
+                                    ThreadPool* pool, const Int4Weight*) {
+  return kernels::QuantizeRtn(rows, n, k, {.group_size = kRtnGroupSize, .isa = isa}, pool);
 }
-absl::StatusOr<Int8Weight> Quantize(const float* rows, int64_t n, int64_t k, ThreadPool* pool,
+absl::StatusOr<Int8Weight> Quantize(const float* rows, int64_t n, int64_t k, Isa, ThreadPool* pool,
                                     const Int8Weight*) {
   return kernels::QuantizeInt8(rows, n, k, pool);
 }
@@ -39,7 +39,7 @@ absl::StatusOr<Int8Weight> Quantize(const float* rows, int64_t n, int64_t k, Thr
 // floats would be twice its tensor. Rows are rounded whole, as scales depend on all of a row, and
 // the columns of other ranks dropped: all ranks have the codes that one rank would have.
 template <typename Weight>
-absl::StatusOr<Weight> QuantizeTensor(const TensorView& tensor, const MatrixShare& share,
+absl::StatusOr<Weight> QuantizeTensor(const TensorView& tensor, const MatrixShare& share, Isa isa,
                                       ThreadPool* pool) {
   constexpr int64_t kSliceElements = int64_t{1} << 24;  // 64 MiB of floats
   const int64_t k = share.k;
@@ -49,7 +49,7 @@ absl::StatusOr<Weight> QuantizeTensor(const TensorView& tensor, const MatrixShar
   for (int64_t row = share.rows.begin; row < share.rows.end; row += rows_per_slice) {
     const int64_t num_rows = std::min(rows_per_slice, share.rows.end - row);
     NIBBLE_RETURN_IF_ERROR(ReadFloats(tensor, row * k, num_rows * k, values.data()));
-    absl::StatusOr<Weight> slice = Quantize(values.data(), num_rows, k, pool, &whole);
+    absl::StatusOr<Weight> slice = Quantize(values.data(), num_rows, k, isa, pool, &whole);
     if (!slice.ok()) {
       return Annotate(slice.status(), fmt::format("{}, rows from {}", tensor.name, row));
     }
@@ -294,7 +294,8 @@ template <typename Weight>
 absl::StatusOr<Weight> LinearLoader::QuantizeModule(const LinearModule& module) {
   const MatrixShare& share = module.share;
   NIBBLE_ASSIGN_OR_RETURN(const TensorView* tensor, PlainTensor(module));
-  NIBBLE_ASSIGN_OR_RETURN(Weight weight, QuantizeTensor<Weight>(*tensor, share, pool_));
+  NIBBLE_ASSIGN_OR_RETURN(Weight weight,
+                          QuantizeTensor<Weight>(*tensor, share, options_.isa, pool_));
   Consumed(StoredBytes(*tensor, share.rows.size() * share.k));
   return weight;
 }
@@ -303,7 +304,7 @@ absl::StatusOr<StoredInt4> LinearLoader::ReadInt4(const Source& source) {
   const std::string& name = source.module->name;
   const MatrixShare& share = source.module->share;
   const int64_t group_size =
-      source.scheme == nullptr ? kRtnOptions.group_size : source.scheme->GroupSizeOf(share.k);
+      source.scheme == nullptr ? kRtnGroupSize : source.scheme->GroupSizeOf(share.k);
   NIBBLE_RETURN_IF_ERROR(CheckOnGroups(config_, options_.place, name, share, group_size));
   if (source.scheme == nullptr) {
     StoredInt4 rounded;

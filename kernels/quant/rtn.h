@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "base/cpu_features.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "kernels/quant/int4_weight.h"
@@ -18,13 +19,13 @@ struct RtnOptions {
   // searched for the least squared error of the channel. false: free float scales, the measure of
   // what folding costs.
   bool folded_scales = true;
+  Isa isa = Isa::kRef;  // all give the same bits
 };
 
 // Quantizes weights [n, k] row-major, symmetric, codes 0..15 around 8. Scales have either sign: the
 // levels -8..7 reach further on one side, and each group turns that side to where its weights need
-// it. INVALID_ARGUMENT for NaN, infinity
-// or an absolute value above 1e15 (naming the coordinate) and a group size that does not fit.
-// Deterministic: independent of the number of threads.
+// it. INVALID_ARGUMENT for NaN, infinity or an absolute value above 1e15 (naming the coordinate)
+// and a group size that does not fit. Deterministic: independent of threads and instruction set.
 absl::StatusOr<Int4Weight> QuantizeRtn(const float* weights, int64_t n, int64_t k,
                                        const RtnOptions& options, ThreadPool* pool);
 

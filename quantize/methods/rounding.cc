@@ -8,6 +8,7 @@
 #include <cmath>
 #include <utility>
 
+#include "base/cpu_features.h"
 #include "kernels/quant/rtn.h"
 #include "quantize/methods/grid.h"
 #include "quantize/methods/triangular.h"
@@ -130,10 +131,10 @@ absl::StatusOr<QuantizedWeight> QuantizeRtnMatrix(const float* w, int64_t n, int
     NIBBLE_ASSIGN_OR_RETURN(kernels::Int8Weight int8, kernels::QuantizeInt8(w, n, k, pool));
     return QuantizedWeight(std::move(int8));
   }
-  NIBBLE_ASSIGN_OR_RETURN(
-      kernels::Int4Weight int4,
-      kernels::QuantizeRtn(
-          w, n, k, {.group_size = scheme.group_size, .folded_scales = scheme.folded_scales}, pool));
+  NIBBLE_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa());
+  const kernels::RtnOptions options = {
+      .group_size = scheme.group_size, .folded_scales = scheme.folded_scales, .isa = isa};
+  NIBBLE_ASSIGN_OR_RETURN(kernels::Int4Weight int4, kernels::QuantizeRtn(w, n, k, options, pool));
   return QuantizedWeight(std::move(int4));
 }
 
