@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <vector>
 
 #include "kernels/device/pick_by_isa.h"
 #include "kernels/quant/rtn_kernels.h"
@@ -46,8 +47,8 @@ struct Integers {
   Integers(const RtnGroup& group, float channel) {
     for (int sign = 0; sign < 2; ++sign) {
       const auto below = static_cast<int>(std::min(group.best_scale[sign] / channel, 1e3F));
-      magnitudes[sign][0] = std::clamp(below, 1, kRtnMaxInteger[sign]);
-      magnitudes[sign][1] = std::clamp(below + 1, 1, kRtnMaxInteger[sign]);
+      magnitudes[sign][0] = std::clamp(below, 1, RtnMaxInteger(sign));
+      magnitudes[sign][1] = std::clamp(below + 1, 1, RtnMaxInteger(sign));
     }
   }
 };

@@ -189,7 +189,7 @@ static inline void RtnEstimateImpl(const RtnGroup* groups, int64_t num_groups,
       const float unit = group.max_abs / 7.0F;
       Floats least = Simd::Set1(__builtin_inff());
       for (int sign = 0; sign < 2; ++sign) {
-        const Floats max = Simd::Set1(static_cast<float>(kRtnMaxInteger[sign]));
+        const Floats max = Simd::Set1(static_cast<float>(RtnMaxInteger(sign)));
         const Floats below = Simd::Truncate(Simd::Div(Simd::Set1(group.best_scale[sign]), channel));
         for (int j = 0; j < 2; ++j) {
           const Floats integer = j == 0 ? below : Simd::Add(below, one);

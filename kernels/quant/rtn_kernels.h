@@ -24,7 +24,7 @@ inline constexpr float kRtnTiny = 1e-30F;
 
 // A scale is S * c with S in 1..16 and in -15..-1 (see FoldedScales); index 0 means scales above 0,
 // index 1 those below.
-inline constexpr int kRtnMaxInteger[2] = {16, 15};
+static constexpr int RtnMaxInteger(int sign) { return sign == 0 ? 16 : 15; }
 
 inline constexpr int kRtnLanes = 16;
 

@@ -68,7 +68,7 @@ float LeastEstimate(const RtnGroup& group, float channel) {
   for (int sign = 0; sign < 2; ++sign) {
     const auto below = static_cast<int>(std::min(group.best_scale[sign] / channel, 1e3F));
     for (int integer : {below, below + 1}) {
-      const int magnitude = std::clamp(integer, 1, kRtnMaxInteger[sign]);
+      const int magnitude = std::clamp(integer, 1, RtnMaxInteger(sign));
       const float error = EstimateError(group, sign, static_cast<float>(magnitude) * channel);
       if (error < least) least = error;
     }

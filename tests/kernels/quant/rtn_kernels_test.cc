@@ -6,7 +6,6 @@
 
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
@@ -27,8 +26,8 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 const float kNan = std::numeric_limits<float>::quiet_NaN();
 
 std::vector<uint32_t> Bits(const float* values, int64_t count) {
-  std::vector<uint32_t> bits(static_cast<size_t>(count));
-  std::memcpy(bits.data(), values, bits.size() * sizeof(uint32_t));
+  std::vector<uint32_t> bits;
+  for (int64_t i = 0; i < count; ++i) bits.push_back(std::bit_cast<uint32_t>(values[i]));
   return bits;
 }
 std::vector<uint32_t> Bits(const std::vector<float>& values) {
