@@ -79,7 +79,8 @@ UcxTransport::UcxTransport(std::unique_ptr<UcxWorker> worker, int wake_fd, RankA
 }
 
 UcxTransport::~UcxTransport() {
-  // Without an error all was waited for, and what is still in UCX's hands reaches the peers.
+  // Without an error all was waited for and lies in the kernel; an orderly end lets it reach the
+  // peers.
   if (worker_ != nullptr) TearDown(!aborted_.load() && operations_.empty() && greetings_.empty());
   close(wake_fd_);
 }

@@ -6,7 +6,8 @@
 // its Receive is done here and not by UCX, so that nothing reaches a buffer before its sender and
 // its size were checked.
 //
-//   Send     all pieces are given to ucp_am_send_nbx, which sends out of the caller's buffer
+//   Send     all pieces are given to ucp_am_send_nbx, which sends out of the caller's buffer, and
+//            after what may fill a socket an end, which says when the kernel has it all
 //   arrival  OnMessage: the first piece finds the posted Receive of its tag, or makes an Early;
 //            this and the following ones are copied there
 //   Receive  takes what is early (and what is still to come of it), or is posted
@@ -65,6 +66,7 @@ class UcxTransport final : public TcpTransport {
     kHello = 1,  // the first message on a connection
     kWelcome,    // its answer: both directions work
     kData,
+    kEnd,  // after kData, for its sender; means nothing to the receiver
   };
   struct Header {
     uint64_t nonce = 0;  // of the sender, as its address told
@@ -107,9 +109,10 @@ class UcxTransport final : public TcpTransport {
     uint64_t nonce = 0;
     ucp_ep_h endpoint = nullptr;
     bool said_hello = false, welcomed = false, said_welcome = false;
-    uint64_t sent = 0;      // pieces
-    uint64_t received = 0;  // pieces
-    absl::Status failure;   // not OK: the connection is of no more use
+    uint64_t sent = 0;         // pieces
+    uint64_t received = 0;     // pieces
+    size_t unended_bytes = 0;  // sent since the last kEnd
+    absl::Status failure;      // not OK: the connection is of no more use
     std::deque<Operation*> posted;
     std::deque<Early> early;  // in order of arrival
     // Where the rest of the message goes whose first pieces came; neither between messages.
@@ -126,6 +129,8 @@ class UcxTransport final : public TcpTransport {
 
   void StartSend(Peer* peer, Kind kind, uint64_t tag, const void* data, size_t bytes,
                  Operation* operation);
+  bool StartPiece(const Peer& peer, Piece* piece, const void* data, size_t bytes,
+                  Operation* operation);
   void FreeRequests(Operation* operation) const;
   bool Done(Operation* operation);
   // Not OK once broken, or aborted: then broken now.

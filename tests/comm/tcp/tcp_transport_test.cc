@@ -137,6 +137,97 @@ TEST(TcpTransport, TheLastMessageArrives) {
   }
 }
 
+// A message that was waited for needs no more help of its sender, which may sleep from then on,
+// also when the last of it was what the socket had no room for. How much that is the kernel
+// decides: one message after the other is let go while nobody receives, first until one does not
+// go, then in rounds of about so many.
+TEST(TcpTransport, WhatWasWaitedForIsOutOfTheSendersHands) {
+  constexpr size_t kSize = 100'000;
+  auto group = OpenedGroup(2);
+  const std::vector<std::string> addresses = AddressesOf(group);
+  std::atomic<int> num_asked{0};  // since the beginning, as the next
+  std::atomic<int> num_sent{0};
+  std::atomic<bool> ended{false};
+  std::thread sender([&, transport = std::move(group[0])] {
+    ASSERT_TRUE(transport->Connect(addresses, Patient()).ok());
+    const std::string out = Bytes(0, 1, 1, kSize);
+    while (!ended) {
+      if (num_sent == num_asked) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        continue;
+      }
+      const Ticket ticket = Begun(transport->Send(1, 1, out.data(), kSize));
+      ASSERT_TRUE(transport->Wait(ticket, Patient()).ok());
+      ++num_sent;
+    }
+  });
+  const std::unique_ptr<TcpTransport> transport = std::move(group[1]);
+  EXPECT_TRUE(transport->Connect(addresses, Patient()).ok());
+  const auto all_left = [&](int from, int count) {
+    int before = -1;
+    for (int quiet = 0; quiet < 20 && num_sent - from < count;) {
+      quiet = num_sent == before ? quiet + 1 : 0;
+      before = num_sent;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return num_sent - from;
+  };
+  const auto receive = [&](int count) {
+    std::string in(kSize, '?');
+    for (int i = 0; i < count; ++i) {
+      const Ticket ticket = Begun(transport->Receive(0, 1, in.data(), kSize));
+      const absl::Status status =
+          transport->Wait(ticket, Deadline::After(std::chrono::seconds(20)));
+      if (!status.ok()) {
+        ADD_FAILURE() << "message " << i << " of " << count << ": " << status;
+        return false;
+      }
+    }
+    return true;
+  };
+  constexpr int kMoreThanFits = 1600;
+  num_asked = kMoreThanFits;
+  const int fit = all_left(0, kMoreThanFits);
+  bool works = receive(kMoreThanFits);
+  for (int round = 0, count = fit - 4; works && round < 12; ++round) {
+    count = std::max(count, 1);
+    const int from = num_asked;
+    num_asked = from + count;
+    const int left = all_left(from, count);
+    works = receive(count);
+    count = left == count ? count + 1 : left - 2;
+  }
+  ended = true;
+  sender.join();
+}
+
+// The connection ends while what was sent fills the socket: by the sender's deadline, by a peer
+// that leaves.
+TEST(TcpTransport, AFullSocketEnds) {
+  for (const bool leaves : {false, true}) {
+    std::atomic<bool> ended{false};
+    RunConnected(2, [&](TcpTransport* transport) {
+      if (transport->rank() == 1) {
+        if (leaves) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+        while (!leaves && !ended) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return;
+      }
+      const std::string out = Bytes(0, 1, 1, 40'000);
+      absl::Status status;
+      while (status.ok()) {
+        const auto ticket = transport->Send(1, 1, out.data(), out.size());
+        status =
+            ticket.ok() ? transport->Wait(*ticket, leaves ? Patient() : Soon()) : ticket.status();
+      }
+      ended = true;
+      EXPECT_EQ(status.code(),
+                leaves ? absl::StatusCode::kUnavailable : absl::StatusCode::kDeadlineExceeded)
+          << status;
+      EXPECT_THAT(std::string(status.message()), HasSubstr("rank 1 (127.0.0.1:"));
+    });
+  }
+}
+
 // Small and large, message first and receive first.
 TEST(TcpTransport, AnotherSizeIsDataLoss) {
   for (const size_t size : {size_t{32}, size_t{300'000}}) {
