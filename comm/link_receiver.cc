@@ -18,11 +18,9 @@ constexpr std::chrono::hours kIdle{24 * 365};
 
 }  // namespace
 
-std::unique_ptr<LinkReceiver> LinkReceiver::Make(LinkConnection connection,
-                                                 std::chrono::nanoseconds timeout) {
-  if (connection.is_network()) {
-    return std::make_unique<AheadLinkReceiver>(std::move(connection), timeout);
-  }
+absl::StatusOr<std::unique_ptr<LinkReceiver>> LinkReceiver::Create(
+    LinkConnection connection, std::chrono::nanoseconds timeout) {
+  if (connection.is_network()) return AheadLinkReceiver::Create(std::move(connection), timeout);
   return std::make_unique<DirectLinkReceiver>(std::move(connection), timeout);
 }
 
@@ -37,8 +35,17 @@ absl::Status DirectLinkReceiver::Receive(float* data, int64_t num_values) {
   return connection_.transport->Wait(ticket, Deadline::After(timeout_));
 }
 
+absl::StatusOr<std::unique_ptr<LinkReceiver>> AheadLinkReceiver::Create(
+    LinkConnection connection, std::chrono::nanoseconds timeout) {
+  std::unique_ptr<AheadLinkReceiver> receiver(
+      new AheadLinkReceiver(std::move(connection), timeout));
+  NIBBLE_RETURN_IF_ERROR(StartThread(&receiver->thread_, receiver->connection_.peer_name,
+                                     [own = receiver.get()] { own->Run(); }));
+  return receiver;
+}
+
 AheadLinkReceiver::AheadLinkReceiver(LinkConnection connection, std::chrono::nanoseconds timeout)
-    : timeout_(timeout), connection_(std::move(connection)), thread_([this] { Run(); }) {}
+    : timeout_(timeout), connection_(std::move(connection)) {}
 
 AheadLinkReceiver::~AheadLinkReceiver() {
   {
@@ -47,7 +54,7 @@ AheadLinkReceiver::~AheadLinkReceiver() {
   }
   changed_.notify_all();
   connection_.transport->Abort("the stage's link was closed");
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 absl::Status AheadLinkReceiver::Receive(float* data, int64_t num_values) {

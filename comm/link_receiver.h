@@ -21,8 +21,8 @@ namespace nibble::comm {
 
 class LinkReceiver {
  public:
-  static std::unique_ptr<LinkReceiver> Make(LinkConnection connection,
-                                            std::chrono::nanoseconds timeout);
+  static absl::StatusOr<std::unique_ptr<LinkReceiver>> Create(LinkConnection connection,
+                                                              std::chrono::nanoseconds timeout);
   virtual ~LinkReceiver() = default;
 
   virtual absl::Status Receive(float* data, int64_t num_values) = 0;
@@ -47,7 +47,8 @@ class DirectLinkReceiver final : public LinkReceiver {
 // kMaxAhead messages while the stage computes.
 class AheadLinkReceiver final : public LinkReceiver {
  public:
-  AheadLinkReceiver(LinkConnection connection, std::chrono::nanoseconds timeout);
+  static absl::StatusOr<std::unique_ptr<LinkReceiver>> Create(LinkConnection connection,
+                                                              std::chrono::nanoseconds timeout);
   ~AheadLinkReceiver() override;
 
   absl::Status Receive(float* data, int64_t num_values) override;
@@ -56,6 +57,8 @@ class AheadLinkReceiver final : public LinkReceiver {
  private:
   static constexpr int kMaxAhead = 2;
   using Buffer = std::vector<float>;
+
+  AheadLinkReceiver(LinkConnection connection, std::chrono::nanoseconds timeout);
 
   void Run();
   absl::Status ReceiveNext(Buffer* buffer);
@@ -77,7 +80,7 @@ class AheadLinkReceiver final : public LinkReceiver {
   std::array<Buffer, kMaxAhead> buffers_;
   uint64_t num_taken_ = 0;  // Receive's
 
-  std::thread thread_;  // last: it uses all of the above
+  std::thread thread_;  // uses all of the above
 };
 
 }  // namespace nibble::comm

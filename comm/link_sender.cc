@@ -4,6 +4,7 @@
 #include "comm/link_sender.h"
 
 #include <new>
+#include <system_error>
 #include <utility>
 
 namespace nibble::comm {
@@ -13,8 +14,26 @@ constexpr int kReceiver = 1;
 
 }  // namespace
 
+absl::Status StartThread(std::thread* thread, const std::string& peer_name,
+                         std::function<void()> run) {
+  try {
+    *thread = std::thread(std::move(run));
+  } catch (const std::system_error& error) {
+    return ResourceExhausted("no thread for the link with {}: {}", peer_name, error.what());
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<LinkSender>> LinkSender::Create(LinkConnection connection,
+                                                               std::chrono::nanoseconds timeout) {
+  std::unique_ptr<LinkSender> sender(new LinkSender(std::move(connection), timeout));
+  NIBBLE_RETURN_IF_ERROR(StartThread(&sender->thread_, sender->connection_.peer_name,
+                                     [own = sender.get()] { own->Run(); }));
+  return sender;
+}
+
 LinkSender::LinkSender(LinkConnection connection, std::chrono::nanoseconds timeout)
-    : timeout_(timeout), connection_(std::move(connection)), thread_([this] { Run(); }) {}
+    : timeout_(timeout), connection_(std::move(connection)) {}
 
 LinkSender::~LinkSender() {
   bool drops = false;
@@ -25,7 +44,7 @@ LinkSender::~LinkSender() {
   }
   changed_.notify_all();
   if (drops) connection_.transport->Abort("the stage's link was closed");
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 absl::Status LinkSender::Send(const float* data, int64_t num_values) {

@@ -14,6 +14,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -41,9 +42,14 @@ enum LinkTag : uint64_t {
   kBody,
 };
 
+// For the link with `peer_name`. RESOURCE_EXHAUSTED when the system has no more threads.
+absl::Status StartThread(std::thread* thread, const std::string& peer_name,
+                         std::function<void()> run);
+
 class LinkSender {
  public:
-  LinkSender(LinkConnection connection, std::chrono::nanoseconds timeout);
+  static absl::StatusOr<std::unique_ptr<LinkSender>> Create(LinkConnection connection,
+                                                            std::chrono::nanoseconds timeout);
   ~LinkSender();
   LinkSender(const LinkSender&) = delete;
   LinkSender& operator=(const LinkSender&) = delete;
@@ -53,6 +59,8 @@ class LinkSender {
 
  private:
   using Buffer = std::vector<float>;
+
+  LinkSender(LinkConnection connection, std::chrono::nanoseconds timeout);
 
   void Run();
   absl::Status SendNow(const Buffer& buffer);
@@ -74,7 +82,7 @@ class LinkSender {
   std::array<Buffer, StageLink::kMaxUnsent> buffers_;
   uint64_t num_filled_ = 0;  // Send's
 
-  std::thread thread_;  // last: it uses all of the above
+  std::thread thread_;  // uses all of the above
 };
 
 }  // namespace nibble::comm

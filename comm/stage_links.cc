@@ -94,11 +94,13 @@ class Member final : public StageLinkMember {
     if (from_previous_ != nullptr) {
       NIBBLE_ASSIGN_OR_RETURN(auto connection,
                               ConnectEnd(from_previous_.get(), addresses, deadline));
-      receiver = LinkReceiver::Make(std::move(connection), options.message_timeout);
+      NIBBLE_ASSIGN_OR_RETURN(receiver,
+                              LinkReceiver::Create(std::move(connection), options.message_timeout));
     }
     if (to_next_ != nullptr) {
       NIBBLE_ASSIGN_OR_RETURN(auto connection, ConnectEnd(to_next_.get(), addresses, deadline));
-      sender = std::make_unique<LinkSender>(std::move(connection), options.message_timeout);
+      NIBBLE_ASSIGN_OR_RETURN(sender,
+                              LinkSender::Create(std::move(connection), options.message_timeout));
     }
     return std::make_unique<NeighbourLinks>(rank_, std::move(receiver), std::move(sender));
   }
@@ -162,10 +164,10 @@ absl::StatusOr<std::vector<std::unique_ptr<StageLink>>> MakeThreadStageLinks(int
     }
     connections[0].peer_name = fmt::format("rank {}", receiver);
     connections[1].peer_name = fmt::format("rank {}", sender);
-    senders[static_cast<size_t>(sender)] =
-        std::make_unique<LinkSender>(std::move(connections[0]), timeout);
-    receivers[static_cast<size_t>(receiver)] =
-        LinkReceiver::Make(std::move(connections[1]), timeout);
+    NIBBLE_ASSIGN_OR_RETURN(senders[static_cast<size_t>(sender)],
+                            LinkSender::Create(std::move(connections[0]), timeout));
+    NIBBLE_ASSIGN_OR_RETURN(receivers[static_cast<size_t>(receiver)],
+                            LinkReceiver::Create(std::move(connections[1]), timeout));
   }
   std::vector<std::unique_ptr<StageLink>> links;
   for (int rank = 0; rank < size; ++rank) {
