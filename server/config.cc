@@ -4,8 +4,10 @@
 #include "server/config.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <initializer_list>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "fmt/ranges.h"
@@ -33,6 +35,69 @@ void CheckChoice(std::string_view option, const std::string& value,
     violations->push_back(
         fmt::format("{} is '{}', want {}", option, value, fmt::join(choices, ", ")));
   }
+}
+
+// What one node has no use for.
+void CheckOneNode(const ParallelOptions& options, std::vector<std::string>* violations) {
+  for (const auto& [option, value] :
+       {std::pair("--master-addr", &options.master_addr),
+        std::pair("--node-addr", &options.node_addr),
+        std::pair("--cluster-secret-file", &options.cluster_secret_file),
+        std::pair("--cluster-tls-ca", &options.cluster_tls_ca)}) {
+    if (!value->empty()) violations->push_back(fmt::format("{} needs --nnodes 2 or more", option));
+  }
+}
+
+void CheckNodes(const ParallelOptions& options, std::vector<std::string>* violations) {
+  const int nnodes = options.nnodes;
+  CheckRange("--nnodes", nnodes, 1, 64, violations);
+  CheckRange("--node-rank", options.node_rank, 0, std::max(nnodes, 1) - 1, violations);
+  CheckRange("--master-port", options.master_port, 1, 65535, violations);
+  if (nnodes == 1) CheckOneNode(options, violations);
+  if (nnodes <= 1) return;
+  if (options.world_size() % nnodes != 0) {
+    violations->push_back(
+        options.pipeline_parallel_size == 1
+            ? fmt::format("--tensor-parallel-size is {}, want a multiple of --nnodes ({}): every "
+                          "node has as many ranks",
+                          options.tensor_parallel_size, nnodes)
+            : fmt::format("--pipeline-parallel-size {} x --tensor-parallel-size {} are {} ranks, "
+                          "want a multiple of --nnodes ({}): every node has as many",
+                          options.pipeline_parallel_size, options.tensor_parallel_size,
+                          options.world_size(), nnodes));
+  }
+  if (options.master_addr.empty())
+    violations->push_back("--master-addr is missing: with --nnodes, name the address of node 0");
+  if (options.cluster_secret_file.empty() && options.cluster_secret.empty() &&
+      options.cluster_tls_ca.empty()) {
+    violations->push_back(
+        "--nnodes needs --cluster-secret-file, NIBBLE_CLUSTER_SECRET in the environment, or "
+        "--cluster-tls-ca, -cert and -key: whoever reaches --master-port could join");
+  }
+}
+
+void CheckTls(const ParallelOptions& options, std::vector<std::string>* violations) {
+  const auto files = {options.cluster_tls_ca.empty(), options.cluster_tls_cert.empty(),
+                      options.cluster_tls_key.empty()};
+  const auto num_missing = std::count(files.begin(), files.end(), true);
+  if (num_missing == 1 || num_missing == 2) {
+    violations->push_back(
+        "--cluster-tls-ca, --cluster-tls-cert and --cluster-tls-key: want all three or none");
+  }
+  if (!options.cluster_tls_server_name.empty() && num_missing == 3) {
+    violations->push_back("--cluster-tls-server-name needs --cluster-tls-ca, -cert and -key");
+  }
+}
+
+// Also by another name.
+bool IsSameFile(const std::string& a, const std::string& b) {
+  std::error_code error;
+  if (std::filesystem::equivalent(a, b, error)) return true;
+  const auto canonical = [&error](const std::string& path) {
+    const auto found = std::filesystem::weakly_canonical(path, error);
+    return error ? std::filesystem::path(path) : found;
+  };
+  return canonical(a) == canonical(b);
 }
 
 }  // namespace
@@ -124,6 +189,12 @@ void ExpertOptions::Validate(int tensor_parallel_size, std::vector<std::string>*
         "--num-redundant-experts is {}: --expert-load FILE is missing, which says what to copy",
         num_redundant_experts));
   }
+  if (!record_expert_load.empty() && IsSameFile(expert_load, record_expert_load)) {
+    violations->push_back(
+        fmt::format("--record-expert-load {} is the file of --expert-load, which the next start "
+                    "would take for the layout: want another one",
+                    record_expert_load));
+  }
 }
 
 int ParallelOptions::world_size() const {
@@ -142,58 +213,17 @@ void ParallelOptions::Validate(std::vector<std::string>* violations) const {
         pipeline_parallel_size, tensor_parallel_size, world_size(), kMaxRanks));
   }
   CheckRange("--rank-threads", rank_threads, 0, 1024, violations);
-  CheckRange("--nnodes", nnodes, 1, 64, violations);
-  if (nnodes > 1) {
-    if (world_size() % nnodes != 0) {
-      violations->push_back(
-          pipeline_parallel_size == 1
-              ? fmt::format("--tensor-parallel-size is {}, want a multiple of --nnodes ({}): every "
-                            "node has as many ranks",
-                            tensor_parallel_size, nnodes)
-              : fmt::format("--pipeline-parallel-size {} x --tensor-parallel-size {} are {} ranks, "
-                            "want a multiple of --nnodes ({}): every node has as many",
-                            pipeline_parallel_size, tensor_parallel_size, world_size(), nnodes));
-    }
-    if (master_addr.empty())
-      violations->push_back("--master-addr is missing: with --nnodes, name the address of node 0");
-    if (cluster_secret_file.empty() && cluster_secret.empty() && cluster_tls_ca.empty()) {
-      violations->push_back(
-          "--nnodes needs --cluster-secret-file, NIBBLE_CLUSTER_SECRET in the environment, or "
-          "--cluster-tls-ca, -cert and -key: whoever reaches --master-port could join");
-    }
-  }
-  if (nnodes == 1) {
-    for (const auto& [option, value] :
-         {std::pair("--master-addr", &master_addr), std::pair("--node-addr", &node_addr),
-          std::pair("--cluster-secret-file", &cluster_secret_file),
-          std::pair("--cluster-tls-ca", &cluster_tls_ca)}) {
-      if (!value->empty()) {
-        violations->push_back(fmt::format("{} needs --nnodes 2 or more", option));
-      }
-    }
-  }
-  CheckRange("--node-rank", node_rank, 0, std::max(nnodes, 1) - 1, violations);
-  CheckRange("--master-port", master_port, 1, 65535, violations);
-  const bool any_tls =
-      !cluster_tls_ca.empty() || !cluster_tls_cert.empty() || !cluster_tls_key.empty();
-  if (any_tls && (cluster_tls_ca.empty() || cluster_tls_cert.empty() || cluster_tls_key.empty())) {
-    violations->push_back(
-        "--cluster-tls-ca, --cluster-tls-cert and --cluster-tls-key: want all three or none");
-  }
-  if (!cluster_tls_server_name.empty() && !any_tls) {
-    violations->push_back("--cluster-tls-server-name needs --cluster-tls-ca, -cert and -key");
-  }
-  all_reduce.Validate(violations);
   if (world_size() == 1 && rank_threads > 0) {
     violations->push_back(fmt::format(
         "--rank-threads is {}, want 0 with one rank: --threads says what it has", rank_threads));
   }
-  if (tensor_parallel_size == 1) {
-    if (all_reduce != AllReduceFlags{} || all_reduce_measure) {
-      violations->push_back(
-          "--all-reduce and its companions need --tensor-parallel-size 2 or more: one rank has "
-          "nothing to sum");
-    }
+  CheckNodes(*this, violations);
+  CheckTls(*this, violations);
+  all_reduce.Validate(violations);
+  if (tensor_parallel_size == 1 && (all_reduce != AllReduceFlags{} || all_reduce_measure)) {
+    violations->push_back(
+        "--all-reduce and its companions need --tensor-parallel-size 2 or more: one rank has "
+        "nothing to sum");
   }
   CheckRange("--rank-timeout", rank_timeout_seconds, 1, 3600, violations);
   CheckRange("--group-timeout", group_timeout_seconds, 1, 86400, violations);

@@ -23,6 +23,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -118,10 +119,16 @@ std::optional<MatrixShare> ShareOf(const ModelConfig& config, const RankPlace& p
 
 // Scales of groups of input channels belong to whole groups. INVALID_ARGUMENT, naming the module,
 // the slice, the group size and the numbers of ranks that would do, when `share` cuts one.
+// `num_slots` as CheckSplit has it.
 absl::Status CheckOnGroups(const ModelConfig& config, const RankPlace& place,
-                           std::string_view module, const MatrixShare& share, int64_t group_size);
+                           std::string_view module, const MatrixShare& share, int64_t group_size,
+                           int64_t num_slots = 0);
 // The same of all experts, before any is read.
 absl::Status CheckExpertsOnGroups(const ModelConfig& config, const RankPlace& place,
-                                  int64_t group_size);
+                                  int64_t group_size, int64_t num_slots = 0);
+
+// The matrix that slices of an expert cut between input channels, of the first expert there is, by
+// the architecture's usual names: "model.layers.0.mlp.experts.0.down_proj". REQUIRES experts.
+std::string FirstExpertDown(const ModelConfig& config);
 
 }  // namespace nibble::engine

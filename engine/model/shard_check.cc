@@ -172,7 +172,8 @@ absl::StatusOr<int> ChooseExpertSize(const ModelConfig& config, int size, int64_
 }
 
 absl::Status CheckOnGroups(const ModelConfig& config, const RankPlace& place,
-                           std::string_view module, const MatrixShare& share, int64_t group_size) {
+                           std::string_view module, const MatrixShare& share, int64_t group_size,
+                           int64_t num_slots) {
   // One group of all channels is one scale a row, which every part can have.
   if (share.has_all_columns() || group_size >= share.k) return absl::OkStatus();
   // The parts are equal: what cuts one rank's groups cuts another's too.
@@ -180,11 +181,11 @@ absl::Status CheckOnGroups(const ModelConfig& config, const RankPlace& place,
   // Slices of an expert are of as many ranks as share it.
   const bool is_expert = ExpertOf(module).has_value();
   const int64_t num_parts = share.k / share.columns.size();
+  if (config.moe.has_value()) num_slots = SlotsOrExperts(config, num_slots);
   std::vector<int64_t> sizes;
   if (is_expert) {
-    sizes = ExpertSizesThatSplit(config, place.size, config.moe->num_experts, group_size);
+    sizes = ExpertSizesThatSplit(config, place.size, num_slots, group_size);
   } else {
-    const int64_t num_slots = config.moe.has_value() ? config.moe->num_experts : 0;
     sizes = SizesThatSplit(config, num_slots, 1);
     std::erase_if(sizes, [&](int64_t size) { return !OnGroups(share.k, size, group_size); });
   }
@@ -197,12 +198,19 @@ absl::Status CheckOnGroups(const ModelConfig& config, const RankPlace& place,
 }
 
 absl::Status CheckExpertsOnGroups(const ModelConfig& config, const RankPlace& place,
-                                  int64_t group_size) {
+                                  int64_t group_size, int64_t num_slots) {
   if (!config.moe.has_value() || group_size <= 0) return absl::OkStatus();
-  const std::string module = config.architecture == Architecture::kMixtral
-                                 ? "model.layers.*.block_sparse_moe.experts.0.w2"
-                                 : "model.layers.*.mlp.experts.0.down_proj";
-  return CheckOnGroups(config, place, module, *ShareOf(config, place, module), group_size);
+  const std::string module = FirstExpertDown(config);
+  return CheckOnGroups(config, place, module, *ShareOf(config, place, module), group_size,
+                       num_slots);
+}
+
+std::string FirstExpertDown(const ModelConfig& config) {
+  const std::vector<bool>& is_moe = config.moe->is_moe_layer;
+  return fmt::format("model.layers.{}.{}",
+                     std::find(is_moe.begin(), is_moe.end(), true) - is_moe.begin(),
+                     config.architecture == Architecture::kMixtral ? "block_sparse_moe.experts.0.w2"
+                                                                   : "mlp.experts.0.down_proj");
 }
 
 }  // namespace nibble::engine

@@ -54,7 +54,7 @@ class SlotTable {
   std::vector<int32_t> slots_;  // [num_slots], by expert
 };
 
-// As JSON text, for files and for ranks' command lines:
+// As JSON text, for files:
 //   {"num_experts": 2, "num_slots": 4, "expert_of_slot": [[0, 1, 1, 0], ...]}
 // Parse checks all that can be checked without the model: INVALID_ARGUMENT naming `where` (a file,
 // a flag), field, value and limit. Other fields are not looked at.

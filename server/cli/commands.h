@@ -22,7 +22,7 @@ struct RankOptions {
   int tensor_parallel_size = 1;
   int pipeline_parallel_size = 1;
   int expert_parallel_size = 1;  // as chosen
-  std::string expert_layout;     // engine::Serialize of the one that all ranks have; may be empty
+  std::string expert_layout;     // file with the JSON of the one that all ranks have; may be empty
   bool check_routing = false;
   int rank = 0;         // of all stages
   int control_fd = -1;  // socket to the server

@@ -3,9 +3,8 @@
 
 #include "server/cli/expert_recorder.h"
 
-#include <unistd.h>
-
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "base/log.h"

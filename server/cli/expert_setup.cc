@@ -3,6 +3,7 @@
 
 #include "server/cli/expert_setup.h"
 
+#include <string>
 #include <utility>
 
 #include "fmt/ranges.h"
@@ -46,18 +47,23 @@ absl::Status CheckOptions(const server::ParallelOptions& options,
 }
 
 // Input channels of an expert's weights that share a scale; 0: all of them.
-int64_t GroupSize(const engine::ModelConfig& model, const engine::LoadOptions& load) {
-  if (model.quantization.has_value()) return model.quantization->main_scheme()->group_size;
+absl::StatusOr<int64_t> GroupSize(const engine::ModelConfig& model,
+                                  const engine::LoadOptions& load) {
+  if (model.quantization.has_value()) {
+    // Files quantize experts otherwise than the rest, or leave them plain.
+    NIBBLE_ASSIGN_OR_RETURN(const engine::WeightScheme* scheme,
+                            model.quantization->Find(engine::FirstExpertDown(model)));
+    return scheme == nullptr ? 0 : scheme->GroupSizeOf(model.moe->intermediate_size);
+  }
   const bool in_groups = load.quantization == engine::Quantization::kW4A8 ||
                          load.quantization == engine::Quantization::kW4A16;
   return in_groups ? kernels::RtnOptions{}.group_size : 0;
 }
 
 absl::StatusOr<int> ExpertSize(const server::ParallelOptions& options,
-                               const engine::ModelConfig& model, const engine::LoadOptions& load) {
+                               const engine::ModelConfig& model, int64_t group_size) {
   if (options.experts.enable_expert_parallel) return options.tensor_parallel_size;
   if (options.experts.expert_parallel_size > 0) return options.experts.expert_parallel_size;
-  const int64_t group_size = GroupSize(model, load);
   NIBBLE_ASSIGN_OR_RETURN(
       const int size,
       engine::ChooseExpertSize(model, options.tensor_parallel_size, group_size,
@@ -91,13 +97,14 @@ absl::Status Place(const server::ExpertOptions& options, const engine::ModelConf
         model.moe->num_experts);
   }
   const int64_t num_slots = load.num_experts + options.num_redundant_experts;
-  if (num_slots % setup->expert_size != 0) {
+  if (const int64_t excess = num_slots % setup->expert_size; excess != 0) {
+    const int64_t fewer = options.num_redundant_experts - excess;
+    const int64_t more = fewer + setup->expert_size;
     return InvalidArgument(
-        "--num-redundant-experts {}: {} experts and copies do not divide among {} parts; {} or {} "
-        "would do",
+        "--num-redundant-experts {}: {} experts and copies do not divide among {} parts; {} would "
+        "do",
         options.num_redundant_experts, num_slots, setup->expert_size,
-        options.num_redundant_experts - num_slots % setup->expert_size,
-        options.num_redundant_experts + setup->expert_size - num_slots % setup->expert_size);
+        fewer < 0 ? std::to_string(more) : fmt::format("{} or {}", fewer, more));
   }
   NIBBLE_ASSIGN_OR_RETURN(
       engine::ExpertLayout layout,
@@ -107,6 +114,16 @@ absl::Status Place(const server::ExpertOptions& options, const engine::ModelConf
   return absl::OkStatus();
 }
 
+absl::Status CheckSlices(const server::ParallelOptions& options, const engine::ModelConfig& model,
+                         const ExpertSetup& setup, int64_t group_size) {
+  // Experts that such a config.json means may be plain all the same: ranks look at the tensors.
+  if (model.quantization.has_value() && model.quantization->tensors_decide) return absl::OkStatus();
+  const absl::Status status = engine::CheckExpertsOnGroups(
+      model, PlaceOf(options, setup.expert_size, 0), group_size, setup.num_slots());
+  if (status.ok()) return status;
+  return Annotate(status, fmt::format("--expert-parallel-size {}", setup.expert_size));
+}
+
 }  // namespace
 
 absl::StatusOr<ExpertSetup> SetUpExperts(const server::ParallelOptions& options,
@@ -114,11 +131,17 @@ absl::StatusOr<ExpertSetup> SetUpExperts(const server::ParallelOptions& options,
                                          const engine::LoadOptions& load) {
   NIBBLE_RETURN_IF_ERROR(CheckOptions(options, model));
   ExpertSetup setup;
-  if (!model.moe.has_value()) return setup;
-  NIBBLE_ASSIGN_OR_RETURN(setup.expert_size, ExpertSize(options, model, load));
+  int64_t group_size = 0;
+  if (model.moe.has_value()) {
+    NIBBLE_ASSIGN_OR_RETURN(group_size, GroupSize(model, load));
+    NIBBLE_ASSIGN_OR_RETURN(setup.expert_size, ExpertSize(options, model, group_size));
+  }
   if (!options.experts.expert_load.empty()) {
     NIBBLE_RETURN_IF_ERROR(Place(options.experts, model, &setup));
   }
+  NIBBLE_RETURN_IF_ERROR(
+      engine::CheckSplit(model, PlaceOf(options, setup.expert_size, 0), setup.num_slots()));
+  NIBBLE_RETURN_IF_ERROR(CheckSlices(options, model, setup, group_size));
   return setup;
 }
 

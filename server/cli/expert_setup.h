@@ -5,6 +5,7 @@
 // are where.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -24,11 +25,14 @@ struct ExpertSetup {
   // Of --expert-load; null: number e of E on part e * expert_size / E.
   std::shared_ptr<const engine::ExpertLayout> layout;
   std::string load_fingerprint;  // of the file that decided the layout; empty: none
+
+  int64_t num_slots() const { return layout == nullptr ? 0 : layout->num_slots; }  // 0: no copies
 };
 
 // Reads --expert-load. INVALID_ARGUMENT naming options and values: experts of a dense model, more
-// parts than experts, more stages than layers, slots that do not divide. Says in the log when the
-// number of parts was chosen. `load` has quantization; its place is not read.
+// parts than experts, more stages than layers, slots that do not divide, slices that cut groups of
+// weights, and what else keeps the model from being split so (engine::CheckSplit). Says in the log
+// when the number of parts was chosen. `load` has quantization; its place is not read.
 absl::StatusOr<ExpertSetup> SetUpExperts(const server::ParallelOptions& options,
                                          const engine::ModelConfig& model,
                                          const engine::LoadOptions& load);

@@ -16,12 +16,13 @@ void AddExpertOptions(CLI::App* app, server::ExpertOptions* options) {
   app->add_option("--num-redundant-experts", options->num_redundant_experts,
                   "with --expert-load, copies of the experts that many tokens go to")
       ->capture_default_str();
-  app->add_option("--record-expert-load", options->record_expert_load,
-                  "file for the tokens of each expert since the start: written every minute and "
-                  "at the end");
+  app->add_option(
+      "--record-expert-load", options->record_expert_load,
+      "file for the tokens of each expert since the start: written every minute and "
+      "at the end, when ranks' last second may be missing. Node 0's; others write none");
   app->add_option("--max-expert-series", options->max_expert_series,
-                  "/metrics counts tokens by layer and expert for models with at most so many "
-                  "pairs of these")
+                  "/metrics, which node 0 has, counts tokens by layer and expert for models with "
+                  "at most so many pairs of these")
       ->capture_default_str();
 }
 
@@ -124,7 +125,8 @@ void AddRank(CLI::App* app, RankOptions* options) {
   app->add_option("--expert-parallel-size", options->expert_parallel_size,
                   "parts into which a layer's experts are cut")
       ->required();
-  app->add_option("--expert-layout", options->expert_layout, "JSON: which expert is in which slot");
+  app->add_option("--expert-layout", options->expert_layout,
+                  "JSON file: which expert is in which slot");
   app->add_flag("--check-routing", options->check_routing, "compare where tokens go");
   app->add_option("--rank", options->rank, "which of them this is")->required();
   app->add_option("--control-fd", options->control_fd, "connected socket to the server")

@@ -12,7 +12,6 @@
 #include "base/log.h"
 #include "base/mapped_file.h"
 #include "engine/model/memory.h"
-#include "engine/model/shard.h"
 #include "engine/model/weight_loader.h"
 #include "server/cli/fingerprint.h"
 #include "server/cli/version.h"
@@ -73,9 +72,9 @@ std::vector<std::string> RankCommand(const server::ServeConfig& config, const Ho
                                       "--model-fingerprint",
                                       host.model_fingerprint};
   if (config.parallel.experts.check_routing) command.push_back("--check-routing");
-  if (host.experts.layout != nullptr) {
+  if (host.layout_file != nullptr) {
     command.push_back("--expert-layout");
-    command.push_back(engine::Serialize(*host.experts.layout));
+    command.push_back(host.layout_file->path());
   }
   return command;
 }
@@ -130,9 +129,10 @@ absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {
   NIBBLE_ASSIGN_OR_RETURN(host.model, engine::LoadModelConfig(config.model.model));
   NIBBLE_ASSIGN_OR_RETURN(host.experts, SetUpExperts(parallel, host.model,
                                                      ToLoadOptions(config.model, host.device.isa)));
-  NIBBLE_RETURN_IF_ERROR(
-      engine::CheckSplit(host.model, PlaceOf(parallel, host.experts.expert_size, 0),
-                         host.experts.layout != nullptr ? host.experts.layout->num_slots : 0));
+  if (host.experts.layout != nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(host.layout_file,
+                            MemoryFile::Create(engine::Serialize(*host.experts.layout)));
+  }
   NIBBLE_ASSIGN_OR_RETURN(host.max_model_len,
                           ChooseMaxModelLen(config, host.model.max_position_embeddings));
   NIBBLE_ASSIGN_OR_RETURN(host.placement,
@@ -159,6 +159,15 @@ std::vector<int> NodeOfRank(const server::ParallelOptions& options) {
     nodes.push_back(rank / options.ranks_per_node());
   }
   return nodes;
+}
+
+bool SomeStageSpansNodes(const server::ParallelOptions& options) {
+  const std::vector<int> nodes = NodeOfRank(options);
+  const auto size = static_cast<size_t>(options.tensor_parallel_size);
+  for (size_t first = 0; first < nodes.size(); first += size) {
+    if (nodes[first] != nodes[first + size - 1]) return true;
+  }
+  return false;
 }
 
 absl::StatusOr<comm::ClusterSecurity> ReadSecurity(const server::ParallelOptions& options) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "comm/ranks/local_ranks.h"
 #include "engine/model/model_config.h"
 #include "server/cli/expert_setup.h"
+#include "server/cli/memory_file.h"
 #include "server/cli/model_setup.h"
 #include "server/cli/rank_placement.h"
 #include "server/config.h"
@@ -33,6 +35,7 @@ struct HostSetup {
   int64_t max_model_len = 0;
   std::string model_fingerprint;  // a rank that starts anew loads nothing else
   ExpertSetup experts;
+  std::shared_ptr<const MemoryFile> layout_file;  // experts.layout for ranks; null: none
   HostPlacement placement;
 };
 // Refuses a model that does not split into so many ranks; warns of a placement that is slow.
@@ -43,6 +46,8 @@ comm::LocalRanksOptions LocalRanksFor(const server::ServeConfig& config, const H
 
 // node_of_rank [world_size]
 std::vector<int> NodeOfRank(const server::ParallelOptions& options);
+// Whether sums go over the network, and not only activations from stage to stage.
+bool SomeStageSpansNodes(const server::ParallelOptions& options);
 
 // Reads the files that --cluster-* name.
 absl::StatusOr<comm::ClusterSecurity> ReadSecurity(const server::ParallelOptions& options);

@@ -208,7 +208,7 @@ absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<comm::RankHub> hub, OpenHub(config, host));
   // Ranks of one host take what shared memory is best at.
   const bool measures = options.all_reduce.mode == comm::AllReduceOptions::Mode::kAuto &&
-                        config.parallel.nnodes > 1 && config.parallel.tensor_parallel_size > 1;
+                        SomeStageSpansNodes(config.parallel);
   const PolicyCache cache(measures ? CacheFolder() : "", PolicyKey(config, options, host, *hub));
   options.policy = KeptPolicy(cache, config.parallel.all_reduce_measure);
 

@@ -11,6 +11,7 @@
 #include "fmt/ranges.h"
 
 #include "base/log.h"
+#include "base/mapped_file.h"
 #include "base/thread_pool.h"
 #include "comm/ranks/frame_channel.h"
 #include "engine/exec/rank_server.h"
@@ -21,6 +22,9 @@
 
 namespace nibble::cli {
 namespace {
+
+// Twice what the largest layout takes: kMaxSlots x kMaxLayoutLayers.
+constexpr size_t kMaxLayoutBytes = size_t{64} << 20;
 
 absl::Status Validate(const RankOptions& options) {
   std::vector<std::string> violations;
@@ -73,8 +77,10 @@ absl::Status Serve(const RankOptions& options) {
   server.load.place = PlaceOf(shape, options.expert_parallel_size, options.rank);
   server.load.check_routing = options.check_routing;
   if (!options.expert_layout.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(const std::string text,
+                            ReadFile(options.expert_layout, kMaxLayoutBytes));
     NIBBLE_ASSIGN_OR_RETURN(engine::ExpertLayout layout,
-                            engine::ParseExpertLayout(options.expert_layout, "--expert-layout"));
+                            engine::ParseExpertLayout(text, "--expert-layout"));
     server.load.expert_layout = std::make_shared<const engine::ExpertLayout>(std::move(layout));
   }
   server.block_size = options.block_size;

@@ -32,12 +32,13 @@ bool SameShape(const engine::ExpertLoad& a, const engine::ExpertLoad& b) {
   return a.num_layers == b.num_layers && a.num_experts == b.num_experts;
 }
 
-// What came after `start`. A rank that was started anew counts from zero: then all of it.
+// What came after `start`, nothing where `now` is the older one: of two scrapes at a time, the one
+// that read first may come here last.
 engine::ExpertLoad Since(const engine::ExpertLoad& start, const engine::ExpertLoad& now) {
   if (!SameShape(start, now)) return now;
   engine::ExpertLoad load = now;
   for (size_t i = 0; i < load.tokens.size(); ++i) {
-    if (now.tokens[i] >= start.tokens[i]) load.tokens[i] -= start.tokens[i];
+    load.tokens[i] -= std::min(load.tokens[i], start.tokens[i]);
   }
   return load;
 }

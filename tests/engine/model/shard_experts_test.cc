@@ -218,6 +218,20 @@ TEST(ShardExpertsTest, ExpertsAreCutOnlyBetweenGroups) {
       AllOf(HasSubstr("down_proj: its 768 input channels in 8 slices are 96 each"),
             HasSubstr("groups of 128"), HasSubstr("expert-parallel sizes that do not are 4, 8"),
             Not(HasSubstr("tensor-parallel"))));
+  // 132 slots are not cut into 8.
+  EXPECT_THAT(Message(CheckExpertsOnGroups(qwen3, Place(5, 8, 1), 128, 132)),
+              HasSubstr("expert-parallel sizes that do not are 4"));
+  EXPECT_THAT(Message(CheckExpertsOnGroups(qwen3, Place(5, 8, 1), 128, 132)),
+              Not(HasSubstr("4, 8")));
+}
+
+TEST(ShardExpertsTest, TheFirstExpertIsOfTheFirstLayerThatHasAny) {
+  ModelConfig config = Config(8, 96);
+  EXPECT_EQ(FirstExpertDown(config), "model.layers.0.mlp.experts.0.down_proj");
+  config.moe->is_moe_layer[0] = false;
+  EXPECT_EQ(FirstExpertDown(config), "model.layers.1.mlp.experts.0.down_proj");
+  config.architecture = Architecture::kMixtral;
+  EXPECT_EQ(FirstExpertDown(config), "model.layers.1.block_sparse_moe.experts.0.w2");
 }
 
 }  // namespace

@@ -4,10 +4,14 @@
 #include "server/config.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
 #include <string>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+
+#include "tests/testing/temp_dir.h"
 
 namespace nibble::server {
 namespace {
@@ -179,6 +183,24 @@ TEST(ServeConfigTest, ContradictionsOfExpertOptionsAreListed) {
   experts = {.check_routing = true};
   EXPECT_THAT(std::string(config.Validate().message()),
               HasSubstr("--check-routing needs --tensor-parallel-size 2 or more"));
+}
+
+TEST(ServeConfigTest, TheLoadThatDecidesIsNotTheOneThatIsRecorded) {
+  const testing::TempDir folder;
+  const std::string path = folder.path() + "/load.json";
+  ServeConfig config = Good();
+  ExpertOptions& experts = config.parallel.experts;
+  experts = {.expert_load = path, .record_expert_load = folder.path() + "/other.json"};
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  experts.record_expert_load = folder.path() + "/./load.json";  // neither is there
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("--record-expert-load " + folder.path() + "/./load.json is the file of "));
+  std::ofstream(path) << "{}";
+  std::filesystem::create_hard_link(path, folder.path() + "/linked.json");
+  experts.record_expert_load = folder.path() + "/linked.json";
+  EXPECT_FALSE(config.Validate().ok());
+  experts.record_expert_load = folder.path() + "/other.json";
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
 }
 
 TEST(ServeConfigTest, LimitsThemselvesAreAllowed) {

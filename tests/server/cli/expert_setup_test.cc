@@ -49,7 +49,7 @@ class ExpertSetupTest : public ::testing::Test {
   }
 
   testing::TempDir folder_;
-  const engine::ModelConfig model_ = Load("stories-mixtral");
+  engine::ModelConfig model_ = Load("stories-mixtral");
   server::ParallelOptions options_{.tensor_parallel_size = 4};
   engine::LoadOptions load_;
 };
@@ -72,6 +72,37 @@ TEST_F(ExpertSetupTest, GroupsOfWeightsStayWhole) {
   EXPECT_EQ(SetUpExperts(options_, model_, load_)->expert_size, 2);
   EXPECT_THAT(::testing::internal::GetCapturedStderr(),
               AllOf(HasSubstr("--expert-parallel-size 2 is chosen"), HasSubstr("groups of 128")));
+}
+
+// The attention in groups of 128, the experts otherwise: theirs count.
+TEST_F(ExpertSetupTest, GroupsAreThoseOfTheExperts) {
+  const auto pattern = [](std::string_view text) { return *engine::NamePattern::Parse(text); };
+  options_.tensor_parallel_size = 8;  // 64 columns each
+  model_.quantization.emplace();
+  engine::QuantizationConfig& quantization = *model_.quantization;
+  quantization.groups = {
+      {.targets = {pattern("re:.*self_attn.*")}, .scheme = {{.group_size = 128}}},
+      {.targets = {pattern("re:.*experts.*")}, .scheme = {{.group_size = 64}}}};
+  EXPECT_EQ(SetUpExperts(options_, model_, load_)->expert_size, 1);
+  quantization.groups[1].scheme->group_size = 256;
+  EXPECT_EQ(SetUpExperts(options_, model_, load_)->expert_size, 4);
+  quantization.groups[1].scheme->group_size = 0;  // one scale a row
+  EXPECT_EQ(SetUpExperts(options_, model_, load_)->expert_size, 1);
+  quantization.groups[1].scheme.reset();  // left plain
+  EXPECT_EQ(SetUpExperts(options_, model_, load_)->expert_size, 1);
+  quantization.groups.clear();
+  EXPECT_EQ(SetUpExperts(options_, model_, load_)->expert_size, 1);
+}
+
+TEST_F(ExpertSetupTest, SizesThatAreAskedForMayNotCutGroups) {
+  options_ = {.tensor_parallel_size = 8, .experts = {.expert_parallel_size = 1}};
+  EXPECT_EQ(SetUpExperts(options_, model_, load_)->expert_size, 1);
+  load_.quantization = engine::Quantization::kW4A8;
+  EXPECT_THAT(Error(), AllOf(HasSubstr("--expert-parallel-size 1: "),
+                             HasSubstr("512 input channels in 8 slices are 64"),
+                             HasSubstr("expert-parallel sizes that do not are 2, 4, 8")));
+  options_.experts.expert_parallel_size = 2;
+  EXPECT_EQ(SetUpExperts(options_, model_, load_)->expert_size, 2);
 }
 
 TEST_F(ExpertSetupTest, WhatTheModelHasNoUseForIsRefused) {
@@ -114,6 +145,11 @@ TEST_F(ExpertSetupTest, LoadsThatDoNotFitAreRefused) {
   options_.experts.enable_expert_parallel = true;
   options_.experts.num_redundant_experts = 6;
   EXPECT_THAT(Error(), AllOf(HasSubstr("--num-redundant-experts 6"), HasSubstr("4 or 8 would do")));
+  options_.experts.num_redundant_experts = 1;
+  EXPECT_THAT(Error(), HasSubstr("0 or 4 would do"));
+  options_.tensor_parallel_size = 5;  // nothing less than 10 slots
+  EXPECT_THAT(Error(), HasSubstr("among 5 parts; 2 would do"));
+  options_.tensor_parallel_size = 4;
   options_.experts.num_redundant_experts = 0;
   WriteLoad(3);
   EXPECT_THAT(Error(), HasSubstr("3 layers with 8 experts, the model has 4 with 8"));

@@ -95,13 +95,14 @@ TEST(ExpertMetricsTest, CopiesShareTheLoad) {
   EXPECT_THAT(metrics.Serialize(Load({8, 0, 0, 0})), HasSubstr(Balance("1")));
 }
 
-TEST(ExpertMetricsTest, CountersThatFallBackStartTheWindowAnew) {
+TEST(ExpertMetricsTest, AnOlderLoadThatComesLateSaysNothing) {
   FakeClock clock;
   ExpertMetrics metrics(Config(), &clock);
   clock.now_ns = ExpertMetrics::kWindowNs;
   metrics.Serialize(Load({100, 100, 100, 100}));
   clock.now_ns *= 2;
-  EXPECT_THAT(metrics.Serialize(Load({2, 2, 0, 0})), HasSubstr(Balance("0.5")));
+  EXPECT_THAT(metrics.Serialize(Load({90, 90, 0, 0})), HasSubstr(Balance("1")));
+  EXPECT_THAT(metrics.Serialize(Load({102, 102, 100, 100})), HasSubstr(Balance("0.5")));
 }
 
 }  // namespace
