@@ -111,6 +111,7 @@ class LinearLoader {
   };
   using Sources = std::span<const Source>;
 
+  void Consumed(const TensorView& tensor, int64_t num_elements);
   absl::StatusOr<const TensorView*> PlainTensor(const LinearModule& module) const;
   absl::StatusOr<WeightForm> ChooseForm(const std::string& module,
                                         const WeightScheme* scheme) const;
@@ -121,6 +122,7 @@ class LinearLoader {
   absl::Status AddInt8(Sources sources, std::vector<Linear::Part>* parts);
   absl::StatusOr<StoredInt4> ReadInt4(const Source& source);
   absl::StatusOr<kernels::Int8Weight> ReadInt8(const Source& source);
+  static std::vector<float> Expand(const StoredInt4& stored, ThreadPool* pool);
   // Rounds a plain module to nearest and keeps the share.
   template <typename Weight>
   absl::StatusOr<Weight> QuantizeModule(const LinearModule& module);
