@@ -54,11 +54,12 @@ absl::Status Validate(const ClusterShape& shape, const ClusterIdentity& identity
     errors.push_back(fmt::format("{} ranks on a node: wanted are 1 to {}", shape.ranks_per_node,
                                  kMaxRanksPerNode));
   }
-  for (const std::string* text :
-       {&identity.version, &identity.model_fingerprint, &identity.options_fingerprint}) {
-    if (text->size() > kMaxNameBytes) {
+  for (const auto& [text, limit] : {std::pair(&identity.version, kMaxNameBytes),
+                                    std::pair(&identity.model_fingerprint, kMaxNameBytes),
+                                    std::pair(&identity.options_fingerprint, kMaxOptionsBytes)}) {
+    if (text->size() > limit) {
       errors.push_back(fmt::format("a fingerprint or version of {} bytes, the limit is {}",
-                                   text->size(), kMaxNameBytes));
+                                   text->size(), limit));
     }
   }
   CheckSecurity(security, &errors);

@@ -17,11 +17,13 @@ struct ClusterShape {
   int ranks_per_node = 1;  // 1..256
 };
 
-// All must agree on these; a node that differs is refused by name. Up to 256 bytes each.
+// All must agree on these; a node that differs is refused by name. Up to 256 bytes, options 1024.
 struct ClusterIdentity {
-  std::string version;              // of nibble
-  std::string model_fingerprint;    // of the files that are loaded
-  std::string options_fingerprint;  // of everything else that ranks must agree on
+  std::string version;            // of nibble
+  std::string model_fingerprint;  // of the files that are loaded
+  // Of everything else that ranks must agree on: "name=value, name=value". A refusal names what
+  // differs; values of 32 bytes and more are hashes, of which it says no more than that.
+  std::string options_fingerprint;
 };
 
 // One of both or both; at least one when there is more than one node.

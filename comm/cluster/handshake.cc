@@ -8,7 +8,12 @@
 #include <openssl/hmac.h>
 #include <openssl/rand.h>
 
+#include <algorithm>
 #include <string_view>
+#include <utility>
+#include <vector>
+
+#include "fmt/ranges.h"
 
 #include "base/check.h"
 #include "comm/cluster/addresses.h"
@@ -46,6 +51,51 @@ absl::Status CheckNonce(const std::string& nonce) {
 absl::Status CheckSame(std::string_view what, const std::string& theirs, const std::string& ours) {
   if (theirs == ours) return absl::OkStatus();
   return FailedPrecondition(fmt::format("its {} is '{}', the head's is '{}'", what, theirs, ours));
+}
+
+using Options = std::vector<std::pair<std::string_view, std::string_view>>;
+
+Options SplitOptions(std::string_view text) {
+  constexpr std::string_view kSeparator = ", ";
+  Options options;
+  while (!text.empty()) {
+    const size_t end = std::min(text.find(kSeparator), text.size());
+    const std::string_view part = text.substr(0, end);
+    const size_t equals = std::min(part.find('='), part.size());
+    options.emplace_back(part.substr(0, equals), part.substr(std::min(equals + 1, part.size())));
+    text.remove_prefix(std::min(end + kSeparator.size(), text.size()));
+  }
+  return options;
+}
+
+// Empty for two that are the same.
+std::string Difference(std::string_view name, std::string_view theirs, std::string_view ours) {
+  constexpr size_t kHashBytes = 32;
+  if (theirs == ours) return "";
+  if (theirs.size() >= kHashBytes && ours.size() >= kHashBytes) {
+    return fmt::format("{} has another content", name);
+  }
+  const auto shown = [](std::string_view value) {
+    return value.size() >= kHashBytes ? "given" : value;
+  };
+  return fmt::format("{} is {} (node 0: {})", name, shown(theirs), shown(ours));
+}
+
+// "its options are not node 0's: --dtype is float32 (node 0: auto)"
+absl::Status CheckOptions(const std::string& theirs, const std::string& ours) {
+  if (theirs == ours) return absl::OkStatus();
+  const Options a = SplitOptions(theirs);
+  const Options b = SplitOptions(ours);
+  std::vector<std::string> differences;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    if (a[i].first != b[i].first) break;
+    std::string difference = Difference(a[i].first, a[i].second, b[i].second);
+    if (!difference.empty()) differences.push_back(std::move(difference));
+  }
+  // Another list, which one version of nibble does not make.
+  if (differences.empty()) differences.push_back(fmt::format("'{}' (node 0: '{}')", theirs, ours));
+  return FailedPrecondition(
+      fmt::format("its options are not node 0's: {}", fmt::join(differences, "; ")));
 }
 
 absl::Status CheckProof(const v1::JoinRequest& join, const Nonces& nonces,
@@ -99,11 +149,12 @@ absl::Status CheckJoin(const v1::JoinRequest& join, const Nonces& nonces, const 
                        const ClusterIdentity& identity, const std::string& secret) {
   // The secret first: others learn nothing about the cluster.
   NIBBLE_RETURN_IF_ERROR(CheckProof(join, nonces, secret));
-  for (const std::string* text : {&join.version(), &join.model_fingerprint(),
-                                  &join.options_fingerprint(), &join.bind_address()}) {
-    if (text->size() > kMaxNameBytes) {
-      return InvalidArgument("a text of {} bytes came, the limit is {}", text->size(),
-                             kMaxNameBytes);
+  for (const auto& [text, limit] : {std::pair(&join.version(), kMaxNameBytes),
+                                    std::pair(&join.model_fingerprint(), kMaxNameBytes),
+                                    std::pair(&join.options_fingerprint(), kMaxOptionsBytes),
+                                    std::pair(&join.bind_address(), kMaxNameBytes)}) {
+    if (text->size() > limit) {
+      return InvalidArgument("a text of {} bytes came, the limit is {}", text->size(), limit);
     }
   }
   NIBBLE_RETURN_IF_ERROR(CheckSame("nibble version", join.version(), identity.version));
@@ -121,8 +172,7 @@ absl::Status CheckJoin(const v1::JoinRequest& join, const Nonces& nonces, const 
   }
   NIBBLE_RETURN_IF_ERROR(
       CheckSame("model fingerprint", join.model_fingerprint(), identity.model_fingerprint));
-  NIBBLE_RETURN_IF_ERROR(
-      CheckSame("options fingerprint", join.options_fingerprint(), identity.options_fingerprint));
+  NIBBLE_RETURN_IF_ERROR(CheckOptions(join.options_fingerprint(), identity.options_fingerprint));
   if (!IsNumeric(join.bind_address()) || IsEveryInterface(join.bind_address())) {
     return InvalidArgument("its ranks bind '{}', which is no address of an interface",
                            join.bind_address());

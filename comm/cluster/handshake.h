@@ -20,7 +20,8 @@ namespace nibble::comm {
 
 inline constexpr uint32_t kClusterProtocol = 1;
 inline constexpr size_t kNonceBytes = 32;
-inline constexpr size_t kMaxNameBytes = 256;  // of a version, fingerprint, address
+inline constexpr size_t kMaxNameBytes = 256;      // of a version, fingerprint, address
+inline constexpr size_t kMaxOptionsBytes = 1024;  // of the options' fingerprint
 
 // UNAVAILABLE when the system gives no random bytes.
 absl::StatusOr<std::string> MakeNonce();

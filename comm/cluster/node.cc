@@ -243,11 +243,11 @@ absl::Status Membership::Run(const std::stop_token& stop) {
   while (!stop.stop_requested()) {
     absl::StatusOr<NodeLink::End> ended = RunLink(stop);
     const NodeLink::End end = ended.ok() ? *ended : NodeLink::End{.status = ended.status()};
-    if (stop.stop_requested()) break;
     if (end.goodbye) {
       log::Info("cluster: the head at {} ended, and so does node {}", head_, options_.node);
       return absl::OkStatus();
     }
+    if (stop.stop_requested()) break;
     if (end.joined) {
       told_any_ = false;
       retry = kFirstRetry;

@@ -68,15 +68,25 @@ std::chrono::milliseconds NodeLink::Patience() const {
   return state_ == State::kMember ? options_->heartbeat.timeout : kJoinPatience;
 }
 
+// Answers in progress need this node's ranks, so the head ends first.
+NodeLink::Clock::time_point NodeLink::EndAfterStop() const {
+  if (!has_ranks_) return Clock::now();
+  log::Info("cluster: node {} keeps its ranks, waiting for node 0 to finish (at most {:g} s)",
+            options_->node, std::chrono::duration<double>(options_->goodbye_timeout).count());
+  return Clock::now() + options_->goodbye_timeout;
+}
+
 // Sends heartbeats and closes a silent connection, until gRPC is done with it.
 void NodeLink::Watch(const std::stop_token& stop) {
   SilenceWatch watch(options_->heartbeat.interval);
   std::unique_lock lock(mutex_);
   const auto done = [this] { return done_.has_value(); };
+  std::optional<Clock::time_point> ends_at;  // once stop is requested
   while (!done()) {
     const auto silent_at = last_heard_.load() + Patience();
-    const auto next = watch.NextLook();
-    if (stop.stop_requested() || closing_) {
+    const auto next = std::min(watch.NextLook(), silent_at);
+    if (stop.stop_requested() && !ends_at) ends_at = EndAfterStop();
+    if (closing_ || (ends_at && Clock::now() >= *ends_at)) {
       // gRPC ends a cancelled call in little time.
       if (!closing_) {
         lock.unlock();
@@ -86,7 +96,12 @@ void NodeLink::Watch(const std::stop_token& stop) {
       changed_.wait(lock, done);
       return;
     }
-    changed_.wait_until(lock, stop, std::min(next, silent_at), [&] { return done() || closing_; });
+    const auto ended = [&] { return done() || closing_; };
+    if (ends_at) {
+      changed_.wait_until(lock, std::min(next, *ends_at), ended);
+    } else {
+      changed_.wait_until(lock, stop, next, ended);
+    }
     if (closing_) continue;
     if (const auto stall = watch.Stall(); stall > stall.zero()) {
       last_heard_ = last_heard_.load() + stall;
@@ -213,6 +228,7 @@ absl::Status NodeLink::HandleMember() {
     case v1::HeadMessage::kHeartbeat:
       return absl::OkStatus();
     case v1::HeadMessage::kStartRanks:
+      has_ranks_ = true;
       owner_->OnStartRanks(this, run_id_);
       return absl::OkStatus();
     case v1::HeadMessage::kRestartRank: {

@@ -54,7 +54,8 @@ class NodeLink final : public grpc::ClientBidiReactor<v1::NodeMessage, v1::HeadM
   // `options` and `owner` must outlive it.
   NodeLink(const NodeOptions* options, std::string bind_address, NodeLinkOwner* owner);
 
-  // Calls the head, and returns when the call has ended: of itself, by silence or by `stop`.
+  // Calls the head, and returns when the call has ended: of itself, by silence or by `stop`
+  // (NodeOptions::goodbye_timeout).
   End Run(const std::stop_token& stop);
 
   // Thread-safe; nothing once it is closed.
@@ -70,6 +71,8 @@ class NodeLink final : public grpc::ClientBidiReactor<v1::NodeMessage, v1::HeadM
 
   void Begin();
   void Watch(const std::stop_token& stop);
+  // When this node ends of itself, after a stop that came now.
+  Clock::time_point EndAfterStop() const;
   std::chrono::milliseconds Patience() const;
   absl::Status Handle();
   absl::Status HandleChallenge();
@@ -87,6 +90,7 @@ class NodeLink final : public grpc::ClientBidiReactor<v1::NodeMessage, v1::HeadM
   std::atomic<Clock::time_point> last_heard_;
   std::atomic<State> state_{State::kCalling};
   std::atomic<bool> goodbye_{false};
+  std::atomic<bool> has_ranks_{false};  // the head wanted them
   // The reading side's own:
   v1::HeadMessage incoming_;
   Nonces nonces_;

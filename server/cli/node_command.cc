@@ -3,6 +3,7 @@
 
 #include "server/cli/node_command.h"
 
+#include <chrono>
 #include <string>
 #include <utility>
 
@@ -33,6 +34,7 @@ absl::StatusOr<Node> Prepare(const server::ServeConfig& config) {
   node.options.identity = IdentityOf(config, node.host);
   NIBBLE_ASSIGN_OR_RETURN(node.options.security, ReadSecurity(parallel));
   node.options.heartbeat = HeartbeatOf(parallel);
+  node.options.goodbye_timeout = std::chrono::seconds(config.shutdown_timeout_seconds);
   node.options.bind_address = parallel.node_addr;
   node.options.local = LocalRanksFor(config, node.host);
   // It makes a rank leave the group it is in; what it answers finds no one.
@@ -57,7 +59,8 @@ int RunServeNode(const server::ServeConfig& config, SignalWatch* watch) {
       parallel.world_size(), Counted(rank.threads, "thread"),
       rank.cpus.empty() ? "" : ", one to a CPU", config.model.model,
       node->options.identity.model_fingerprint, parallel.master_addr, parallel.master_port));
-  const absl::Status status = comm::RunNode(std::move(node->options), watch->StartServing());
+  const absl::Status status =
+      comm::RunNode(std::move(node->options), watch->StartServing("this node ends with node 0"));
   if (!status.ok()) return Fail(status);
   log::Info("the ranks of this node have ended; bye");
   return 0;

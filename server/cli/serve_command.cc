@@ -19,7 +19,7 @@ int RunServe(const server::ServeConfig& given) {
   if (config.parallel.node_rank > 0) return RunServeNode(config, &watch);
   absl::StatusOr<std::unique_ptr<ServingStack>> stack = ServingStack::Start(config);
   if (!stack.ok()) return Fail(stack.status());
-  const std::stop_token stop = watch.StartServing();
+  const std::stop_token stop = watch.StartServing("no new requests; finishing those in progress");
   PrintMessage((*stack)->Banner());
   WaitFor(stop);
   const absl::Status failure = (*stack)->Failure();

@@ -23,8 +23,8 @@ SignalWatch::SignalWatch() {
   std::thread([this] { Watch(); }).detach();
 }
 
-std::stop_token SignalWatch::StartServing() {
-  serving_.store(true);
+std::stop_token SignalWatch::StartServing(const char* what) {
+  serving_.store(what);
   return stop_.get_token();
 }
 
@@ -33,13 +33,13 @@ void SignalWatch::Watch() {
     int signal = 0;
     if (sigwait(&signals_, &signal) != 0) continue;
     const char* name = signal == SIGINT ? "SIGINT" : "SIGTERM";
-    if (!serving_.load() || draining) {
+    const char* what = serving_.load();
+    if (what == nullptr || draining) {
       PrintMessage(fmt::format("nibble: {} while {}: stopping at once\n", name,
                                draining ? "draining" : "loading"));
       std::_Exit(128 + signal);
     }
-    log::Info("{}: no new requests; finishing those in progress (a second signal stops at once)",
-              name);
+    log::Info("{}: {} (a second signal stops at once)", name, what);
     draining = true;
     stop_.request_stop();
   }

@@ -20,14 +20,15 @@ class SignalWatch {
   SignalWatch(const SignalWatch&) = delete;
   SignalWatch& operator=(const SignalWatch&) = delete;
 
-  // From now on there is something to drain. Stop is requested at the first signal.
-  std::stop_token StartServing();
+  // From now on there is something to drain. Stop is requested at the first signal, which the log
+  // tells with `what` happens.
+  std::stop_token StartServing(const char* what);
 
  private:
   void Watch();
 
   sigset_t signals_;
-  std::atomic<bool> serving_{false};
+  std::atomic<const char*> serving_{nullptr};  // what a signal does; null: still loading
   std::stop_source stop_;
 };
 

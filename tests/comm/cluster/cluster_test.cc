@@ -133,6 +133,49 @@ TEST_F(ClusterTest, ANodeThatEndsTakesItsRanksDown) {
   EXPECT_EQ(Ask(3, TestMessage::kEcho, "again"), "again");
 }
 
+// Whoever stops all nodes at once cuts no answer: the head has the last word.
+TEST_F(ClusterTest, AStopWaitsForTheGoodbye) {
+  Listen();
+  ASSERT_TRUE(hub_->Start(&recorder_).ok());
+  NodeOptions options = NodeOptionsFor(options_, hub_->port());
+  options.goodbye_timeout = std::chrono::minutes(10);
+  node_ = std::make_unique<NodeThread>(std::move(options));
+  for (int rank = 0; rank < 4; ++rank) ASSERT_EQ(recorder_.Next(Kind::kUp, rank).text, "");
+  node_->RequestStop();
+  for (int i = 0; i < 20; ++i) ExpectGroupGoesOn();
+  for (int rank = 0; rank < 4; ++rank) Tell(rank, TestMessage::kExit, "0");
+  hub_->Stop();
+  EXPECT_EQ(node_->Wait(), absl::OkStatus());
+}
+
+TEST_F(ClusterTest, AStopWaitsForNoLostHeadAndNotForever) {
+  for (const bool head_dies : {true, false}) {
+    Listen();
+    Recorder recorder;
+    ASSERT_TRUE(hub_->Start(&recorder).ok());
+    NodeOptions options = NodeOptionsFor(options_, hub_->port());
+    options.goodbye_timeout = head_dies ? std::chrono::minutes(10) : std::chrono::milliseconds(50);
+    NodeThread node(std::move(options));
+    for (int rank = 0; rank < 4; ++rank) ASSERT_EQ(recorder.Next(Kind::kUp, rank).text, "");
+    node.RequestStop();
+    if (head_dies) hub_.reset();
+    EXPECT_EQ(node.Wait(), absl::OkStatus());
+    hub_.reset();
+  }
+}
+
+// Nothing of it is in progress.
+TEST_F(ClusterTest, AStopBeforeTheStartEndsAtOnce) {
+  Listen();
+  NodeOptions options = NodeOptionsFor(options_, hub_->port());
+  options.goodbye_timeout = std::chrono::minutes(10);
+  NodeThread node(std::move(options));
+  const std::stop_source none;
+  ASSERT_TRUE(hub_->WaitForNodes(Deadline::After(std::chrono::minutes(1)), none.get_token()).ok());
+  node.RequestStop();
+  EXPECT_EQ(node.Wait(), absl::OkStatus());
+}
+
 TEST_F(ClusterTest, ANodeWaitsForItsHead) {
   Listen();
   const int port = hub_->port();

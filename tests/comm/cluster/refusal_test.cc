@@ -49,10 +49,27 @@ TEST_F(RefusalTest, NodesThatDoNotBelong) {
                 kFailedPrecondition, "its model fingerprint is 'model-b', the head's is 'model-a'");
   ExpectRefused([](NodeOptions* node) { node->identity.options_fingerprint = "options-b"; },
                 kFailedPrecondition,
-                "its options fingerprint is 'options-b', the head's is 'options-a'");
+                "its options are not node 0's: 'options-b' (node 0: 'options-a')");
   // Its own view of the cluster is consistent; the head's is another one.
   ExpectRefused([](NodeOptions* node) { node->shape.num_nodes = 4; }, kFailedPrecondition,
                 "it is one of 4 nodes, the head's cluster has 3");
+}
+
+TEST_F(RefusalTest, OptionsByName) {
+  const std::string hash(64, 'a');
+  options_.identity.options_fingerprint = "--dtype=auto, --check=on, --load=" + hash + ", isa=x";
+  StartAll();
+  const auto expect = [this](const std::string& options, const std::string& text) {
+    ExpectRefused([&](NodeOptions* node) { node->identity.options_fingerprint = options; },
+                  absl::StatusCode::kFailedPrecondition, "its options are not node 0's: " + text);
+  };
+  expect("--dtype=auto, --check=off, --load=" + hash + ", isa=y",
+         "--check is off (node 0: on); isa is y (node 0: x)");
+  expect("--dtype=auto, --check=on, --load=" + std::string(64, 'b') + ", isa=x",
+         "--load has another content");
+  expect("--dtype=auto, --check=on, --load=none, isa=x", "--load is none (node 0: given)");
+  expect("", "'' (node 0: '" + options_.identity.options_fingerprint + "')");
+  expect("--dtype, --check=on, --load=" + hash + ", isa=x", "--dtype is  (node 0: auto)");
 }
 
 TEST_F(RefusalTest, ShapesAndNumbersThatDoNotBelong) {
