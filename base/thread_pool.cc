@@ -50,6 +50,8 @@ ThreadPool::ThreadPool(int num_threads, std::vector<int> cpus)
     : cpus_(std::move(cpus)), shares_(new Share[static_cast<size_t>(std::max(1, num_threads))]) {
   NIBBLE_CHECK_GE(num_threads, 1);
   if (!cpus_.empty()) NIBBLE_CHECK_EQ(cpus_.size(), static_cast<size_t>(num_threads));
+  CPU_ZERO(&cpus_of_maker_);
+  if (sched_getaffinity(0, sizeof(cpus_of_maker_), &cpus_of_maker_) != 0) CPU_ZERO(&cpus_of_maker_);
   workers_.reserve(static_cast<size_t>(num_threads - 1));
   for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { WorkerMain(i); });
 }
@@ -63,6 +65,11 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::BindCaller() const {
   if (!cpus_.empty()) BindThread(cpus_[0]);
+}
+
+void ThreadPool::UnbindCaller() const {
+  if (cpus_.empty() || CPU_COUNT(&cpus_of_maker_) == 0) return;
+  sched_setaffinity(0, sizeof(cpus_of_maker_), &cpus_of_maker_);
 }
 
 std::vector<int> ThreadPool::CpusToBind(int num_threads) {

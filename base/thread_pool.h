@@ -20,6 +20,8 @@
 // exception may leave a body.
 #pragma once
 
+#include <sched.h>
+
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -54,6 +56,8 @@ class ThreadPool {
   // Binds the calling thread to cpus[0], when CPUs were given: for the thread that will run the
   // loops, and none else, as threads that it starts later inherit the binding.
   void BindCaller() const;
+  // Undoes it, to start such threads: the calling thread may use what the pool's maker could.
+  void UnbindCaller() const;
 
   // The CPUs for `num_threads` threads of a process that has the machine, or its control group, for
   // itself: all of its affinity mask. Empty when there are more or fewer than that: two servers
@@ -85,6 +89,7 @@ class ThreadPool {
   int64_t grain_ = 1;
 
   const std::vector<int> cpus_;
+  cpu_set_t cpus_of_maker_;                     // empty where they cannot be known
   const std::unique_ptr<Share[]> shares_;       // [num_threads]
   alignas(64) std::atomic<uint32_t> epoch_{0};  // raised once per loop; workers wait on it
   alignas(64) std::atomic<int> num_active_{0};  // workers that have not finished the loop

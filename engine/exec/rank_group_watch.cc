@@ -157,8 +157,7 @@ bool RankGroup::Impl::FindDeadHandOff(int receiver, Clock::time_point now) {
   if (wait <= PatienceFor(waits.activity)) return false;
   BreakGeneration(
       fmt::format("{} waits for {:.1f} s for message {} of {}, which has sent it, and both of them "
-                  "answer; does "
-                  "the network between their hosts carry nothing?",
+                  "answer; does the network between their hosts carry nothing?",
                   waits.name, Seconds(wait), waits.activity.received + 1, sender.name));
   return true;
 }

@@ -69,19 +69,24 @@ absl::StatusOr<RankMembership::Joined> RankMembership::Connect(const ConnectPayl
     }
     of_links.push_back(std::move((*both)[kOfLinks]));
   }
+  // First, while all ranks are at it: to form a group may take one stage seconds of measuring and
+  // its neighbour none, who would then wait for it no longer than a connection may take.
+  if (link_member_ != nullptr) NIBBLE_RETURN_IF_ERROR(ConnectLinks(payload, of_links));
   NIBBLE_ASSIGN_OR_RETURN(auto communicator, ConnectGroup(payload, of_stage, pool));
-  std::unique_ptr<comm::StageLink> link;
-  if (link_member_ != nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(
-        link, link_member_->Connect(of_links, {.connect_timeout = payload.connect_timeout,
-                                               .message_timeout = payload.message_timeout}));
-  }
+  return Joined{.communicator = communicator, .link = link_.get()};
+}
+
+absl::Status RankMembership::ConnectLinks(const ConnectPayload& payload,
+                                          std::span<const std::string> addresses) {
+  NIBBLE_ASSIGN_OR_RETURN(
+      auto link, link_member_->Connect(addresses, {.connect_timeout = payload.connect_timeout,
+                                                   .message_timeout = payload.message_timeout}));
   std::unique_ptr<comm::StageLinkMember> used_up;
   const std::lock_guard lock(mutex_);
   used_up = std::move(link_member_);
   link_ = std::move(link);
   if (aborted_generation_ >= generation_) AbortPartsLocked(abort_reason_);
-  return Joined{.communicator = communicator, .link = link_.get()};
+  return absl::OkStatus();
 }
 
 absl::StatusOr<comm::Communicator*> RankMembership::ConnectGroup(
@@ -115,7 +120,9 @@ void RankMembership::Leave() {
     communicator = std::move(communicator_);
     link = std::move(link_);
   }
-  if (member == nullptr && link_member == nullptr && communicator == nullptr) return;
+  if (member == nullptr && link_member == nullptr && communicator == nullptr && link == nullptr) {
+    return;
+  }
   member.reset();
   link_member.reset();
   communicator.reset();

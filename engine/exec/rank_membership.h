@@ -44,6 +44,7 @@ class RankMembership {
   void AbortCurrent(const std::string& reason);
 
  private:
+  absl::Status ConnectLinks(const ConnectPayload& payload, std::span<const std::string> addresses);
   absl::StatusOr<comm::Communicator*> ConnectGroup(const ConnectPayload& payload,
                                                    std::span<const std::string> addresses,
                                                    ThreadPool* pool);

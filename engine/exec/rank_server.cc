@@ -270,6 +270,8 @@ void RankServer::Prepare(const PreparePayload& payload) {
                                     place().world_rank(), place().world_size(), place().num_stages,
                                     payload.place.rank, payload.place.size(), payload.num_stages));
   }
+  // What starts with a generation runs beside the loops and inherits this thread's CPUs.
+  pool_->UnbindCaller();
   absl::StatusOr<std::string> address = membership_.Prepare(payload);
   if (!address.ok()) return GenerationFailed(generation, address.status());
   Send(MakeFrame(PreparedPayload{.generation = generation, .address = *std::move(address)}));
@@ -278,6 +280,7 @@ void RankServer::Prepare(const PreparePayload& payload) {
 void RankServer::Connect(const ConnectPayload& payload) {
   const auto joined = membership_.Connect(payload, pool_);
   if (!joined.ok()) return GenerationFailed(payload.generation, joined.status());
+  pool_->BindCaller();
   communicator_ = std::make_unique<LoggedCommunicator>(joined->communicator, &activity_);
   model_->SetCommunicator(communicator_.get());
   if (joined->link != nullptr) {

@@ -119,6 +119,30 @@ TEST(ThreadPoolTest, ThreadsAreBoundToTheirCpus) {
   }
 }
 
+TEST(ThreadPoolTest, AnUnboundCallerStartsUnboundThreads) {
+  const auto num_cpus = [] {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    EXPECT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
+    return CPU_COUNT(&set);
+  };
+  const auto of_new_thread = [&num_cpus] {
+    int num = 0;
+    std::thread([&] { num = num_cpus(); }).join();
+    return num;
+  };
+  const int all = num_cpus();
+  std::thread([&] {
+    ThreadPool pool(1, {ThreadPool::CpusToBind(all)[0]});
+    pool.BindCaller();
+    EXPECT_EQ(of_new_thread(), 1);
+    pool.UnbindCaller();
+    EXPECT_EQ(of_new_thread(), all);
+    pool.BindCaller();
+    EXPECT_EQ(num_cpus(), 1);
+  }).join();
+}
+
 // Whichever thread it happens on, the caller learns it and the pool stays usable.
 TEST_P(ThreadPoolTest, OutOfMemoryInABodyReachesTheCaller) {
   ThreadPool pool(GetParam());
