@@ -26,12 +26,12 @@ constexpr int64_t kMaxRuns = 500;
 
 absl::StatusOr<comm::CodecDesc> CodecOf(const MoeLayoutBenchOptions& options,
                                         const std::string& name) {
-  NIBBLE_ASSIGN_OR_RETURN(const comm::AllReduceOptions all_reduce, comm::ParseAllReduce(name));
-  if (all_reduce.mode != comm::AllReduceOptions::Mode::kFixed) {
+  const absl::StatusOr<comm::AllReduceOptions> all_reduce = comm::ParseAllReduce(name);
+  if (!all_reduce.ok() || all_reduce->mode != comm::AllReduceOptions::Mode::kFixed) {
     return InvalidArgument("--codecs {}: one of float32, bf16, int8, int6, int5, int4, int3, int2",
                            name);
   }
-  comm::CodecDesc codec = all_reduce.codec;
+  comm::CodecDesc codec = all_reduce->codec;
   codec.group_size = static_cast<int>(std::clamp<int64_t>(options.group.group_size, 0, 1 << 20));
   if (codec.is_integer()) {
     codec.spikes = options.group.spikes;

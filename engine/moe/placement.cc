@@ -160,16 +160,18 @@ absl::Status CheckShape(const ExpertLoad& load, const PlacementShape& shape,
   }
   if (shape.num_slots < load.num_experts || shape.num_slots % shape.num_ranks != 0) {
     return InvalidArgument(
-        "placing experts: {} slots, must be at least the {} experts and a multiple of the {} ranks",
+        "placing {} experts and copies: must be at least the {} experts and a multiple of the {} "
+        "ranks",
         shape.num_slots, load.num_experts, shape.num_ranks);
   }
   if (shape.num_slots > kMaxSlots) {
-    return InvalidArgument("placing experts: {} slots, the limit is {}", shape.num_slots,
+    return InvalidArgument("placing {} experts and copies: the limit is {}", shape.num_slots,
                            kMaxSlots);
   }
   if (shape.num_slots > load.num_experts * ranks_of_node) {
     return InvalidArgument(
-        "placing experts: {} slots, the limit is {}: {} experts on {} ranks{}, none twice on one",
+        "placing {} experts and copies: the limit is {}: {} experts on {} ranks{}, none twice on "
+        "one",
         shape.num_slots, load.num_experts * ranks_of_node, load.num_experts, ranks_of_node,
         ranks_of_node < shape.num_ranks ? " of their node" : "");
   }

@@ -3,6 +3,7 @@
 
 #include "server/cli/expert_setup.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -96,6 +97,10 @@ absl::Status Place(const server::ExpertOptions& options, const engine::ModelConf
         options.expert_load, load.num_layers, load.num_experts, model.num_layers,
         model.moe->num_experts);
   }
+  if (std::none_of(load.tokens.begin(), load.tokens.end(), [](uint64_t n) { return n > 0; })) {
+    log::Warning("--expert-load {} counts no token: all experts are taken for equally loaded",
+                 options.expert_load);
+  }
   const int64_t num_slots = load.num_experts + options.num_redundant_experts;
   if (const int64_t excess = num_slots % setup->expert_size; excess != 0) {
     const int64_t fewer = options.num_redundant_experts - excess;
@@ -110,7 +115,7 @@ absl::Status Place(const server::ExpertOptions& options, const engine::ModelConf
       engine::ExpertLayout layout,
       engine::PlaceExperts(load, {.num_slots = num_slots, .num_ranks = setup->expert_size}));
   setup->layout = std::make_shared<const engine::ExpertLayout>(std::move(layout));
-  setup->load_fingerprint = Sha256(*text).substr(0, 12);
+  setup->load_fingerprint = Sha256(*text);
   return absl::OkStatus();
 }
 
@@ -155,12 +160,12 @@ engine::RankPlace PlaceOf(const server::ParallelOptions& options, int expert_siz
 
 std::string ExpertsFingerprint(const server::ExpertOptions& options, const ExpertSetup& setup,
                                Isa isa) {
-  std::string text = fmt::format(" experts={}", setup.expert_size);
-  if (setup.layout != nullptr) {
-    text += fmt::format("+{}@{}", options.num_redundant_experts, setup.load_fingerprint);
-  }
-  if (options.check_routing) text += "/check";
-  return text + fmt::format(" isa={}", ToString(isa));
+  return fmt::format(
+      ", --expert-parallel-size={}, --num-redundant-experts={}, --expert-load={}, "
+      "--check-routing={}, instruction set={}",
+      setup.expert_size, options.num_redundant_experts,
+      setup.layout != nullptr ? setup.load_fingerprint : "none",
+      options.check_routing ? "on" : "off", ToString(isa));
 }
 
 std::string DescribeRanks(const server::ParallelOptions& options, const ExpertSetup& experts,

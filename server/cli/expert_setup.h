@@ -40,8 +40,9 @@ absl::StatusOr<ExpertSetup> SetUpExperts(const server::ParallelOptions& options,
 // Of rank number `world_rank` of all stages.
 engine::RankPlace PlaceOf(const server::ParallelOptions& options, int expert_size, int world_rank);
 
-// What of experts all ranks must have alike, readable: " experts=4+2@4f1e.../check isa=avx2". The
-// instruction set belongs to it, for each rank decides where tokens go by bits of its own.
+// What of experts all ranks must have alike, to follow OptionsFingerprint(): ",
+// --expert-parallel-size=4, ...". The instruction set belongs to it, for each rank decides where
+// tokens go by bits of its own.
 std::string ExpertsFingerprint(const server::ExpertOptions& options, const ExpertSetup& setup,
                                Isa isa);
 

@@ -77,17 +77,20 @@ absl::StatusOr<std::string> ModelFingerprint(const std::string& model_dir) {
 
 std::string OptionsFingerprint(const server::ServeConfig& config) {
   const server::ModelOptions& model = config.model;
-  const server::AllReduceFlags& sums = config.parallel.all_reduce;
+  const server::ParallelOptions& parallel = config.parallel;
+  const server::AllReduceFlags& sums = parallel.all_reduce;
+  const auto on = [](bool flag) { return flag ? "on" : "off"; };
   return fmt::format(
-      "tp={} pp={} nodes={} dtype={} kv={} quantization={} head={} block={} batched={} seqs={} "
-      "len={} "
-      "all-reduce={}/{}/{}{}{} rank-timeout={}",
-      config.parallel.tensor_parallel_size, config.parallel.pipeline_parallel_size,
-      config.parallel.nnodes, model.dtype, model.kv_cache_dtype, model.quantization,
-      model.head_quantization, config.block_size, config.max_num_batched_tokens,
-      config.max_num_seqs, config.max_model_len, sums.all_reduce, sums.group_size, sums.scale,
-      sums.spikes ? "/spikes" : "", sums.rotation ? "/rotation" : "",
-      config.parallel.rank_timeout_seconds);
+      "--tensor-parallel-size={}, --pipeline-parallel-size={}, --nnodes={}, --dtype={}, "
+      "--kv-cache-dtype={}, --quantization={}, --head-quantization={}, --block-size={}, "
+      "--max-num-batched-tokens={}, --max-num-seqs={}, --max-model-len={}, --all-reduce={}, "
+      "--all-reduce-group-size={}, --all-reduce-scale={}, --all-reduce-spikes={}, "
+      "--all-reduce-rotation={}, --rank-timeout={}",
+      parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.nnodes, model.dtype,
+      model.kv_cache_dtype, model.quantization, model.head_quantization, config.block_size,
+      config.max_num_batched_tokens, config.max_num_seqs, config.max_model_len, sums.all_reduce,
+      sums.group_size, sums.scale, on(sums.spikes), on(sums.rotation),
+      parallel.rank_timeout_seconds);
 }
 
 std::string Sha256(const std::string& text) {

@@ -17,7 +17,8 @@ namespace nibble::cli {
 // second. How tensors are spread over files does not matter.
 absl::StatusOr<std::string> ModelFingerprint(const std::string& model_dir);
 
-// What all ranks must have alike, readable: "tp=4 pp=1 nodes=2 dtype=auto ...".
+// What all ranks must have alike, as comm::ClusterIdentity wants it: "--tensor-parallel-size=4,
+// --pipeline-parallel-size=1, ...".
 std::string OptionsFingerprint(const server::ServeConfig& config);
 
 // SHA-256 of `text` in hexadecimal.

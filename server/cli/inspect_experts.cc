@@ -61,6 +61,9 @@ absl::StatusOr<Sample> ParseSample(std::string_view line, const std::string& whe
 }
 
 absl::StatusOr<engine::ExpertLoad> ReadLoad(const std::string& source) {
+  if (source.rfind("https://", 0) == 0) {
+    return InvalidArgument("{}: https is not supported, want http:// or a file", source);
+  }
   if (source.rfind("http://", 0) != 0) {
     NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadFile(source, kMaxLoadFileBytes));
     return engine::ParseExpertLoad(text, source);
@@ -229,8 +232,8 @@ absl::StatusOr<engine::ExpertLoad> ExpertLoadOfMetrics(std::string_view metrics,
   }
   if (samples.empty()) {
     return NotFound(
-        "{}: no nibble:moe_expert_tokens_total: the model is dense, or has more experts than "
-        "--max-expert-series of the server",
+        "{}: no nibble:moe_expert_tokens_total: the model is dense, or has more pairs of layer "
+        "and expert than --max-expert-series of the server",
         where);
   }
   load.tokens.resize(static_cast<size_t>(load.num_layers * load.num_experts));

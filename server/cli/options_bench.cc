@@ -15,7 +15,7 @@ namespace {
 // Comma-separated numbers.
 void AddList(CLI::App* app, const std::string& name, std::vector<int64_t>* values,
              const std::string& description) {
-  app->add_option(name, *values, description)
+  app->add_option(name, *values, description + " (comma-separated)")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->capture_default_str();

@@ -16,10 +16,10 @@ void AddExpertOptions(CLI::App* app, server::ExpertOptions* options) {
   app->add_option("--num-redundant-experts", options->num_redundant_experts,
                   "with --expert-load, copies of the experts that many tokens go to")
       ->capture_default_str();
-  app->add_option(
-      "--record-expert-load", options->record_expert_load,
-      "file for the tokens of each expert since the start: written every minute and "
-      "at the end, when ranks' last second may be missing. Node 0's; others write none");
+  app->add_option("--record-expert-load", options->record_expert_load,
+                  "file for the tokens of each expert since the start: written every minute and "
+                  "at the end, when ranks' last second may be missing. Node 0's; others write none")
+      ->check([](const std::string& path) { return path.empty() ? "want a file, got ''" : ""; });
   app->add_option("--max-expert-series", options->max_expert_series,
                   "/metrics, which node 0 has, counts tokens by layer and expert for models with "
                   "at most so many pairs of these")

@@ -14,6 +14,7 @@
 #include "server/chat/tokenizer_config.h"
 #include "server/cli/model_setup.h"
 #include "server/cli/parallel_setup.h"
+#include "server/cli/replace_file.h"
 #include "server/cli/version.h"
 
 namespace nibble::cli {
@@ -35,10 +36,14 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Start(
   std::unique_ptr<ServingStack> stack(new ServingStack(config));
   if (stack->config_.served_model_name.empty())
     stack->config_.served_model_name = ModelNameFromPath(config.model.model);
-  // Ports that are taken, before minutes of loading.
+  // Ports that are taken and files that cannot be written, before minutes of loading.
   NIBBLE_RETURN_IF_ERROR(server::HttpServer::CheckAddress(config.host, config.port));
   if (config.grpc_port > 0) {
     NIBBLE_RETURN_IF_ERROR(server::HttpServer::CheckAddress(config.host, config.grpc_port));
+  }
+  if (const std::string& path = config.parallel.experts.record_expert_load; !path.empty()) {
+    const absl::Status writable = CheckReplaceable(path);
+    if (!writable.ok()) return Annotate(writable, "--record-expert-load");
   }
   NIBBLE_RETURN_IF_ERROR(stack->StartModel());
   NIBBLE_RETURN_IF_ERROR(stack->StartEngine());

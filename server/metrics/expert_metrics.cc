@@ -96,7 +96,8 @@ std::string ExpertMetrics::Serialize(const engine::ExpertLoad& load) {
   }
   fmt::format_to(out,
                  "# HELP nibble:moe_balancedness Mean by maximum of the tokens of the ranks that "
-                 "share experts, of late; 1 is ideal.\n"
+                 "share experts, over the last seconds in which "
+                 "requests were computed; 1 is ideal, and what it is before any.\n"
                  "# TYPE nibble:moe_balancedness gauge\n");
   const std::lock_guard lock(mutex_);
   if (has_load) UpdateBalance(load);

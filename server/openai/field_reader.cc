@@ -122,7 +122,10 @@ std::optional<int64_t> FieldReader::Integer(const std::string& name, int64_t low
   }
   const std::optional<int64_t> number = AsInt64(*value);
   if (!number.has_value() || *number < low || *number > high) {
-    Fail(name, InvalidArgument("{} is outside {}..{}", value->dump(), low, high));
+    const bool has_limit = high < std::numeric_limits<int64_t>::max();
+    Fail(name, number.has_value() && !has_limit
+                   ? InvalidArgument("{}, must be {} or more", value->dump(), low)
+                   : InvalidArgument("{} is outside {}..{}", value->dump(), low, high));
     return std::nullopt;
   }
   return number;

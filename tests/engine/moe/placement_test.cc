@@ -169,7 +169,7 @@ TEST(Placement, ShapesThatDoNotFit) {
   const ExpertLoad many = LoadOf({std::vector<uint64_t>(512, 1)});
   EXPECT_TRUE(PlaceExperts(many, {.num_slots = 4096, .num_ranks = 16}).ok());
   EXPECT_EQ(PlaceExperts(many, {.num_slots = 4112, .num_ranks = 16}).status(),
-            InvalidArgument("placing experts: 4112 slots, the limit is 4096"));
+            InvalidArgument("placing 4112 experts and copies: the limit is 4096"));
 }
 
 TEST(Balancedness, CopiesShareALoad) {

@@ -130,7 +130,7 @@ TEST_F(ExpertSetupTest, ALoadDecidesTheLayout) {
   ASSERT_NE(setup->layout, nullptr);
   EXPECT_EQ(setup->layout->num_slots, 10);
   EXPECT_TRUE(engine::CheckExpertLayout(*setup->layout, 4, 8, 2).ok());
-  EXPECT_EQ(setup->load_fingerprint.size(), 12U);
+  EXPECT_EQ(setup->load_fingerprint.size(), 64U);
   // The fullest expert is on both.
   const std::vector<int32_t>& experts = setup->layout->expert_of_slot;
   EXPECT_EQ(std::count(experts.begin(), experts.begin() + 5, 5), 1);

@@ -79,16 +79,16 @@ TEST_F(FingerprintTest, NamesWhatIsMissing) {
 TEST(OptionsFingerprintTest, HoldsWhatRanksMustHaveAlike) {
   server::ServeConfig config;
   const std::string original = OptionsFingerprint(config);
-  EXPECT_LT(original.size(), 256U);  // comm::ClusterIdentity's limit
-  config.port = 9000;                // each host's own
+  EXPECT_LT(original.size(), 1024U);  // comm::ClusterIdentity's limit
+  config.port = 9000;                 // each host's own
   config.parallel.rank_threads = 3;
   EXPECT_EQ(OptionsFingerprint(config), original);
   config.model.dtype = "float32";
   EXPECT_NE(OptionsFingerprint(config), original);
-  EXPECT_THAT(OptionsFingerprint(config), ::testing::HasSubstr("dtype=float32"));
+  EXPECT_THAT(OptionsFingerprint(config), ::testing::HasSubstr(", --dtype=float32, "));
   // Who beats more slowly than the head allows is lost at the first beat that is late.
   config.parallel.rank_timeout_seconds = 17;
-  EXPECT_THAT(OptionsFingerprint(config), ::testing::HasSubstr("rank-timeout=17"));
+  EXPECT_THAT(OptionsFingerprint(config), ::testing::EndsWith(", --rank-timeout=17"));
 }
 
 TEST(OptionsFingerprintTest, FitsIntoAHandshakeWhateverIsGiven) {
@@ -106,14 +106,18 @@ TEST(OptionsFingerprintTest, FitsIntoAHandshakeWhateverIsGiven) {
   config.max_model_len = int64_t{1} << 24;
   const ExpertSetup setup{.expert_size = 64,
                           .layout = std::make_shared<engine::ExpertLayout>(),
-                          .load_fingerprint = "0123456789ab"};
+                          .load_fingerprint = std::string(64, 'f')};
   const std::string fingerprint =
       OptionsFingerprint(config) +
       ExpertsFingerprint(config.parallel.experts, setup, Isa::kAvx512Vnni);
-  EXPECT_LE(fingerprint.size(), 256U) << fingerprint;
-  EXPECT_THAT(fingerprint, ::testing::EndsWith(" experts=64+4096@0123456789ab/check "
-                                               "isa=avx512vnni"));
-  EXPECT_THAT(fingerprint, ::testing::HasSubstr("tp=64 pp=16 nodes=64"));
+  EXPECT_LE(fingerprint.size(), 1024U) << fingerprint;
+  EXPECT_THAT(fingerprint, ::testing::EndsWith(", --expert-parallel-size=64, "
+                                               "--num-redundant-experts=4096, --expert-load=" +
+                                               std::string(64, 'f') +
+                                               ", --check-routing=on, instruction "
+                                               "set=avx512vnni"));
+  EXPECT_THAT(fingerprint, ::testing::StartsWith("--tensor-parallel-size=64, "
+                                                 "--pipeline-parallel-size=16, --nnodes=64, "));
 }
 
 TEST(Sha256Test, TellsTextsApart) {
