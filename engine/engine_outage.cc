@@ -26,8 +26,14 @@ void EngineLoop::BeginOutage(const absl::Status& why) {
   // An executor that comes back and is lost again before a step is done has been away all along.
   const int64_t since_ns = outage_ ? outage_->since_ns : clock_->NowNs();
   outage_ = Outage{.since_ns = since_ns, .waiting = true, .why = why};
-  log::Warning("{} running requests wait to be recomputed: {}", num_lost,
-               std::string(why.message()));
+  // A loss while idle is told by the first step after it, which had nothing to lose.
+  if (num_lost > 0) {
+    log::Warning("{} running requests wait to be recomputed: {}", num_lost,
+                 std::string(why.message()));
+  } else {
+    log::Info("the KV cache was lost with nothing in it that is needed: {}",
+              std::string(why.message()));
+  }
   PublishOutage();
   PublishStats();
 }

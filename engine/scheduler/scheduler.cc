@@ -119,7 +119,9 @@ void Scheduler::PreemptLast() {
 }
 
 int64_t Scheduler::LoseKvCache() {
-  const int64_t num_lost = num_running();
+  // Those that no step was done for lose nothing that was theirs.
+  const int64_t num_lost = std::ranges::count_if(
+      running_, [](const Sequence* s) { return s->num_computed_tokens > s->num_found_tokens; });
   while (!running_.empty()) PreemptLast();
   pool_.ForgetAll();
   for (const auto& [order, sequence] : waiting_) sequence->awaits_token = false;
@@ -159,6 +161,7 @@ bool Scheduler::Admit(Sequence* sequence, Draft* draft) {
 
   sequence->block_table.Adopt(&pool_, prefix);
   sequence->block_table.Reserve(&pool_, sequence->num_tokens());
+  sequence->num_found_tokens = num_cached;
   sequence->num_computed_tokens = num_cached;
   sequence->num_planned_tokens = num_cached;
   waiting_.erase(OrderOf(*sequence));

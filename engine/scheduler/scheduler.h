@@ -133,7 +133,7 @@ class Scheduler {
 
   // The executor lost its KV cache: running sequences give their blocks back and wait again, with
   // their tokens and in their order, and no prefix is cached any more. The steps in flight are
-  // not to be given to Update(). Returns how many sequences must be recomputed.
+  // not to be given to Update(). Returns of how many sequences something was computed.
   int64_t LoseKvCache();
 
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }

@@ -36,6 +36,7 @@ struct Sequence {
   // First tokens whose keys and values are in the blocks: now, and when the planned steps are done.
   int64_t num_computed_tokens = 0;
   int64_t num_planned_tokens = 0;  // >= num_computed_tokens
+  int64_t num_found_tokens = 0;    // of the computed ones: in cached blocks when it was admitted
   bool awaits_token = false;       // a step under way samples its next token
   uint64_t admission = 0;          // number of the last one; 0 until first admitted
 

@@ -318,7 +318,7 @@ TEST(SchedulerTest, ALostKvCacheIsComputedAgainInOrder) {
   const ScheduledStep lost = scheduler.Plan();
   EXPECT_THAT(Ids(lost), ElementsAre(1, 2, 3));
   EXPECT_GT(lost.prefix_cache_hits, 0);
-  EXPECT_EQ(scheduler.LoseKvCache(), 3);
+  EXPECT_EQ(scheduler.LoseKvCache(), 2);  // of the third one nothing was computed yet
   scheduler.CheckInvariants();
   EXPECT_EQ(scheduler.num_waiting(), 3);
   EXPECT_EQ(scheduler.pool().num_used(), 0);
