@@ -51,20 +51,21 @@ void CheckOneNode(const ParallelOptions& options, std::vector<std::string>* viol
 void CheckNodes(const ParallelOptions& options, std::vector<std::string>* violations) {
   const int nnodes = options.nnodes;
   CheckRange("--nnodes", nnodes, 1, 64, violations);
-  CheckRange("--node-rank", options.node_rank, 0, std::max(nnodes, 1) - 1, violations);
+  if (nnodes == 1 && options.node_rank > 0) {
+    violations->push_back(fmt::format("--node-rank is {}: --nnodes is missing", options.node_rank));
+  } else {
+    CheckRange("--node-rank", options.node_rank, 0, std::max(nnodes, 1) - 1, violations);
+  }
   CheckRange("--master-port", options.master_port, 1, 65535, violations);
   if (nnodes == 1) CheckOneNode(options, violations);
   if (nnodes <= 1) return;
   if (options.world_size() % nnodes != 0) {
-    violations->push_back(
-        options.pipeline_parallel_size == 1
-            ? fmt::format("--tensor-parallel-size is {}, want a multiple of --nnodes ({}): every "
-                          "node has as many ranks",
-                          options.tensor_parallel_size, nnodes)
-            : fmt::format("--pipeline-parallel-size {} x --tensor-parallel-size {} are {} ranks, "
-                          "want a multiple of --nnodes ({}): every node has as many",
-                          options.pipeline_parallel_size, options.tensor_parallel_size,
-                          options.world_size(), nnodes));
+    violations->push_back(fmt::format(
+        "--pipeline-parallel-size {} x --tensor-parallel-size {} are {}, want a multiple of "
+        "--nnodes ({}): every node has as many",
+        options.pipeline_parallel_size, options.tensor_parallel_size,
+        options.world_size() == 1 ? "1 rank" : fmt::format("{} ranks", options.world_size()),
+        nnodes));
   }
   if (options.master_addr.empty())
     violations->push_back("--master-addr is missing: with --nnodes, name the address of node 0");
@@ -220,10 +221,12 @@ void ParallelOptions::Validate(std::vector<std::string>* violations) const {
   CheckNodes(*this, violations);
   CheckTls(*this, violations);
   all_reduce.Validate(violations);
-  if (tensor_parallel_size == 1 && (all_reduce != AllReduceFlags{} || all_reduce_measure)) {
+  const bool asks_for_nothing =
+      all_reduce == AllReduceFlags{} || all_reduce == AllReduceFlags{.all_reduce = "none"};
+  if (tensor_parallel_size == 1 && (!asks_for_nothing || all_reduce_measure)) {
     violations->push_back(
-        "--all-reduce and its companions need --tensor-parallel-size 2 or more: one rank has "
-        "nothing to sum");
+        "--tensor-parallel-size is 1, which leaves nothing to sum: --all-reduce goes with 2 or "
+        "more, and so do its companions; want none or auto");
   }
   CheckRange("--rank-timeout", rank_timeout_seconds, 1, 3600, violations);
   CheckRange("--group-timeout", group_timeout_seconds, 1, 86400, violations);

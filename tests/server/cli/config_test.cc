@@ -71,7 +71,8 @@ TEST(ServeConfigTest, EveryViolationOfRanksAndNodesIsListed) {
   parallel.cluster_tls_cert = "cert.pem";
   const std::string message(config.Validate().message());
   EXPECT_THAT(message, HasSubstr("--tensor-parallel-size is 65, want 1 to 64"));
-  EXPECT_THAT(message, HasSubstr("--tensor-parallel-size is 65, want a multiple of --nnodes (2)"));
+  EXPECT_THAT(message,
+              HasSubstr("--tensor-parallel-size 65 are 65 ranks, want a multiple of --nnodes (2)"));
   EXPECT_THAT(message, HasSubstr("--rank-threads is -1, want 0 to 1024"));
   EXPECT_THAT(message, HasSubstr("--node-rank is 2, want 0 to 1"));
   EXPECT_THAT(message, HasSubstr("--master-addr is missing"));
@@ -105,6 +106,28 @@ TEST(ServeConfigTest, SeveralRanksHaveRankThreads) {
   EXPECT_THAT(std::string(config.Validate().message()), HasSubstr("--rank-threads"));
 }
 
+TEST(ServeConfigTest, StagesOfOneRankSumNothing) {
+  ServeConfig config{.model = {.model = "some/dir"}};
+  config.parallel.pipeline_parallel_size = 4;
+  for (const char* all_reduce : {"auto", "none"}) {
+    config.parallel.all_reduce.all_reduce = all_reduce;
+    EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  }
+  config.parallel.all_reduce.all_reduce = "int8";
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("--tensor-parallel-size is 1, which leaves nothing to sum"));
+}
+
+TEST(ServeConfigTest, ANodeOfHowMany) {
+  ServeConfig config{.model = {.model = "some/dir"}};
+  config.parallel.node_rank = 1;
+  EXPECT_EQ(std::string(config.Validate().message()), "--node-rank is 1: --nnodes is missing");
+  config.parallel.nnodes = 2;
+  EXPECT_THAT(std::string(config.Validate().message()),
+              HasSubstr("--pipeline-parallel-size 1 x --tensor-parallel-size 1 are 1 rank, want a "
+                        "multiple of --nnodes (2)"));
+}
+
 TEST(ServeConfigTest, OptionsThatNothingWouldUseAreRefused) {
   ServeConfig config = Good();
   config.parallel.rank_threads = 2;
@@ -119,7 +142,7 @@ TEST(ServeConfigTest, OptionsThatNothingWouldUseAreRefused) {
               HasSubstr("--cluster-tls-server-name needs --cluster-tls-ca"));
   config.parallel.cluster_tls_server_name = "";
   EXPECT_THAT(std::string(config.Validate().message()),
-              HasSubstr("need --tensor-parallel-size 2 or more"));
+              HasSubstr("--tensor-parallel-size is 1, which leaves nothing to sum"));
   config.parallel.tensor_parallel_size = 2;
   EXPECT_TRUE(config.Validate().ok()) << config.Validate();
   config.parallel.all_reduce = {.all_reduce = "none", .spikes = true};
