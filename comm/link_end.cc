@@ -41,6 +41,7 @@ absl::Status LinkEnd::Open() {
                                         .rank_stride = receiver_ - sender_,
                                         .group_id = fmt::format("{}.{}", place_.group_id, part_),
                                         .generation = place_.generation,
+                                        .may_sleep = true,
                                         .bind_address = place_.bind_address}));
   }
   address_ = Serialize(GroupAddress{.rank = static_cast<uint32_t>(place_.rank),

@@ -50,9 +50,9 @@ class Transport {
     return false;
   }
 
-  // Ends when it is done: a Send when its message gets there though this rank never calls again.
-  // DEADLINE_EXCEEDED naming the peer and the wait's length; UNAVAILABLE naming the peer when it is
-  // gone; ABORTED with Abort()'s reason.
+  // Ends when it is done: a Send when `data` is the caller's again (over a network its last bytes
+  // may leave with a later call: tcp/tcp_transport.h). DEADLINE_EXCEEDED naming the peer and the
+  // wait's length; UNAVAILABLE naming the peer when it is gone; ABORTED with Abort()'s reason.
   virtual absl::Status Wait(Ticket ticket, Deadline deadline) = 0;
   // Moves along what is under way, for callers that compute between two waits. Never blocks.
   virtual void Progress() = 0;

@@ -31,8 +31,11 @@ struct TcpPlace {
   // What errors call rank 0, and how far apart the following ones are.
   int first_rank = 0;
   int rank_stride = 1;
-  std::string group_id;      // 1..128 bytes; the same on all ranks
-  uint64_t generation = 0;   // the same on all ranks; a rank of another one is refused
+  std::string group_id;     // 1..128 bytes; the same on all ranks
+  uint64_t generation = 0;  // the same on all ranks; a rank of another one is refused
+  // A rank that may sleep after a Send: when that is done, the message is the kernel's. Else one of
+  // up to 64 KiB may wait, behind a full socket, for the rank's next call.
+  bool may_sleep = false;
   std::string bind_address;  // numeric IPv4 or IPv6 address of this host: the only one listened on
 };
 

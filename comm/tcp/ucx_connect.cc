@@ -65,6 +65,7 @@ UcxTransport::UcxTransport(std::unique_ptr<UcxWorker> worker, int wake_fd, RankA
       address_(own_.Serialize()),
       first_rank_(place.first_rank),
       rank_stride_(place.rank_stride),
+      may_sleep_(place.may_sleep),
       wake_fd_(wake_fd),
       ucx_(worker->ucx()),
       worker_(std::move(worker)),

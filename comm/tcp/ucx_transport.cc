@@ -107,7 +107,8 @@ void UcxTransport::StartSend(Peer* peer, Kind kind, uint64_t tag, const void* da
   // takes nothing behind such a rest: when it has taken the end, the socket has all that came
   // before.
   peer->unended_bytes += bytes;
-  if (kind != kData || (at_once && peer->unended_bytes <= kMaxUnendedBytes)) {
+  const size_t max_unended_bytes = may_sleep_ ? 0 : kMaxUnendedBytes;
+  if (kind != kData || (at_once && peer->unended_bytes <= max_unended_bytes)) {
     operation->pieces.pop_back();
     return;
   }

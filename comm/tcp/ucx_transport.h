@@ -156,6 +156,7 @@ class UcxTransport final : public TcpTransport {
   const std::string address_;
   const int first_rank_;  // as TcpPlace's, as the next
   const int rank_stride_;
+  const bool may_sleep_;
   const int wake_fd_;
   const UcxLibrary& ucx_;
   std::unique_ptr<UcxWorker> worker_;
