@@ -147,9 +147,9 @@ TEST(Placement, ShapesThatDoNotFit) {
   };
   const Case cases[] = {
       {{.num_slots = 12, .num_ranks = 5},
-       "12 slots, must be at least the 12 experts and a multiple of the 5 ranks"},
-      {{.num_slots = 8, .num_ranks = 4}, "8 slots, must be at least the 12 experts"},
-      {{.num_slots = 36, .num_ranks = 2}, "36 slots, the limit is 24: 12 experts on 2 ranks"},
+       "12 experts and copies: must be at least the 12 experts and a multiple of the 5 ranks"},
+      {{.num_slots = 8, .num_ranks = 4}, "8 experts and copies: must be at least the 12 experts"},
+      {{.num_slots = 36, .num_ranks = 2}, "36 experts and copies: the limit is 24: 12 experts on 2 ranks"},
       {{.num_slots = 12, .num_groups = 5, .num_ranks = 2}, "5 groups, must divide the 12 experts"},
       {{.num_slots = 12, .num_nodes = 2, .num_ranks = 3},
        "3 ranks, must be a multiple of the 2 nodes"},
@@ -158,7 +158,7 @@ TEST(Placement, ShapesThatDoNotFit) {
       {{.num_slots = 12, .num_nodes = 0}, "0 nodes, must be 1..4096"},
       // Groups that stay on a node of two ranks: two copies at most.
       {{.num_slots = 28, .num_groups = 2, .num_nodes = 2, .num_ranks = 4},
-       "28 slots, the limit is 24: 12 experts on 2 ranks of their node"},
+       "28 experts and copies: the limit is 24: 12 experts on 2 ranks of their node"},
   };
   for (const Case& c : cases) {
     const auto layout = PlaceExperts(Example(), c.shape);
