@@ -58,7 +58,8 @@ absl::StatusOr<HostPlacement> PlaceRanks(const server::ModelOptions& model, int 
   HostPlacement placement;
   if (threads * num_ranks > host.num_threads) {
     placement.warning = fmt::format(
-        "{} ranks with {} each share {}: they wait for each other; fewer ranks or --rank-threads are "
+        "{} ranks with {} each share {}: they wait for each other; fewer ranks or --rank-threads "
+        "are "
         "faster",
         num_ranks, Counted(threads, "thread"), Counted(host.num_threads, "CPU"));
   }
