@@ -166,6 +166,7 @@ absl::Status AllToAllExperts::Dispatch(const RoutedTokens& tokens, const float* 
   int64_t row = 0;
   for (size_t peer = 0; peer < in.size(); ++peer) {
     const int64_t count = received_[peer];
+    if (count == 0) continue;
     std::memcpy(experts_of_received_.data() + row, in[peer].data(),
                 static_cast<size_t>(count) * kIdBytes);
     DecodeRows(in[peer].data() + PaddedIds(count), count, received_rows_.data() + row * hidden,
