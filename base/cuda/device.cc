@@ -1,0 +1,62 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "base/cuda/device.h"
+
+#include <cuda_runtime.h>
+
+#include "base/cuda/error.h"
+#include "base/log.h"
+
+namespace nibble::gpu {
+
+absl::StatusOr<std::vector<DeviceCaps>> ListDevices() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorNoDevice) {
+    (void)cudaGetLastError();
+    return std::vector<DeviceCaps>{};
+  }
+  NIBBLE_RETURN_IF_ERROR(ToStatus(error, "cudaGetDeviceCount"));
+  std::vector<DeviceCaps> devices;
+  for (int i = 0; i < count; ++i) {
+    NIBBLE_ASSIGN_OR_RETURN(DeviceCaps caps, GetDeviceCaps(i));
+    devices.push_back(std::move(caps));
+  }
+  return devices;
+}
+
+absl::StatusOr<DeviceCaps> GetDeviceCaps(int index) {
+  cudaDeviceProp properties{};
+  NIBBLE_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, index));
+  return DeviceCaps{.index = index,
+                    .name = properties.name,
+                    .sm = properties.major * 10 + properties.minor,
+                    .num_sms = properties.multiProcessorCount,
+                    .memory_bytes = static_cast<int64_t>(properties.totalGlobalMem),
+                    .l2_bytes = properties.l2CacheSize,
+                    .max_shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin)};
+}
+
+absl::StatusOr<DeviceMemory> GetDeviceMemory() {
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  NIBBLE_RETURN_IF_CUDA_ERROR(cudaMemGetInfo(&free_bytes, &total_bytes));
+  return DeviceMemory{.free_bytes = static_cast<int64_t>(free_bytes),
+                      .total_bytes = static_cast<int64_t>(total_bytes)};
+}
+
+absl::StatusOr<DeviceGuard> DeviceGuard::Create(int index) {
+  int previous = 0;
+  NIBBLE_RETURN_IF_CUDA_ERROR(cudaGetDevice(&previous));
+  NIBBLE_RETURN_IF_CUDA_ERROR(cudaSetDevice(index));
+  return DeviceGuard(previous);
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (previous_ < 0) return;
+  const absl::Status status = ToStatus(cudaSetDevice(previous_), "cudaSetDevice");
+  if (!status.ok()) log::Error("{}", status.ToString());
+}
+
+}  // namespace nibble::gpu

@@ -1,0 +1,27 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// SwiGLU's elementwise half on a device: kernels/activation/silu_mul.h.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "base/status.h"
+#include "kernels/device/device_matrix.h"
+
+namespace nibble::kernels::cuda {
+
+struct SiluMulArgs {
+  int64_t num_rows = 0;
+  int64_t intermediate = 0;
+  DeviceMatrix gate_up;  // [num_rows, 2 * intermediate]: gate, then up
+  RowOutput out;         // [num_rows, intermediate]
+  // In device memory, or null: rows from *valid_rows on are left alone.
+  const int32_t* valid_rows = nullptr;
+};
+
+absl::Status SiluMul(const SiluMulArgs& args, cudaStream_t stream);
+
+}  // namespace nibble::kernels::cuda
