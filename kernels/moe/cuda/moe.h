@@ -25,7 +25,7 @@ absl::Status Route(const RouteArgs& args, cudaStream_t stream);
 // num_copies[e]], e = expert_ids[t, j], as engine/moe/expert_layout.h spreads tokens over copies.
 struct SlotArgs {
   int64_t num_tokens = 0;
-  int64_t num_experts_per_tok = 0;
+  int64_t num_experts_per_tok = 0;      // k
   const int32_t* expert_ids = nullptr;  // [num_tokens, k]
   const int32_t* positions = nullptr;   // [num_tokens]
   const int32_t* num_copies = nullptr;  // [num_experts]
@@ -36,9 +36,7 @@ struct SlotArgs {
 };
 absl::Status ChooseSlots(const SlotArgs& args, cudaStream_t stream);
 
-// `scratch`: PermuteScratchBytes(args) of device memory.
-int64_t PermuteScratchBytes(int64_t num_tokens, int64_t num_experts_per_tok, int32_t num_slots);
-absl::Status Permute(const PermuteArgs& args, void* scratch, cudaStream_t stream);
+absl::Status Permute(const PermuteArgs& args, cudaStream_t stream);
 
 // As CombineArgs, with y and out of an activation type.
 struct DeviceCombineArgs {
