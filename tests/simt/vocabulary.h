@@ -96,22 +96,23 @@ T Shuffle(unsigned mask, const char* what, T value, Source source) {
   return args.result;
 }
 
+// All lanes of the mask get the values of all of them, combined in the order of the lanes.
 template <typename T, typename Combine>
-T Reduce(unsigned mask, const char* what, T value, Combine combine) {
-  T values[32] = {};
-  for (int i = 0; i < 32; ++i) {
-    if ((mask >> i & 1U) != 0) {
-      values[i] = Shuffle(mask, what, value, [i](int) { return i; });
+T Reduce(unsigned mask, const char* what, T value, Combine) {
+  WarpMeeting(mask, what, &value, [](void* const* all, unsigned lanes) {
+    bool first = true;
+    T result{};
+    for (int i = 0; i < 32; ++i) {
+      if ((lanes >> i & 1U) == 0) continue;
+      const T own = *static_cast<T*>(all[i]);
+      result = first ? own : Combine{}(result, own);
+      first = false;
     }
-  }
-  T result{};
-  bool first = true;
-  for (int i = 0; i < 32; ++i) {
-    if ((mask >> i & 1U) == 0) continue;
-    result = first ? values[i] : combine(result, values[i]);
-    first = false;
-  }
-  return result;
+    for (int i = 0; i < 32; ++i) {
+      if ((lanes >> i & 1U) != 0) *static_cast<T*>(all[i]) = result;
+    }
+  });
+  return value;
 }
 
 }  // namespace simt
@@ -155,6 +156,18 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   });
   return args.result;
 }
+#define SIMT_REDUCE(name, type, expression)                                             \
+  inline type name(unsigned mask, type value) {                                         \
+    return simt::Reduce(mask, #name, value, [](type a, type b) { return expression; }); \
+  }
+SIMT_REDUCE(__reduce_max_sync, int, a < b ? b : a)
+SIMT_REDUCE(__reduce_max_sync, unsigned, a < b ? b : a)
+SIMT_REDUCE(__reduce_min_sync, int, a < b ? a : b)
+SIMT_REDUCE(__reduce_min_sync, unsigned, a < b ? a : b)
+SIMT_REDUCE(__reduce_add_sync, int,
+            static_cast<int>(static_cast<unsigned>(a) + static_cast<unsigned>(b)))
+SIMT_REDUCE(__reduce_add_sync, unsigned, a + b)
+#undef SIMT_REDUCE
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) {
   return __ballot_sync(mask, predicate) == mask;
