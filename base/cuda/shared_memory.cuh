@@ -10,12 +10,20 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 namespace nibble::gpu {
 
+// Aligned to 1024 bytes.
 template <typename T>
 __device__ __forceinline__ T* SharedAs() {
   extern __shared__ __align__(1024) unsigned char nibble_shared_memory[];
   return reinterpret_cast<T*>(nibble_shared_memory);
+}
+
+// As the instructions of the wrappers take it. Kernels have pointers.
+__device__ __forceinline__ uint32_t SharedAddress(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
 }  // namespace nibble::gpu

@@ -325,7 +325,25 @@ std::shared_ptr<void>& BlockSlot(int slot) {
 }
 
 void Yield() { Leave(g_thread, /*for_good=*/false); }
+void YieldFor(const char* what) {
+  g_thread->waits_for = what;
+  Yield();
+  g_thread->waits_for = nullptr;
+}
 void Progress() { ++g_progress; }
+
+void CheckAligned(const void* data, size_t align, const char* what) {
+  if (reinterpret_cast<uintptr_t>(data) % align != 0) {
+    Fail(std::string(what) + ": the address is not aligned to " + std::to_string(align) + " bytes");
+  }
+}
+void CheckShared(const void* data, size_t bytes, const char* what) {
+  const auto begin = reinterpret_cast<uintptr_t>(SharedMemory());
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  if (address < begin || address + bytes > begin + SharedBytes()) {
+    Fail(std::string(what) + ": the address is not of the block's shared memory");
+  }
+}
 
 void SyncThreads() {
   Block* const block = g_thread->block;

@@ -66,6 +66,8 @@ size_t SharedBytes();
 
 // Lets the other threads of the launch run. Every loop that waits for memory calls it.
 void Yield();
+// The same; `what` is named if the wait is in vain.
+void YieldFor(const char* what);
 // Says that waiting has made progress (another thread can go on now): the search for deadlocks.
 void Progress();
 // __syncthreads: all threads of the block that have not ended.
@@ -86,6 +88,11 @@ void WarpgroupMeeting(const char* what, void* args, void (*perform)(void* const*
 std::shared_ptr<void>& ThreadSlot(int slot);
 std::shared_ptr<void>& BlockSlot(int slot);
 inline constexpr int kNumSlots = 8;
+
+// Fail() where hardware would: an address that is no multiple of `align`, bytes that are not of the
+// block's shared memory.
+void CheckAligned(const void* data, size_t align, const char* what);
+void CheckShared(const void* data, size_t bytes, const char* what);
 
 // Ends the test program: a kernel did what CUDA does not define.
 [[noreturn]] void Fail(const std::string& why);
