@@ -17,6 +17,7 @@
 
 #include <cuda_runtime.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -35,6 +36,12 @@ struct DeviceCommunicatorOptions {
   gpu::DeviceCaps caps;
   DeviceTransport transport = DeviceTransport::kAuto;  // others: refused where they do not work
   int64_t max_values = 0;                              // of one AllReduce
+  std::chrono::nanoseconds timeout{std::chrono::seconds(60)};  // of one collective on the device
+  // `auto`, where ranks reach each other's memory: which algorithm and codec a size takes is
+  // measured on the devices. Else the codecs are those of the host's policy.
+  bool measure_policy = false;
+  CodecDesc codec;       // with measure_policy: group size and options of what is tried
+  int64_t row_size = 0;  // with measure_policy: of the messages that will come; 0: not known
 };
 
 struct DeviceAllReduceArgs {
