@@ -89,27 +89,14 @@ absl::Status Supports(const GemmDesc& desc, Isa isa) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<PackedWeight>> PackDense(const void* weights, DType storage,
-                                                        int64_t n, int64_t k, DType target, Isa isa,
-                                                        ThreadPool* pool) {
-  const GemmDesc desc = {.format = WeightFormat::kDense, .storage = target, .n = n, .k = k};
-  NIBBLE_RETURN_IF_ERROR(Supports(desc, isa));
+absl::Status CheckDenseSource(DType storage) {
   if (storage != DType::kF32 && storage != DType::kBf16 && storage != DType::kF16) {
     return Unimplemented("gemm: cannot pack weights stored as {}", ToString(storage));
   }
-  const GemmVariant& variant = *ChooseVariant(desc, isa);
-  return variant.pack_dense(variant, desc, {weights, storage}, pool);
+  return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4(const Int4Weight& weight, ScaleForm form,
-                                                       Isa isa, ThreadPool* pool) {
-  const GemmDesc desc = {.format = WeightFormat::kW4A8,
-                         .scale_form = form,
-                         .n = weight.n,
-                         .k = weight.k,
-                         .group_size = weight.group_size};
-  NIBBLE_RETURN_IF_ERROR(weight.Validate());
-  NIBBLE_RETURN_IF_ERROR(Supports(desc, isa));
+absl::StatusOr<Int4Source> MakeInt4Source(const Int4Weight& weight, ScaleForm form) {
   Int4Source source = {weight, {}, {}};
   switch (form) {
     case ScaleForm::kFolded: {
@@ -127,6 +114,29 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4(const Int4Weight& weight,
     case ScaleForm::kFloat:
       break;
   }
+  return source;
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackDense(const void* weights, DType storage,
+                                                        int64_t n, int64_t k, DType target, Isa isa,
+                                                        ThreadPool* pool) {
+  const GemmDesc desc = {.format = WeightFormat::kDense, .storage = target, .n = n, .k = k};
+  NIBBLE_RETURN_IF_ERROR(Supports(desc, isa));
+  NIBBLE_RETURN_IF_ERROR(CheckDenseSource(storage));
+  const GemmVariant& variant = *ChooseVariant(desc, isa);
+  return variant.pack_dense(variant, desc, {weights, storage}, pool);
+}
+
+absl::StatusOr<std::unique_ptr<PackedWeight>> PackInt4(const Int4Weight& weight, ScaleForm form,
+                                                       Isa isa, ThreadPool* pool) {
+  const GemmDesc desc = {.format = WeightFormat::kW4A8,
+                         .scale_form = form,
+                         .n = weight.n,
+                         .k = weight.k,
+                         .group_size = weight.group_size};
+  NIBBLE_RETURN_IF_ERROR(weight.Validate());
+  NIBBLE_RETURN_IF_ERROR(Supports(desc, isa));
+  NIBBLE_ASSIGN_OR_RETURN(const Int4Source source, MakeInt4Source(weight, form));
   const GemmVariant& variant = *ChooseVariant(desc, isa);
   return variant.pack_int4(variant, desc, source, pool);
 }

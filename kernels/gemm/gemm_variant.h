@@ -72,6 +72,11 @@ struct Int4Source {
   std::vector<float> channel;     // [n] c; empty for kFloat
 };
 
+// UNIMPLEMENTED for what dense weights cannot be converted from.
+absl::Status CheckDenseSource(DType storage);
+// The scales of a valid weight in the form asked for; errors as PackInt4. Refers to `weight`.
+absl::StatusOr<Int4Source> MakeInt4Source(const Int4Weight& weight, ScaleForm form);
+
 struct DenseKernels;  // gemm_kernels.h
 struct Int4Kernels;
 struct Int8Kernels;

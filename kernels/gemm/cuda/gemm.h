@@ -10,9 +10,10 @@
 //   W4A8, W8A8: integer sums are exact, bits equal to those of kernels::Run.
 //   dense: bf16 and f16 with float32 sums; float32 by fused multiply-adds.
 //
-// Batch invariance: the bits of a row of D depend on that row of A and on B alone as long as
-// GemmPlan::split_k does not differ; Choose() makes split_k a function of n and k alone, never of
-// the number of tokens.
+// Batch invariance: the bits of a row of D depend on that row of A and on B alone. Integer sums are
+// exact in any order; where order matters (dense, float scales) k is cut into GemmPlan::k_parts
+// parts, each summed in rising order and then added in rising order, and Choose() makes k_parts a
+// function of n and k alone, never of the number of tokens. cuBLASLt keeps no such promise.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,6 +29,7 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "kernels/device/device_matrix.h"
+#include "kernels/gemm/cuda/weight_layout.h"
 #include "kernels/gemm/gemm.h"
 
 namespace nibble::kernels::cuda {
@@ -38,16 +40,17 @@ enum class GemmKernel {
   kSkinny,    // few tokens: weights from memory to registers, mma.sync (sm_80 and later)
   kTiled,     // mma.sync with a cp.async pipeline (sm_80 and later)
   kWgmma,     // wgmma with TMA (sm_90a exactly), integer families
-  kCublasLt,  // dense and W8A8, where the library was found
+  kCublasLt,  // dense, where the library was found
   kFloat,     // float32 weights: multiply-adds
 };
 std::string_view ToString(GemmKernel kernel);
 
 struct GemmPlan {
   GemmKernel kernel = GemmKernel::kSkinny;
-  int tile_m = 0;  // output channels of a block
-  int tile_n = 0;  // tokens of a block
-  int split_k = 1;
+  int tile_m = 0;   // output channels of a block
+  int tile_n = 0;   // tokens of a block
+  int k_parts = 1;  // of which a sum is made
+  int split_k = 1;  // blocks that share the k of a tile: 1 or k_parts
   int stages = 1;
   int64_t shared_bytes = 0;
   int64_t workspace_bytes = 0;
@@ -73,17 +76,20 @@ class DeviceWeight final : public PackedWeight {
   size_t size_bytes() const override { return codes_.size_bytes() + scales_.size_bytes(); }
   std::string variant_name() const override;  // "w4a8_folded_cuda"
 
+  const WeightLayout& layout() const { return layout_; }
   const uint8_t* codes() const { return codes_.data(); }
-  const uint8_t* scales() const { return scales_.data(); }  // README.md; null: dense
-  // Output channels rounded up to what the layout holds.
-  int64_t padded_n() const { return padded_n_; }
-  int64_t padded_k() const { return padded_k_; }
+  const uint8_t* scales() const { return scales_.data(); }  // null: dense
+  const uint8_t* zeros() const {                            // null: 8 everywhere
+    return has_zero_points_ ? scales() + layout_.zeros_offset : nullptr;
+  }
+  int64_t padded_n() const { return layout_.padded_n; }
+  int64_t padded_k() const { return layout_.padded_k; }  // dense: elements between rows
 
  private:
   friend class WeightUploader;
   GemmDesc desc_;
-  int64_t padded_n_ = 0;
-  int64_t padded_k_ = 0;
+  WeightLayout layout_;
+  bool has_zero_points_ = false;
   gpu::DeviceBuffer<uint8_t> codes_;
   gpu::DeviceBuffer<uint8_t> scales_;
 };
@@ -134,6 +140,7 @@ class GroupedWeights {
   struct Entry {
     const uint8_t* codes;
     const uint8_t* scales;
+    const uint8_t* zeros;  // null: 8 everywhere
   };
   const Entry* entries() const { return entries_.data(); }  // device memory, [num_groups]
 
