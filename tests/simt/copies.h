@@ -1,13 +1,9 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Copies that are under way while threads go on: cp.async, and bulk and tensor copies that
-// complete a barrier. Called by the wrappers of include/; the contracts are in the product's
-// headers of the same names.
+// cp.async. Called by the wrappers of include/; the contract is in base/cuda/async_copy.cuh.
 //
-// Eager launches copy at once; lazy ones at the last moment, source and destination both: a copy of
-// a group when the group is waited for, one of a barrier when nothing else is missing of the phase
-// and a thread waits for it.
+// Eager launches copy at once; lazy ones when a group is waited for, from the source as it is then.
 #pragma once
 
 #include <cstdint>
