@@ -40,19 +40,6 @@ Sections SectionsOf(const CodecDesc& desc) {
            {&GroupLayout::spike_indices, spikes ? 16 : 0}}};
 }
 
-GroupLayout LayoutOf(const CodecDesc& desc, int64_t num_groups) {
-  GroupLayout layout{.bits = desc.bits,
-                     .group_size = desc.group_size,
-                     .log2_scales = desc.scale == ScaleFormat::kLog2Int8,
-                     .spikes = desc.is_integer() && desc.spikes,
-                     .rotation = desc.is_integer() && desc.rotation};
-  for (const Section& section : SectionsOf(desc)) {
-    layout.*section.offset = layout.bytes;
-    layout.bytes += Aligned(num_groups * section.bits_per_group / 8);
-  }
-  return layout;
-}
-
 // The bytes between the sections.
 void ClearGaps(const CodecDesc& desc, const GroupLayout& layout, int64_t num_groups, uint8_t* out) {
   if (num_groups == 0) return;  // there may be no `out` either
@@ -114,6 +101,19 @@ void ForRuns(const RowGroups& groups, int64_t first, int64_t count, const Run& r
 }
 
 }  // namespace
+
+GroupLayout LayoutOf(const CodecDesc& desc, int64_t num_groups) {
+  GroupLayout layout{.bits = desc.bits,
+                     .group_size = desc.group_size,
+                     .log2_scales = desc.scale == ScaleFormat::kLog2Int8,
+                     .spikes = desc.is_integer() && desc.spikes,
+                     .rotation = desc.is_integer() && desc.rotation};
+  for (const Section& section : SectionsOf(desc)) {
+    layout.*section.offset = layout.bytes;
+    layout.bytes += Aligned(num_groups * section.bits_per_group / 8);
+  }
+  return layout;
+}
 
 absl::Status Validate(const CodecDesc& desc) {
   constexpr int kBits[] = {2, 3, 4, 5, 6, 8, 16, 32};

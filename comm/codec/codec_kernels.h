@@ -30,6 +30,10 @@ struct GroupLayout {
   int64_t bytes = 0;          // of everything
 };
 
+struct CodecDesc;
+// Of the bytes of so many groups.
+GroupLayout LayoutOf(const CodecDesc& desc, int64_t num_groups);
+
 // Each codes or decodes groups [first, first + count) of the layout from or to values
 // x [count, group_size]; pieces [num_pieces] are added in order, `out` may be one of them.
 #define NIBBLE_DECLARE_CODEC                                                                 \

@@ -30,20 +30,43 @@ struct Log2Scales {
 extern const Log2Scales kLog2Scales;
 static constexpr int kNanLog2 = 0;
 
-static inline uint32_t FloatBits(float value) { return __builtin_bit_cast(uint32_t, value); }
-static inline float FloatOfBits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+// What is constexpr here, device code calls too.
+
+static constexpr uint32_t FloatBits(float value) { return __builtin_bit_cast(uint32_t, value); }
+static constexpr float FloatOfBits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+
+// The mantissa of 2^(j / 8), j = 0..7.
+static constexpr uint32_t RootMantissa(int j) {
+  constexpr uint32_t kRoots[8] = {0x0,      0xb95c2,  0x1837f0, 0x25fed7,
+                                  0x3504f3, 0x45672a, 0x5744fd, 0x6ac0c7};
+  return kRoots[j];
+}
+static constexpr float PowerOfTwo(int exponent) {
+  return FloatOfBits(static_cast<uint32_t>(exponent + 127) << 23);
+}
+
+// kLog2Scales.of_code[code], computed.
+static constexpr float Log2Scale(int code) {
+  if (code >= 16 && code < 224) {
+    const int eighths = code - 15;  // above 2^-16
+    return FloatOfBits((static_cast<uint32_t>(eighths / 8 - 16 + 127) << 23) |
+                       RootMantissa(eighths % 8));
+  }
+  if (code == 1) return kSmallestScale;
+  if (code >= 2 && code < 16) return PowerOfTwo(-120 + 8 * (code - 2));
+  if (code >= 224 && code < 253) return PowerOfTwo(14 + 4 * (code - 224));
+  if (code == 253) return PowerOfTwo(127);
+  return FloatOfBits(kNanBits);
+}
 
 // The code of the least scale >= `scale`, but for a part in 2^15: codes of codes find their scale
 // again though the range was rounded on the way. REQUIRES scale >= kSmallestScale.
-static inline int Log2Code(float scale) {
-  // Mantissas of 2^(j / 8).
-  constexpr uint32_t kRoots[8] = {0x0,      0xb95c2,  0x1837f0, 0x25fed7,
-                                  0x3504f3, 0x45672a, 0x5744fd, 0x6ac0c7};
+static constexpr int Log2Code(float scale) {
   const uint32_t bits = FloatBits(scale) - 0x100U;
   const int octave = static_cast<int>(bits >> 23) - 127;
   const uint32_t mantissa = bits & 0x7fffffU;
   int steps = 0;
-  for (int j = 0; j < 8; ++j) steps += mantissa > kRoots[j] ? 1 : 0;
+  for (int j = 0; j < 8; ++j) steps += mantissa > RootMantissa(j) ? 1 : 0;
   const int eighths = octave * 8 + steps;
   if (eighths > -128 && eighths <= 80) return 15 + 128 + eighths;  // 16..223
   const int ceiling = octave + (steps > 0 ? 1 : 0);
@@ -61,7 +84,7 @@ struct GroupScale {
 };
 
 // Of a group whose values lie in low..high, low <= 0 <= high, within kLargest.
-static inline GroupScale ScaleOf(float low, float high, int bits, bool log2_scales) {
+static constexpr GroupScale ScaleOf(float low, float high, int bits, bool log2_scales) {
   const auto levels = static_cast<float>((1 << bits) - 1);
   const float share = 1.0F / levels;
   GroupScale group;
@@ -70,7 +93,7 @@ static inline GroupScale ScaleOf(float low, float high, int bits, bool log2_scal
   exact = exact > kSmallestScale ? exact : kSmallestScale;
   if (log2_scales) {
     group.code = static_cast<uint16_t>(Log2Code(exact));
-    group.scale = kLog2Scales.of_code[group.code];
+    group.scale = Log2Scale(group.code);
   } else {
     // Up, but for a part in 2^15, as above.
     const uint32_t rounded = (FloatBits(exact) + 0xff00U) >> 16;
@@ -84,22 +107,24 @@ static inline GroupScale ScaleOf(float low, float high, int bits, bool log2_scal
 }
 
 // Of what may come from a peer: NaN or finite, of any sign.
-static inline float ScaleOfCode(uint16_t code, bool log2_scales) {
-  if (log2_scales) return kLog2Scales.of_code[code & 0xff];
+static constexpr float Bf16ScaleOfCode(uint16_t code) {
   const uint32_t bits = static_cast<uint32_t>(code) << 16;
   return FloatOfBits((bits & 0x7f800000U) == 0x7f800000U ? kNanBits : bits);
 }
-static inline float SpikeOfCode(uint16_t code) { return ScaleOfCode(code, false); }
+static constexpr float SpikeOfCode(uint16_t code) { return Bf16ScaleOfCode(code); }
+static inline float ScaleOfCode(uint16_t code, bool log2_scales) {
+  return log2_scales ? kLog2Scales.of_code[code & 0xff] : Bf16ScaleOfCode(code);
+}
 
 // Round to nearest even, of finite values; -0 is 0, as min and max of instruction sets may return
 // either.
-static inline uint16_t SpikeCode(float value) {
+static constexpr uint16_t SpikeCode(float value) {
   const uint32_t bits = FloatBits(value + 0.0F);
   return static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
 }
 
 // 1 / sqrt(group_size) for 32, 64, 128.
-static inline float RotationScale(int group_size) {
+static constexpr float RotationScale(int group_size) {
   return group_size == 32 ? 0x1.6a09e6p-3F : group_size == 64 ? 0.125F : 0x1.6a09e6p-4F;
 }
 
