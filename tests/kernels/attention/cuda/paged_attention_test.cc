@@ -1,0 +1,269 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "kernels/attention/cuda/paged_attention.h"
+
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "tests/kernels/attention/cuda/device_problem.h"
+#include "tests/testing/compare.h"
+
+namespace nibble::testing {
+namespace {
+
+class CudaAttention : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (Must(gpu::ListDevices()).empty()) GTEST_SKIP() << "no CUDA device";
+  }
+  ThreadPool pool_{2};
+};
+
+// Plain kernels do what the CPU's do, in their order: equal bits, as far as one segment (512
+// positions) goes.
+TEST_F(CudaAttention, PlainHasTheCpusBits) {
+  if (HostCpuFeatures().Best() < Isa::kAvx2) GTEST_SKIP() << "this machine has no AVX2";
+  uint32_t seed = 1;
+  for (const int64_t head_dim : {8, 24, 64, 80, 256}) {
+    for (const DType dtype : {DType::kF32, DType::kBf16, DType::kI8}) {
+      ++seed;
+      const AttentionShape shape{.num_heads = 2 * (1 + seed % 5),
+                                 .num_kv_heads = 2,
+                                 .head_dim = head_dim,
+                                 .block_size = 1 + seed * 7 % 20,
+                                 .sliding_window = seed % 3 == 0 ? 40 : 0,
+                                 .dtype = dtype};
+      const SequenceData a = MakeSequence(shape, 75, ++seed);
+      const SequenceData b = MakeSequence(shape, 130, ++seed);
+      const std::vector<Chunk> chunks = {{&a, 68, 75}, {&b, 129, 130}, {&b, 0, 2}, {&a, 64, 65}};
+      const auto expected = Attend(shape, chunks, Isa::kAvx2, &pool_);
+      const auto actual =
+          AttendOnDevice(shape, chunks, {.activation = DType::kF32, .num_layers = 1}, &pool_);
+      for (size_t i = 0; i < chunks.size(); ++i) {
+        EXPECT_TRUE(SameBits(actual[i], expected[i]))
+            << "chunk " << i << " head_dim " << head_dim << " " << ToString(dtype) << " window "
+            << shape.sliding_window << " block_size " << shape.block_size;
+      }
+    }
+  }
+}
+
+// What a result may be off by, with A = sum_j weight_j |v_j| of the same head and token:
+// - Scores and sums in float32: as tests/kernels/attention/paged_attention_test.cc derives it, with
+//   2 more units in the last place for exp2.
+// - Tensor cores take weights as bfloat16, which is off by up to 2^-9 of each. The sum of weights
+// is
+//   of the rounded ones, so the output moves by sum_j weight_j e_j (v_j - out) <= 2^-9 * 2 A; with
+//   int8 the weight times the value's scale is rounded, the sum's weight apart from it: twice that.
+// - A bfloat16 output is off by 2^-9 of itself, which is at most A.
+double Bound(const AttentionShape& shape, DType activation, double magnitude) {
+  const double exact = 6e-8 * (4.0 * static_cast<double>(shape.head_dim) + 66.0) * 4.0;
+  if (activation == DType::kF32) return exact;
+  constexpr double kHalfUlp = 0x1p-9;
+  const double weights = shape.dtype == DType::kI8 ? 4.0 : 2.0;
+  return exact + kHalfUlp * (weights + 1.0) * magnitude * 1.01;
+}
+
+std::string Describe(const AttentionShape& shape, const Chunk& chunk) {
+  return "heads " + std::to_string(shape.num_heads) + "/" + std::to_string(shape.num_kv_heads) +
+         " head_dim " + std::to_string(shape.head_dim) + " block_size " +
+         std::to_string(shape.block_size) + " window " + std::to_string(shape.sliding_window) +
+         " " + std::string(ToString(shape.dtype)) + " chunk [" + std::to_string(chunk.begin) +
+         ", " + std::to_string(chunk.end) + ")";
+}
+
+// Chunks name sequences by their place in `sequences`.
+struct Piece {
+  size_t sequence;
+  int64_t begin;
+  int64_t end;
+};
+std::vector<Chunk> Chunks(const std::vector<SequenceData>& sequences,
+                          const std::vector<Piece>& pieces) {
+  std::vector<Chunk> chunks;
+  for (const Piece& piece : pieces) {
+    chunks.push_back({&sequences[piece.sequence], piece.begin, piece.end});
+  }
+  return chunks;
+}
+
+void ExpectMatches(const AttentionShape& shape, const std::vector<int64_t>& lengths,
+                   const std::vector<Piece>& pieces, const DeviceOptions& options, uint32_t seed,
+                   ThreadPool* pool) {
+  std::vector<SequenceData> sequences;
+  std::vector<SequenceData> magnitudes;  // with |v|
+  for (const int64_t length : lengths) {
+    sequences.push_back(Rounded(MakeSequence(shape, length, ++seed), options.activation));
+    magnitudes.push_back(sequences.back());
+    for (float& v : magnitudes.back().v) v = std::abs(v);
+  }
+  const auto chunks = Chunks(sequences, pieces);
+  const auto expected = Attend(shape, chunks, Isa::kRef, pool);
+  const auto magnitude = Attend(shape, Chunks(magnitudes, pieces), Isa::kRef, pool);
+  const auto actual = AttendOnDevice(shape, chunks, options, pool, seed);
+  const int64_t columns = shape.num_heads * shape.head_dim;
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    const int64_t rows = chunks[i].end - chunks[i].begin;
+    EXPECT_TRUE(AllWithin<float>(
+        {actual[i].data(), rows, columns, columns}, {expected[i].data(), rows, columns, columns},
+        [&](int64_t row, int64_t column) {
+          return Bound(
+              shape, options.activation,
+              static_cast<double>(magnitude[i][static_cast<size_t>(row * columns + column)]));
+        }))
+        << Describe(shape, chunks[i]);
+  }
+}
+
+constexpr DType kCaches[] = {DType::kF32, DType::kBf16, DType::kI8};
+
+TEST_F(CudaAttention, MatchesReferenceForHeadDims) {
+  uint32_t seed = 20;
+  for (const DType activation : {DType::kF32, DType::kBf16}) {
+    for (const int64_t head_dim : {16, 64, 80, 96, 128, 256}) {
+      for (const DType dtype : kCaches) {
+        ++seed;
+        const AttentionShape shape{.num_heads = 4,
+                                   .num_kv_heads = 2,
+                                   .head_dim = head_dim,
+                                   .block_size = 1 + seed * 5 % 32,
+                                   .dtype = dtype};
+        // Decode, a first token, a short chunk and a longer one.
+        ExpectMatches(shape, {75, 70}, {{1, 69, 70}, {0, 0, 1}, {1, 60, 65}, {0, 40, 75}},
+                      {.activation = activation, .num_layers = 1}, seed * 10, &pool_);
+      }
+    }
+  }
+}
+
+TEST_F(CudaAttention, MatchesReferenceForGroupsBlocksAndWindows) {
+  uint32_t seed = 100;
+  for (const int64_t group : {1, 3, 4, 7, 8, 16, 17}) {
+    for (const int64_t window : {0, 1, 5, 64, 100}) {
+      ++seed;
+      const AttentionShape shape{.num_heads = group,
+                                 .num_kv_heads = 1,
+                                 .head_dim = 64,
+                                 .block_size = std::vector<int64_t>{1, 3, 8, 16, 31, 32}[seed % 6],
+                                 .sliding_window = window,
+                                 .dtype = kCaches[1 + seed % 2]};
+      ExpectMatches(shape, {1, 150}, {{0, 0, 1}, {1, 63, 66}, {1, 149, 150}, {1, 100, 120}},
+                    {.num_layers = 1}, seed * 10, &pool_);
+    }
+  }
+}
+
+// Long contexts are split among blocks when there are many of them for little work, and not when
+// there are few; windows hide whole splits.
+TEST_F(CudaAttention, MatchesReferenceForLongContexts) {
+  uint32_t seed = 200;
+  for (const DType activation : {DType::kF32, DType::kBf16}) {
+    for (const int64_t window : {0, 300}) {
+      for (const int num_sms : {1, 40}) {
+        ++seed;
+        const AttentionShape shape{
+            .num_heads = 4,
+            .num_kv_heads = 2,
+            .head_dim = 64,
+            .sliding_window = window,
+            .dtype = kCaches[seed % 2 + (activation == DType::kF32 ? 0 : 1)]};
+        ExpectMatches(shape, {1300, 513}, {{0, 1299, 1300}, {1, 510, 513}, {0, 1010, 1030}},
+                      {.activation = activation, .num_sms = num_sms}, seed * 10, &pool_);
+      }
+    }
+  }
+}
+
+// A captured graph is replayed for other steps of fewer sequences; padding gives zeros.
+TEST_F(CudaAttention, GraphsAreReplayedForOtherSteps) {
+  uint32_t seed = 300;
+  for (const DType dtype : kCaches) {
+    for (const int64_t group : {4, 17}) {
+      ++seed;
+      const AttentionShape shape{
+          .num_heads = 2 * group, .num_kv_heads = 2, .head_dim = 64, .dtype = dtype};
+      ExpectMatches(shape, {600, 5}, {{0, 599, 600}, {1, 4, 5}, {0, 128, 129}},
+                    {.graph_seqs = 5, .num_sms = 40}, seed * 10, &pool_);
+    }
+  }
+}
+
+// Rows [begin, end) of `whole`, an output that starts at position 0.
+std::vector<float> Rows(const AttentionShape& shape, const std::vector<float>& whole, int64_t begin,
+                        int64_t end) {
+  const int64_t columns = shape.num_heads * shape.head_dim;
+  return {whole.begin() + begin * columns, whole.begin() + end * columns};
+}
+
+// Neither the chunk that a token came in nor what else is in the step, nor how work is split.
+TEST_F(CudaAttention, ATokensBitsDependOnNothingAroundIt) {
+  Random random(3);
+  uint32_t seed = 400;
+  for (const DType activation : {DType::kF32, DType::kBf16}) {
+    for (const int64_t window : {0, 90}) {
+      for (const DType dtype : {DType::kBf16, DType::kI8}) {
+        ++seed;
+        AttentionShape shape{.num_heads = 6,
+                             .num_kv_heads = 2,
+                             .head_dim = 64,
+                             .sliding_window = window,
+                             .dtype = dtype};
+        constexpr int64_t kLength = 620;  // more than one segment
+        const SequenceData sequence = Rounded(MakeSequence(shape, kLength, seed), activation);
+        const SequenceData other = Rounded(MakeSequence(shape, 40, seed + 50), activation);
+        constexpr int64_t kBegin = 470;
+        const auto whole =
+            AttendOnDevice(shape, {{&sequence, kBegin, kLength}},
+                           {.activation = activation, .num_sms = 1, .num_layers = 1}, &pool_)[0];
+        for (int64_t begin = kBegin; begin < kLength;) {
+          const int64_t end = std::min(kLength, begin + random.Int(1, 110));
+          shape.block_size = random.Int(1, 32);
+          const auto results =
+              AttendOnDevice(shape, {{&other, 0, 10}, {&sequence, begin, end}, {&other, 39, 40}},
+                             {.activation = activation,
+                              .num_sms = static_cast<int>(random.Int(1, 60)),
+                              .num_layers = 1},
+                             &pool_, random.Bits());
+          ASSERT_TRUE(SameBits(results[1], Rows(shape, whole, begin - kBegin, end - kBegin)))
+              << Describe(shape, {&sequence, begin, end}) << " " << ToString(activation);
+          begin = end;
+        }
+        for (const int64_t position : {511, 512, 619}) {
+          const auto alone = AttendOnDevice(shape, {{&sequence, position, position + 1}},
+                                            {.activation = activation, .num_sms = 40}, &pool_)[0];
+          ASSERT_TRUE(SameBits(alone, Rows(shape, whole, position - kBegin, position - kBegin + 1)))
+              << Describe(shape, {&sequence, position, position + 1}) << " "
+              << ToString(activation);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(CudaAttention, LargeScoresDoNotOverflow) {
+  for (const DType activation : {DType::kF32, DType::kBf16}) {
+    const AttentionShape shape{
+        .num_heads = 1, .num_kv_heads = 1, .head_dim = 64, .dtype = DType::kBf16};
+    SequenceData sequence = MakeSequence(shape, 90, 5);
+    for (float& q : sequence.q) q *= 1e4F;
+    sequence = Rounded(sequence, activation);
+    // The largest score takes all; it is far ahead of the others.
+    const auto expected = Attend(shape, {{&sequence, 0, 90}}, Isa::kRef, &pool_)[0];
+    const auto actual =
+        AttendOnDevice(shape, {{&sequence, 0, 90}}, {.activation = activation}, &pool_)[0];
+    EXPECT_TRUE(AllWithin<float>({actual.data(), 90, 64, 64}, {expected.data(), 90, 64, 64},
+                                 [](int64_t, int64_t) { return 0.05; }));
+  }
+}
+
+TEST_F(CudaAttention, EmptyStepsAndSequencesWithoutNewTokens) {
+  const AttentionShape shape{.num_heads = 2, .num_kv_heads = 1, .head_dim = 64};
+  ExpectMatches(shape, {20}, {{0, 20, 20}, {0, 19, 20}, {0, 7, 7}}, {}, 1, &pool_);
+  ExpectMatches(shape, {20}, {{0, 20, 20}}, {}, 2, &pool_);
+}
+
+}  // namespace
+}  // namespace nibble::testing
