@@ -21,7 +21,7 @@ struct RmsNormArgs {
   DeviceMatrix delta;             // [num_rows, hidden]
   const float* weight = nullptr;  // [hidden]
   float epsilon = 1e-5F;
-  RowOutput out;  // [num_rows, hidden]
+  RowOutput out;  // [num_rows, hidden]; overlaps nothing else
 };
 
 // A row's bits depend on the row alone. int8 codes are those of QuantizeRows of the float result.
