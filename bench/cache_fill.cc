@@ -11,7 +11,7 @@
 
 namespace nibble::bench {
 
-void FillKvCache(engine::KvCache* cache, const CacheFill& fill, Isa isa, ThreadPool* pool) {
+void FillKvCache(engine::HostKvCache* cache, const CacheFill& fill, Isa isa, ThreadPool* pool) {
   constexpr int64_t kRows = 256;
   std::mt19937 random(1);
   std::uniform_real_distribution<float> uniform(-1.0F, 1.0F);

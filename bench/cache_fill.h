@@ -22,7 +22,7 @@ struct CacheFill {
 };
 
 // Random keys and values everywhere: what was never written would be read from one page of zeros.
-void FillKvCache(engine::KvCache* cache, const CacheFill& fill, Isa isa, ThreadPool* pool);
+void FillKvCache(engine::HostKvCache* cache, const CacheFill& fill, Isa isa, ThreadPool* pool);
 
 // float32, bfloat16, float16, int8; none for another name.
 std::optional<DType> ParseCacheDType(std::string_view name);

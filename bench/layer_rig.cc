@@ -89,9 +89,9 @@ absl::StatusOr<LayerStep> LayerStep::Create(const LayerShape& shape, const Layer
                                             Isa isa, ThreadPool* pool) {
   const int64_t num_blocks =
       layer_case.num_seqs * ((layer_case.context + kBlockSize - 1) / kBlockSize);
-  NIBBLE_ASSIGN_OR_RETURN(
-      engine::KvCache cache,
-      engine::KvCache::Create(CacheConfig(shape, layers.size()), num_blocks, kBlockSize, kv_dtype));
+  NIBBLE_ASSIGN_OR_RETURN(engine::HostKvCache cache,
+                          engine::HostKvCache::Create(CacheConfig(shape, layers.size()), num_blocks,
+                                                      kBlockSize, kv_dtype));
   try {
     LayerStep step(shape, layer_case, layers, std::move(cache), isa, pool);
     step.cache_bytes_per_token_ =
@@ -103,7 +103,7 @@ absl::StatusOr<LayerStep> LayerStep::Create(const LayerShape& shape, const Layer
 }
 
 LayerStep::LayerStep(const LayerShape& shape, const LayerCase& layer_case,
-                     const std::vector<LayerWeights>& layers, engine::KvCache cache, Isa isa,
+                     const std::vector<LayerWeights>& layers, engine::HostKvCache cache, Isa isa,
                      ThreadPool* pool)
     : shape_(shape),
       case_(layer_case),

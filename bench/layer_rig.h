@@ -78,7 +78,7 @@ class LayerStep {
 
  private:
   LayerStep(const LayerShape& shape, const LayerCase& layer_case,
-            const std::vector<LayerWeights>& layers, engine::KvCache cache, Isa isa,
+            const std::vector<LayerWeights>& layers, engine::HostKvCache cache, Isa isa,
             ThreadPool* pool);
   void RunLayer(const LayerWeights& layer, const kernels::KvCacheView& cache,
                 std::array<double, kNumLayerOps>* seconds);
@@ -86,7 +86,7 @@ class LayerStep {
   LayerShape shape_;
   LayerCase case_;
   const std::vector<LayerWeights>* layers_;
-  engine::KvCache cache_;  // a layer for each copy
+  engine::HostKvCache cache_;  // a layer for each copy
   int64_t cache_bytes_per_token_ = 0;
   Isa isa_;
   ThreadPool* pool_;

@@ -16,13 +16,13 @@ constexpr int64_t kBlockSize = 16;  // `nibble serve`'s
 
 }  // namespace
 
-ModelBatch::ModelBatch(engine::Model* model, const ModelBatchShape& shape, engine::KvCache cache,
-                       AlignedBuffer<float> logits)
+ModelBatch::ModelBatch(engine::Model* model, const ModelBatchShape& shape,
+                       std::unique_ptr<engine::KvCache> cache, AlignedBuffer<float> logits)
     : model_(model), shape_(shape), cache_(std::move(cache)), logits_(std::move(logits)) {
-  blocks_per_seq_ = cache_.num_blocks() / shape_.num_seqs;
+  blocks_per_seq_ = cache_->num_blocks() / shape_.num_seqs;
   bytes_per_token_ =
       engine::KvCache::BlockBytes(model->config(), kBlockSize, model->kv_dtype()) / kBlockSize;
-  block_tables_ = ShuffledBlocks(cache_.num_blocks());
+  block_tables_ = ShuffledBlocks(cache_->num_blocks());
 }
 
 absl::StatusOr<ModelBatch> ModelBatch::Create(engine::Model* model, const ModelBatchShape& shape,
@@ -32,12 +32,14 @@ absl::StatusOr<ModelBatch> ModelBatch::Create(engine::Model* model, const ModelB
     return InvalidArgument("sequences of {} tokens: the model's limit is {}", shape.max_tokens,
                            config.max_position_embeddings);
   }
-  NIBBLE_RETURN_IF_ERROR(model->Reserve(
-      {.max_tokens = shape.num_seqs * shape.max_chunk, .max_positions = shape.max_tokens}, pool));
+  NIBBLE_RETURN_IF_ERROR(model->Reserve({.max_tokens = shape.num_seqs * shape.max_chunk,
+                                         .max_positions = shape.max_tokens,
+                                         .max_samples = shape.num_seqs,
+                                         .max_seqs = shape.num_seqs,
+                                         .block_size = kBlockSize},
+                                        pool));
   const int64_t num_blocks = shape.num_seqs * ((shape.max_tokens + kBlockSize - 1) / kBlockSize);
-  NIBBLE_ASSIGN_OR_RETURN(
-      engine::KvCache cache,
-      engine::KvCache::Create(config, num_blocks, kBlockSize, model->kv_dtype()));
+  NIBBLE_ASSIGN_OR_RETURN(auto cache, model->MakeKvCache(num_blocks, kBlockSize));
   try {
     return ModelBatch(
         model, shape, std::move(cache),
@@ -50,7 +52,9 @@ absl::StatusOr<ModelBatch> ModelBatch::Create(engine::Model* model, const ModelB
 
 void ModelBatch::FillCache(Isa isa, ThreadPool* pool) {
   const engine::ModelConfig& config = model_->config();
-  FillKvCache(&cache_,
+  auto* const cache = dynamic_cast<engine::HostKvCache*>(cache_.get());
+  if (cache == nullptr) return;
+  FillKvCache(cache,
               {.num_layers = config.num_layers, .columns = config.num_kv_heads * config.head_dim},
               isa, pool);
 }
@@ -77,7 +81,7 @@ absl::Status ModelBatch::Step(int64_t context, int64_t num_tokens, bool sample, 
   }
   plan.block_tables = block_tables_;
   plan.max_blocks_per_seq = static_cast<int32_t>(blocks_per_seq_);
-  return model_->Forward(plan, &cache_, logits_.data(), pool);
+  return model_->Forward(plan, cache_.get(), logits_.data(), pool);
 }
 
 }  // namespace nibble::bench

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "base/aligned_buffer.h"
@@ -29,7 +30,8 @@ class ModelBatch {
   static absl::StatusOr<ModelBatch> Create(engine::Model* model, const ModelBatchShape& shape,
                                            ThreadPool* pool);
 
-  // Random keys and values everywhere.
+  // Random keys and values everywhere, where the cache is in this host's memory. A device's is
+  // zeros, which are there as much as others.
   void FillCache(Isa isa, ThreadPool* pool);
 
   // Computes `num_tokens` random tokens of every sequence behind the `context` ones it has, and the
@@ -40,13 +42,13 @@ class ModelBatch {
   int64_t bytes_per_token() const { return bytes_per_token_; }
 
  private:
-  ModelBatch(engine::Model* model, const ModelBatchShape& shape, engine::KvCache cache,
-             AlignedBuffer<float> logits);
+  ModelBatch(engine::Model* model, const ModelBatchShape& shape,
+             std::unique_ptr<engine::KvCache> cache, AlignedBuffer<float> logits);
   int32_t BlockOf(int64_t sequence, int64_t position) const;
 
   engine::Model* model_;
   ModelBatchShape shape_;
-  engine::KvCache cache_;
+  std::unique_ptr<engine::KvCache> cache_;
   AlignedBuffer<float> logits_;        // [num_seqs, vocab_size]
   std::vector<int32_t> block_tables_;  // [num_seqs, blocks_per_seq_]
   int64_t blocks_per_seq_ = 0;

@@ -186,15 +186,13 @@ absl::StatusOr<CalibrationTokens> Generate(const CalibrationOptions& options,
   const int64_t bytes = engine::KvCache::BlockBytes(config, kBlockSize, model->kv_dtype()) * blocks;
   const int64_t batch =
       std::clamp<int64_t>(kMaxCacheBytes / bytes, 1, std::min(kMaxBatch, tokens.num_samples));
-  NIBBLE_ASSIGN_OR_RETURN(
-      engine::KvCache cache,
-      engine::KvCache::Create(config, batch * blocks, kBlockSize, model->kv_dtype()));
+  NIBBLE_ASSIGN_OR_RETURN(const auto cache, model->MakeKvCache(batch * blocks, kBlockSize));
   for (int64_t first = 0; first < tokens.num_samples; first += batch) {
     const int64_t count = std::min(batch, tokens.num_samples - first);
     const auto on_step = [&](int64_t done) {
       if (progress) progress(first * tokens.length + done, tokens.num_samples * tokens.length);
     };
-    NIBBLE_RETURN_IF_ERROR(generator.Write(first, count, &cache, on_step, &tokens.ids));
+    NIBBLE_RETURN_IF_ERROR(generator.Write(first, count, cache.get(), on_step, &tokens.ids));
   }
   return tokens;
 }

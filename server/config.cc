@@ -112,6 +112,12 @@ void ModelOptions::Validate(std::vector<std::string>* violations) const {
   CheckChoice("--quantization", quantization, {"none", "w4a8", "w8a8", "w4a16"}, violations);
   CheckChoice("--head-quantization", head_quantization, {"auto", "none", "int8", "int4"},
               violations);
+  if (!(gpu_memory_utilization > 0.0 && gpu_memory_utilization <= 1.0)) {
+    violations->push_back(fmt::format(
+        "--gpu-memory-utilization is {}, want more than 0 and at most 1", gpu_memory_utilization));
+  }
+  CheckChoice("--attention-backend", attention_backend, {"auto", "nibble", "flashinfer"},
+              violations);
   CheckRange("--threads", threads, 0, 1024, violations);
   if (cpu_binding != "auto" && cpu_binding != "none") {
     const auto cpus = ParseCpuList(cpu_binding);

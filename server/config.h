@@ -23,6 +23,10 @@ struct ModelOptions {
   std::string kv_cache_dtype = "auto";
   std::string quantization = "none";       // none (as the checkpoint is stored), w4a8, w8a8, w4a16
   std::string head_quantization = "auto";  // auto, none, int8, int4
+  // Of --device cuda:
+  double gpu_memory_utilization = 0.9;     // share of a device's memory that its rank takes
+  bool enforce_eager = false;              // no captured graphs
+  std::string attention_backend = "auto";  // auto, nibble, flashinfer
   int threads = 0;                         // compute threads; 0: every CPU this process may run on
   // Where they run: auto (bound one to a CPU when they are as many as the process has), none, or a
   // CPU list with one CPU for each.

@@ -54,7 +54,8 @@ double NegativeLogLikelihood(const float* logits, int64_t vocab_size, int32_t ta
 
 class Evaluation {
  public:
-  Evaluation(Model* model, std::span<const int32_t> ids, KvCache cache, ThreadPool* pool)
+  Evaluation(Model* model, std::span<const int32_t> ids, std::unique_ptr<KvCache> cache,
+             ThreadPool* pool)
       : model_(model), ids_(ids), cache_(std::move(cache)), pool_(pool) {
     const int64_t row_bytes = model->config().vocab_size * static_cast<int64_t>(sizeof(float));
     chunk_tokens_ = std::clamp<int64_t>(kMaxLogitsBytes / row_bytes, 16, kMaxChunkTokens);
@@ -62,8 +63,8 @@ class Evaluation {
       logits_ =
           AlignedBuffer<float>(static_cast<size_t>(chunk_tokens_ * model->config().vocab_size));
     }
-    plan_.max_blocks_per_seq = static_cast<int32_t>(cache_.num_blocks());
-    plan_.block_tables.resize(static_cast<size_t>(cache_.num_blocks()));
+    plan_.max_blocks_per_seq = static_cast<int32_t>(cache_->num_blocks());
+    plan_.block_tables.resize(static_cast<size_t>(cache_->num_blocks()));
     std::iota(plan_.block_tables.begin(), plan_.block_tables.end(), 0);
   }
 
@@ -74,7 +75,7 @@ class Evaluation {
   // Computes ids [begin, end) of `window`, whose ids before `begin` are in the cache.
   absl::Status RunChunk(const Window& window, int64_t begin, int64_t end) {
     FillPlan(window, begin, end);
-    NIBBLE_RETURN_IF_ERROR(model_->Forward(plan_, &cache_, logits_.data(), pool_));
+    NIBBLE_RETURN_IF_ERROR(model_->Forward(plan_, cache_.get(), logits_.data(), pool_));
     if (!model_->has_logits()) return absl::OkStatus();
     const int64_t vocab_size = model_->config().vocab_size;
     nll_.resize(plan_.logits_indices.size());
@@ -109,7 +110,7 @@ class Evaluation {
 
   Model* model_;
   std::span<const int32_t> ids_;
-  KvCache cache_;
+  std::unique_ptr<KvCache> cache_;
   ThreadPool* pool_;
   int64_t chunk_tokens_ = 0;
   StepPlan plan_;
@@ -167,9 +168,7 @@ absl::StatusOr<PerplexityResult> Compute(Model* model, std::span<const int32_t> 
                                          const PerplexityOptions& options, ThreadPool* pool) {
   NIBBLE_RETURN_IF_ERROR(CheckOptions(model->config(), ids, options));
   NIBBLE_ASSIGN_OR_RETURN(
-      KvCache cache,
-      KvCache::Create(model->rank_config(), (options.context + kBlockSize - 1) / kBlockSize,
-                      kBlockSize, model->kv_dtype()));
+      auto cache, model->MakeKvCache((options.context + kBlockSize - 1) / kBlockSize, kBlockSize));
   const auto num_ids = static_cast<int64_t>(ids.size());
   for (int64_t i = 0; i < num_ids; ++i) {
     const int32_t id = ids[static_cast<size_t>(i)];

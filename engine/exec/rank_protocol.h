@@ -70,7 +70,7 @@ enum class RankMessage : uint32_t {
 
 // Driver and rank are of one build; another one's is refused by this number before anything else of
 // a kLoaded is read.
-inline constexpr uint32_t kRankProtocolVersion = 3;
+inline constexpr uint32_t kRankProtocolVersion = 4;
 inline constexpr int kMaxRanks = 1024;
 // Of a sentence: why a status is an error, why a generation ended. What is longer is cut.
 inline constexpr uint32_t kMaxTextBytes = 4096;
@@ -99,12 +99,15 @@ struct RankActivity {
 // What a rank tells when its weights are loaded.
 struct RankDescription {
   int64_t weight_bytes = 0;
-  int64_t kv_block_bytes = 0;   // of one block of LocalExecutorOptions::block_size tokens
-  int64_t available_bytes = 0;  // of its host, once the largest step's memory is taken
-  int32_t kv_dtype = 0;         // DType
-  int64_t num_layers = 0;       // of the whole model, as the next
-  int64_t num_experts = 0;      // of a layer; 0: a dense model
+  int64_t kv_block_bytes = 0;  // of one block of LocalExecutorOptions::block_size tokens
+  // KvMemory, once the largest step's memory is taken: of its host, or of a device of its own.
+  int64_t available_bytes = 0;
+  bool memory_is_own = false;
+  int32_t kv_dtype = 0;     // DType
+  int64_t num_layers = 0;   // of the whole model, as the next
+  int64_t num_experts = 0;  // of a layer; 0: a dense model
   std::string quantization_name;
+  std::string device_name;  // Model::device_name()
   std::vector<std::string> warnings;
 };
 

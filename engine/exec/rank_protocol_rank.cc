@@ -38,10 +38,12 @@ std::string LoadedPayload::Encode() const {
   writer.Put(description.weight_bytes);
   writer.Put(description.kv_block_bytes);
   writer.Put(description.available_bytes);
+  writer.PutFlag(description.memory_is_own);
   writer.Put(description.kv_dtype);
   writer.Put(description.num_layers);
   writer.Put(description.num_experts);
   writer.PutString(description.quantization_name);
+  writer.PutString(description.device_name);
   std::vector<std::string> warnings;
   for (const std::string& text : description.warnings) {
     if (warnings.size() < kMaxWarnings) warnings.emplace_back(Shortened(text));
@@ -69,10 +71,12 @@ absl::StatusOr<LoadedPayload> LoadedPayload::Decode(std::string_view bytes) {
   reader.Read("weight_bytes", &description.weight_bytes);
   reader.Read("kv_block_bytes", &description.kv_block_bytes);
   reader.Read("available_bytes", &description.available_bytes);
+  reader.ReadFlag("memory_is_own", &description.memory_is_own);
   reader.Read("kv_dtype", &description.kv_dtype);
   reader.Read("num_layers", &description.num_layers);
   reader.Read("num_experts", &description.num_experts);
   reader.ReadString("quantization_name", &description.quantization_name, kMaxTextBytes);
+  reader.ReadString("device_name", &description.device_name, kMaxTextBytes);
   ReadStrings("warnings", kMaxWarnings, kMaxTextBytes, &reader, &description.warnings);
   NIBBLE_RETURN_IF_ERROR(reader.Finish());
   NIBBLE_RETURN_IF_ERROR(CheckRange("kLoaded: size", payload.size, 1, kMaxRanks));

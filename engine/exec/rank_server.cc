@@ -16,7 +16,6 @@
 #include "engine/exec/rank_membership.h"
 #include "engine/exec/rank_protocol.h"
 #include "engine/exec/step_runner.h"
-#include "engine/model/memory.h"
 
 namespace nibble::engine {
 namespace {
@@ -52,7 +51,8 @@ class RankServer {
   absl::Status Allocate(const AllocatePayload& payload);
   void Prepare(const PreparePayload& payload);
   void Connect(const ConnectPayload& payload);
-  void Step(const StepPayload& payload);
+  // Not OK when this process can compute nothing any more.
+  absl::Status Step(const StepPayload& payload);
   absl::StatusOr<StepOutput> Compute(const StepPayload& payload);
   absl::Status Meet();
   void Leave();
@@ -187,6 +187,7 @@ absl::Status RankServer::Load() {
   };
   NIBBLE_ASSIGN_OR_RETURN(model_, Model::Load(options_.model_dir, load, pool_));
   NIBBLE_RETURN_IF_ERROR(model_->Reserve(options_.limits, pool_));
+  const KvMemory memory = model_->kv_memory();
   LoadedPayload loaded{
       .rank = load.place.world_rank(),
       .size = load.place.world_size(),
@@ -197,11 +198,13 @@ absl::Status RankServer::Load() {
       .description = {.weight_bytes = model_->weight_bytes(),
                       .kv_block_bytes = KvCache::BlockBytes(
                           model_->rank_config(), options_.block_size, model_->kv_dtype()),
-                      .available_bytes = AvailableMemoryBytes(),
+                      .available_bytes = memory.available_bytes,
+                      .memory_is_own = memory.is_own,
                       .kv_dtype = static_cast<int32_t>(model_->kv_dtype()),
                       .num_layers = model_->config().num_layers,
                       .num_experts = model_->expert_load().num_experts,
                       .quantization_name = model_->quantization_name(),
+                      .device_name = model_->device_name(),
                       .warnings = model_->warnings()}};
   const std::lock_guard lock(mutex_);
   loaded_ = std::move(loaded);
@@ -223,8 +226,7 @@ absl::Status RankServer::Do(const comm::Frame& frame) {
   switch (static_cast<RankMessage>(frame.type)) {
     case RankMessage::kStep: {
       NIBBLE_ASSIGN_OR_RETURN(const StepPayload payload, StepPayload::Decode(frame.payload));
-      Step(payload);
-      return absl::OkStatus();
+      return Step(payload);
     }
     case RankMessage::kAllocate: {
       NIBBLE_ASSIGN_OR_RETURN(const auto payload, AllocatePayload::Decode(frame.payload));
@@ -292,14 +294,18 @@ void RankServer::Connect(const ConnectPayload& payload) {
                                   .policy = comm::Serialize(communicator_->policy())}));
 }
 
-void RankServer::Step(const StepPayload& payload) {
+// A device that is lost ends the process, as a crash would: the driver starts another one. Said of
+// the step it would be taken for a fault that comes again.
+absl::Status RankServer::Step(const StepPayload& payload) {
   absl::StatusOr<StepOutput> output = Compute(payload);
+  if (!output.ok()) NIBBLE_RETURN_IF_ERROR(model_->Health());
   const bool answers = place().is_last_stage() && place().rank == 0;
-  if (output.ok() && !answers) return;
+  if (output.ok() && !answers) return absl::OkStatus();
   StepDonePayload done{.generation = payload.generation, .number = payload.number};
   done.status = output.status();
   if (output.ok()) done.output = *std::move(output);
   Send(MakeFrame(done));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<StepOutput> RankServer::Compute(const StepPayload& payload) {

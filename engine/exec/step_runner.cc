@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "engine/model/memory.h"
-#include "engine/sampling/sampler.h"
 
 namespace nibble::engine {
 namespace {
@@ -84,19 +83,20 @@ absl::StatusOr<std::unique_ptr<StepRunner>> StepRunner::Create(Model* model,
   NIBBLE_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa());
   NIBBLE_RETURN_IF_ERROR(model->Reserve({.max_tokens = chosen.max_num_batched_tokens,
                                          .max_positions = chosen.max_model_len,
-                                         .max_samples = chosen.max_num_seqs},
+                                         .max_samples = chosen.max_num_seqs,
+                                         .max_seqs = chosen.max_num_seqs,
+                                         .block_size = chosen.block_size},
                                         pool));
   AlignedBuffer<float> logits;
   if (model->has_logits()) {
     NIBBLE_ASSIGN_OR_RETURN(logits, MakeLogits(chosen.max_num_seqs, config.vocab_size));
   }
-  NIBBLE_ASSIGN_OR_RETURN(KvCache cache, KvCache::Create(model->rank_config(), chosen.num_blocks,
-                                                         chosen.block_size, model->kv_dtype()));
+  NIBBLE_ASSIGN_OR_RETURN(auto cache, model->MakeKvCache(chosen.num_blocks, chosen.block_size));
   return std::unique_ptr<StepRunner>(
       new StepRunner(model, std::move(cache), std::move(logits), chosen, isa, pool));
 }
 
-StepRunner::StepRunner(Model* model, KvCache cache, AlignedBuffer<float> logits,
+StepRunner::StepRunner(Model* model, std::unique_ptr<KvCache> cache, AlignedBuffer<float> logits,
                        const LocalExecutorOptions& options, Isa isa, ThreadPool* pool)
     : model_(model),
       cache_(std::move(cache)),
@@ -136,13 +136,11 @@ absl::StatusOr<StepOutput> StepRunner::Run(const StepPlan& plan) {
     pool_->BindCaller();
     caller_ = std::this_thread::get_id();
   }
-  const int64_t vocab_size = model_->config().vocab_size;
   NIBBLE_RETURN_IF_ERROR(CheckSize(plan));
-  NIBBLE_RETURN_IF_ERROR(CheckSampling(plan, vocab_size));
+  NIBBLE_RETURN_IF_ERROR(CheckSampling(plan, model_->config().vocab_size));
   try {
-    NIBBLE_RETURN_IF_ERROR(model_->Forward(plan, &cache_, logits_.data(), pool_));
-    if (!model_->has_logits()) return StepOutput{};
-    return SampleRows(logits_.data(), vocab_size, plan.sampling, pool_, isa_);
+    return model_->ForwardAndSample(plan, cache_.get(), {.logits = logits_.data(), .isa = isa_},
+                                    pool_);
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("memory ran out in a step of {} tokens", plan.num_tokens());
   }

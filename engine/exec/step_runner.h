@@ -35,16 +35,16 @@ class StepRunner {
   const LocalExecutorOptions& options() const { return options_; }
 
  private:
-  StepRunner(Model* model, KvCache cache, AlignedBuffer<float> logits,
+  StepRunner(Model* model, std::unique_ptr<KvCache> cache, AlignedBuffer<float> logits,
              const LocalExecutorOptions& options, Isa isa, ThreadPool* pool);
 
   absl::Status CheckSize(const StepPlan& plan) const;
 
   Model* model_;
-  KvCache cache_;
+  std::unique_ptr<KvCache> cache_;
   AlignedBuffer<float> logits_;  // [max_num_seqs, vocab_size] where the model has logits
   const LocalExecutorOptions options_;
-  const Isa isa_;  // for sampling; the model has its own
+  const Isa isa_;  // for sampling here; the model has its own
   ThreadPool* pool_;
   std::thread::id caller_;  // of the last Run(), bound to the pool's first CPU
 };

@@ -70,8 +70,19 @@ DecoderModel::DecoderModel(ModelConfig config, DecoderWeights weights, const Loa
                LayersOf(config_, place_).begin, options.check_routing, isa_);
 }
 
-absl::Status DecoderModel::Forward(const StepPlan& plan, KvCache* cache, float* logits,
+absl::StatusOr<std::unique_ptr<KvCache>> DecoderModel::MakeKvCache(int64_t num_blocks,
+                                                                   int64_t block_size) const {
+  NIBBLE_ASSIGN_OR_RETURN(HostKvCache cache,
+                          HostKvCache::Create(rank_config_, num_blocks, block_size, kv_dtype()));
+  return std::make_unique<HostKvCache>(std::move(cache));
+}
+
+KvMemory DecoderModel::kv_memory() const { return {.available_bytes = AvailableMemoryBytes()}; }
+
+absl::Status DecoderModel::Forward(const StepPlan& plan, KvCache* any_cache, float* logits,
                                    ThreadPool* pool) {
+  auto* const cache = dynamic_cast<HostKvCache*>(any_cache);
+  if (cache == nullptr) return InvalidArgument("the KV cache is not in this host's memory");
   NIBBLE_RETURN_IF_ERROR(checker_.Check(plan, {.vocab_size = config_.vocab_size,
                                                .max_positions = config_.max_position_embeddings,
                                                .num_blocks = cache->num_blocks(),

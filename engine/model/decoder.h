@@ -58,6 +58,8 @@ struct DecoderWeights {
   std::vector<std::string> warnings;
 
   int64_t size_bytes() const;
+  // Model::step_weight_bytes()
+  int64_t step_bytes(const ModelConfig& config, const RankPlace& place) const;
   bool reorders() const;  // some layer reorders its input channels (act-order)
 };
 
@@ -75,7 +77,7 @@ class DecoderModel final : public Model {
 
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override { return weights_.size_bytes(); }
-  int64_t step_weight_bytes() const override;
+  int64_t step_weight_bytes() const override { return weights_.step_bytes(config_, place_); }
   DType kv_dtype() const override { return weights_.kv_dtype; }
   std::string quantization_name() const override { return weights_.quantization_name; }
   std::vector<std::string> warnings() const override { return weights_.warnings; }
@@ -84,6 +86,9 @@ class DecoderModel final : public Model {
   void SetStageLink(comm::StageLink* link) override { stage_link_ = link; }
   ExpertLoad expert_load() const override { return moe_.has_value() ? moe_->load() : ExpertLoad{}; }
   bool has_logits() const override { return place_.rank == 0 && place_.is_last_stage(); }
+  absl::StatusOr<std::unique_ptr<KvCache>> MakeKvCache(int64_t num_blocks,
+                                                       int64_t block_size) const override;
+  KvMemory kv_memory() const override;
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                        ThreadPool* pool) override;

@@ -41,6 +41,7 @@ class GroupedLinear {
   bool takes_floats() const { return takes_floats_; }
   bool reorders() const { return !reordered_.empty(); }
   int64_t size_bytes() const;
+  const std::vector<Linear>& slots() const { return slots_; }
 
   // y [offsets[num_slots], n], contiguous. A row's bits are those of Linear::Run of its slot.
   void Run(const GroupedInput& input, float* y, ThreadPool* pool) const;

@@ -34,8 +34,8 @@ int64_t KvCache::BlockBytes(const ModelConfig& config, int64_t block_size, DType
   return config.num_layers * 2 * (block.num_bytes() + scale_bytes);
 }
 
-absl::StatusOr<KvCache> KvCache::Create(const ModelConfig& config, int64_t num_blocks,
-                                        int64_t block_size, DType dtype) {
+absl::StatusOr<int64_t> KvCache::CheckSize(const ModelConfig& config, int64_t num_blocks,
+                                           int64_t block_size, DType dtype) {
   if (dtype != DType::kF32 && dtype != DType::kBf16 && dtype != DType::kF16 &&
       dtype != DType::kI8) {
     return Unimplemented("KV cache of {}: supported are float32, bfloat16, float16 and int8",
@@ -56,11 +56,17 @@ absl::StatusOr<KvCache> KvCache::Create(const ModelConfig& config, int64_t num_b
     return ResourceExhausted("KV cache of {} blocks of {} bytes does not fit an address space",
                              num_blocks, block_bytes);
   }
-  const int64_t bytes = num_blocks * block_bytes;
+  return num_blocks * block_bytes;
+}
+
+absl::StatusOr<HostKvCache> HostKvCache::Create(const ModelConfig& config, int64_t num_blocks,
+                                                int64_t block_size, DType dtype) {
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t bytes, CheckSize(config, num_blocks, block_size, dtype));
+  const int64_t block_bytes = bytes / num_blocks;
   NIBBLE_RETURN_IF_ERROR(
       CheckMemory(bytes, fmt::format("the KV cache ({} blocks of {} tokens, {} bytes each)",
                                      num_blocks, block_size, block_bytes)));
-  KvCache cache;
+  HostKvCache cache;
   cache.shape_ = Shape(config, num_blocks, block_size, dtype);
   cache.num_layers_ = config.num_layers;
   const int64_t num_halves = 2 * config.num_layers;
@@ -79,7 +85,7 @@ absl::StatusOr<KvCache> KvCache::Create(const ModelConfig& config, int64_t num_b
   return cache;
 }
 
-kernels::KvCacheView KvCache::layer(int64_t layer_idx) {
+kernels::KvCacheView HostKvCache::layer(int64_t layer_idx) {
   NIBBLE_CHECK_GE(layer_idx, 0);
   NIBBLE_CHECK_LT(layer_idx, num_layers_);
   kernels::KvCacheView view = shape_;

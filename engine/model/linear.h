@@ -55,6 +55,7 @@ class Linear {
   // Side by side in the order of their output channels.
   std::span<const Part> parts() const { return parts_; }
   bool has_bias() const { return !bias_.empty(); }
+  const std::vector<float>& bias() const { return bias_; }  // [n] or empty
 
   // y [num_rows, n], contiguous. `input` was made For() this layer.
   void Run(const LinearInput& input, int64_t num_rows, float* y, ThreadPool* pool) const;

@@ -41,7 +41,7 @@ void LinearCounts::Add(const LinearCounts& other) {
 }
 
 LinearLoader LinearLoader::Fork(ThreadPool* pool) const {
-  LinearLoader fork(checkpoint_, config_, options_, dtype_, total_bytes_, pool);
+  LinearLoader fork(checkpoint_, config_, options_, packer_, dtype_, total_bytes_, pool);
   fork.is_fork_ = true;
   return fork;
 }
@@ -110,8 +110,8 @@ absl::StatusOr<Linear> LinearLoader::LoadPlain(const LinearModule& module, Weigh
 
 absl::StatusOr<Linear> LinearLoader::LoadFloatLayer(const LinearModule& module) {
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> values, LoadFloats(module));
-  auto packed = kernels::PackDense(values.data(), DType::kF32, module.share.n, module.share.k,
-                                   DType::kF32, options_.isa, pool_);
+  auto packed = packer_.PackDense(values.data(), DType::kF32, module.share.n, module.share.k,
+                                  DType::kF32, pool_);
   if (!packed.ok()) return Annotate(packed.status(), module.name);
   counts_.model_bytes += ModelBytes(module, sizeof(float));
   std::vector<Linear::Part> parts;
@@ -148,7 +148,7 @@ absl::Status LinearLoader::AddDense(Sources sources, std::vector<Linear::Part>* 
     ++counts_.dense;
     counts_.model_bytes += ModelBytes(*source.module, static_cast<double>(SizeOf(dtype_)));
   }
-  auto packed = kernels::PackDense(rows.data(), dtype_, n, k, dtype_, options_.isa, pool_);
+  auto packed = packer_.PackDense(rows.data(), dtype_, n, k, dtype_, pool_);
   if (!packed.ok()) return Annotate(packed.status(), sources.front().module->name);
   parts->push_back({.weight = *std::move(packed)});
   return absl::OkStatus();
@@ -178,7 +178,7 @@ absl::Status LinearLoader::PackInt4(const StoredInt4& stored, const Source& firs
                                     int64_t num_modules, std::vector<Linear::Part>* parts) {
   const Int4Weight& weight = stored.weight;
   if (first.form == WeightForm::kInt4Floats && stored.channel_order.empty()) {
-    auto packed = kernels::PackInt4Float(weight, options_.isa, pool_);
+    auto packed = packer_.PackInt4Float(weight, pool_);
     if (!packed.ok()) return Annotate(packed.status(), first.module->name);
     counts_.int4_floats += num_modules;
     parts->push_back({.weight = *std::move(packed)});
@@ -186,19 +186,19 @@ absl::Status LinearLoader::PackInt4(const StoredInt4& stored, const Source& firs
   }
   if (first.form == WeightForm::kInt4Floats) {
     const std::vector<float> values = Expand(stored, pool_);
-    auto packed = kernels::PackDense(values.data(), DType::kF32, weight.n, weight.k, DType::kF32,
-                                     options_.isa, pool_);
+    auto packed =
+        packer_.PackDense(values.data(), DType::kF32, weight.n, weight.k, DType::kF32, pool_);
     if (!packed.ok()) return Annotate(packed.status(), first.module->name);
     counts_.expanded += num_modules;
     parts->push_back({.weight = *std::move(packed)});
     return absl::OkStatus();
   }
   // Folded is the faster form. What keeps the integer form from working too, that form reports.
-  auto packed = kernels::PackInt4(weight, ScaleForm::kFolded, options_.isa, pool_);
+  auto packed = packer_.PackInt4(weight, ScaleForm::kFolded, pool_);
   if (packed.ok()) {
     counts_.folded += num_modules;
   } else {
-    packed = kernels::PackInt4(weight, ScaleForm::kInteger, options_.isa, pool_);
+    packed = packer_.PackInt4(weight, ScaleForm::kInteger, pool_);
     if (!packed.ok()) return Annotate(packed.status(), first.module->name);
     counts_.integer += num_modules;
   }
@@ -214,7 +214,7 @@ absl::Status LinearLoader::AddInt8(Sources sources, std::vector<Linear::Part>* p
     ++counts_.int8;
     counts_.model_bytes += ModelBytes(*source.module, 1.0);
   }
-  auto packed = kernels::PackInt8(whole, options_.isa, pool_);
+  auto packed = packer_.PackInt8(whole, pool_);
   if (!packed.ok()) return Annotate(packed.status(), sources.front().module->name);
   parts->push_back({.weight = *std::move(packed)});
   return absl::OkStatus();

@@ -21,6 +21,7 @@
 #include "engine/model/quantization_config.h"
 #include "engine/model/safetensors.h"
 #include "engine/model/shard.h"
+#include "kernels/gemm/weight_packer.h"
 #include "kernels/quant/int8_weight.h"
 
 namespace nibble::engine {
@@ -68,10 +69,12 @@ class LinearLoader {
  public:
   // `total_bytes`: what this rank will read, for the progress.
   LinearLoader(const Checkpoint& checkpoint, const ModelConfig& config, const LoadOptions& options,
-               DType dtype, int64_t total_bytes, ThreadPool* pool)
+               const kernels::WeightPacker& packer, DType dtype, int64_t total_bytes,
+               ThreadPool* pool)
       : checkpoint_(checkpoint),
         config_(config),
         options_(options),
+        packer_(packer),
         dtype_(dtype),
         total_bytes_(total_bytes),
         pool_(pool) {}
@@ -133,6 +136,7 @@ class LinearLoader {
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;
   const LoadOptions& options_;
+  const kernels::WeightPacker& packer_;
   const DType dtype_;
   const int64_t total_bytes_;
   ThreadPool* pool_;

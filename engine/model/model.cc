@@ -7,8 +7,10 @@
 #include <utility>
 
 #include "engine/model/decoder.h"
+#include "engine/model/model_device.h"
 #include "engine/model/safetensors.h"
 #include "engine/model/weight_loader.h"
+#include "engine/sampling/sampler.h"
 
 namespace nibble::engine {
 
@@ -42,15 +44,26 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
   }
   try {
     absl::StatusOr<LoadOptions> own = WithExpertLayout(config, options);
+    if (own.ok() && own->device != nullptr) own = own->device->Adapt(config, *std::move(own));
     if (!own.ok()) return Annotate(own.status(), dir);
     NIBBLE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(dir));
     NIBBLE_ASSIGN_OR_RETURN(DecoderWeights weights,
                             LoadDecoderWeights(checkpoint, config, *own, pool));
-    weights.kv_dtype = options.kv_cache_dtype.value_or(weights.kv_dtype);
+    weights.kv_dtype = own->kv_cache_dtype.value_or(weights.kv_dtype);
+    if (own->device != nullptr) {
+      return own->device->MakeModel(std::move(config), std::move(weights), *own);
+    }
     return std::make_unique<DecoderModel>(std::move(config), std::move(weights), *own);
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("{}: memory ran out while loading the weights", dir);
   }
+}
+
+absl::StatusOr<StepOutput> Model::ForwardAndSample(const StepPlan& plan, KvCache* cache,
+                                                   const HostSampling& host, ThreadPool* pool) {
+  NIBBLE_RETURN_IF_ERROR(Forward(plan, cache, host.logits, pool));
+  if (!has_logits()) return StepOutput{};
+  return SampleRows(host.logits, config().vocab_size, plan.sampling, pool, host.isa);
 }
 
 }  // namespace nibble::engine

@@ -28,6 +28,8 @@
 
 namespace nibble::engine {
 
+class ModelDevice;  // model_device.h
+
 enum class Quantization {
   kNone,   // as the checkpoint is stored; 4-bit weights always run with int8 activations (W4A8)
   kW4A8,   // quantize the linear layers while loading, round to nearest, groups of 128
@@ -57,6 +59,8 @@ struct LoadOptions {
   Quantization quantization = Quantization::kNone;
   HeadQuantization head_quantization = HeadQuantization::kAuto;
   Isa isa = Isa::kRef;
+  // What computes; null: this host's CPUs, with `isa`.
+  std::shared_ptr<const ModelDevice> device;
   // A step fails with INTERNAL, naming layer and ranks, when ranks of a stage disagree on which
   // experts a token goes to: one more collective a step. For finding faults.
   bool check_routing = false;
@@ -64,19 +68,32 @@ struct LoadOptions {
   std::function<void(int64_t, int64_t)> progress;
 };
 
-// Keys and values of all layers.
+// Keys and values of all layers, in the memory of what computes the model: Model::MakeKvCache.
 class KvCache {
+ public:
+  virtual ~KvCache() = default;
+  virtual int64_t num_blocks() const = 0;
+  virtual int64_t block_size() const = 0;
+
+  // Bytes of one block over all layers, scales included.
+  static int64_t BlockBytes(const ModelConfig& config, int64_t block_size, DType dtype);
+  // What every kind of cache refuses: INVALID_ARGUMENT naming value and limits, RESOURCE_EXHAUSTED
+  // for what no address space holds. Else the bytes of all blocks.
+  static absl::StatusOr<int64_t> CheckSize(const ModelConfig& config, int64_t num_blocks,
+                                           int64_t block_size, DType dtype);
+};
+
+// In this host's memory.
+class HostKvCache final : public KvCache {
  public:
   // Zeroed blocks for every layer. RESOURCE_EXHAUSTED, naming the bytes, when memory is not to be
   // had.
-  static absl::StatusOr<KvCache> Create(const ModelConfig& config, int64_t num_blocks,
-                                        int64_t block_size, DType dtype);
-  // Bytes of one block over all layers, scales included.
-  static int64_t BlockBytes(const ModelConfig& config, int64_t block_size, DType dtype);
+  static absl::StatusOr<HostKvCache> Create(const ModelConfig& config, int64_t num_blocks,
+                                            int64_t block_size, DType dtype);
 
   kernels::KvCacheView layer(int64_t layer_idx);
-  int64_t num_blocks() const { return shape_.num_blocks; }
-  int64_t block_size() const { return shape_.block_size; }
+  int64_t num_blocks() const override { return shape_.num_blocks; }
+  int64_t block_size() const override { return shape_.block_size; }
 
  private:
   AlignedBuffer<uint8_t> storage_;  // [num_layers, 2 (keys, values), num_blocks, num_kv_heads,
@@ -90,7 +107,23 @@ class KvCache {
 struct StepLimits {
   int64_t max_tokens = 0;     // tokens computed in one step, all sequences together
   int64_t max_positions = 0;  // tokens of a sequence, 0..max_position_embeddings
-  int64_t max_samples = 0;    // rows of logits of one step, which several ranks gather
+  int64_t max_samples = 0;    // rows of logits of one step
+  int64_t max_seqs = 0;       // sequences of one step
+  int64_t block_size = 16;    // of the cache that is to come
+};
+
+// What the KV cache may take.
+struct KvMemory {
+  int64_t available_bytes = 0;
+  // Nobody else takes of it, and nothing but the cache is still to be taken: all of it is for the
+  // cache. Else it is memory that a host's processes share.
+  bool is_own = false;
+};
+
+// Of rows whose tokens the host chooses.
+struct HostSampling {
+  float* logits = nullptr;  // [num_samples, vocab_size], scratch
+  Isa isa = Isa::kRef;
 };
 
 class Model {
@@ -105,15 +138,17 @@ class Model {
   // Of these, what a step of one token reads: not the embedding table, and of the experts those of
   // one token, as if all were chosen alike.
   virtual int64_t step_weight_bytes() const { return weight_bytes(); }
-  virtual DType kv_dtype() const = 0;  // what its KvCache is to be of
+  virtual DType kv_dtype() const = 0;  // what its KvCache is of
   // "w4a8 (folded), head int8": what the banner prints.
   virtual std::string quantization_name() const = 0;
+  // "NVIDIA H100 80GB HBM3 (sm_90), attention flashinfer": empty for this host's CPUs.
+  virtual std::string device_name() const { return {}; }
   // What somebody should know who serves this model as it was loaded.
   virtual std::vector<std::string> warnings() const { return {}; }
 
   // What this rank computes: config() with the layers of its stage (num_layers, sliding_window,
   // moe->is_moe_layer), its own num_heads, num_kv_heads and intermediate sizes. Of one rank,
-  // config() itself. KvCache is made for it.
+  // config() itself.
   virtual const ModelConfig& rank_config() const = 0;
   // Of the ranks of this stage; with several, set before the first Forward and after every group
   // that broke. Not owned.
@@ -125,6 +160,12 @@ class Model {
   // Tokens that went to each expert, all layers of the model (those of other stages are zeros);
   // empty for a dense model. The same on all ranks of a stage. Thread-safe.
   virtual ExpertLoad expert_load() const = 0;
+
+  // For rank_config(), zeroed. RESOURCE_EXHAUSTED, naming the bytes, when memory is not to be had.
+  virtual absl::StatusOr<std::unique_ptr<KvCache>> MakeKvCache(int64_t num_blocks,
+                                                               int64_t block_size) const = 0;
+  // After Reserve.
+  virtual KvMemory kv_memory() const = 0;
 
   // Makes what steps within `limits` work in, and takes the memory for it now, so that a server
   // learns at its start whether there is enough. RESOURCE_EXHAUSTED, naming the bytes, when not.
@@ -139,8 +180,17 @@ class Model {
   // plan that does not fit the model (ids, positions, slots, tables out of range): plans may come
   // over a wire. A step beyond what was reserved grows the workspaces or is RESOURCE_EXHAUSTED.
   // Scratch memory of single operations is taken in the step: std::bad_alloc when there is none.
+  // `cache` is of this model's MakeKvCache().
   virtual absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                                ThreadPool* pool) = 0;
+  // Forward, and a token for each of plan.logits_indices as the plan's sampling rows say (no tokens
+  // unless has_logits()). A device chooses by itself where a row asks for nothing that it does not
+  // have, and gives the host the logits of the others alone. REQUIRES sampling rows whose ids are
+  // in the vocabulary, one for each index.
+  virtual absl::StatusOr<StepOutput> ForwardAndSample(const StepPlan& plan, KvCache* cache,
+                                                      const HostSampling& host, ThreadPool* pool);
+  // Not OK: why this process can compute nothing any more, ever. Who runs it is to start another.
+  virtual absl::Status Health() const { return absl::OkStatus(); }
 };
 
 }  // namespace nibble::engine

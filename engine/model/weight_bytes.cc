@@ -111,13 +111,13 @@ int64_t LeastWeightBytes(const ModelConfig& config, const LoadOptions& options) 
   return static_cast<int64_t>(linear_params * linear_bytes + embedding + head);
 }
 
-int64_t DecoderModel::step_weight_bytes() const {
-  int64_t bytes = weights_.size_bytes() - static_cast<int64_t>(weights_.embedding.rows.size());
-  for (const DecoderLayer& layer : weights_.layers) {
+int64_t DecoderWeights::step_bytes(const ModelConfig& config, const RankPlace& place) const {
+  int64_t bytes = size_bytes() - static_cast<int64_t>(embedding.rows.size());
+  for (const DecoderLayer& layer : layers) {
     if (!layer.moe.has_value()) continue;
-    const int64_t all_slots = layer.moe->gate_up.num_slots() * place_.expert_size;
+    const int64_t all_slots = layer.moe->gate_up.num_slots() * place.expert_size;
     const int64_t experts = layer.moe->gate_up.size_bytes() + layer.moe->down.size_bytes();
-    bytes -= experts - experts * config_.moe->num_experts_per_tok / all_slots;
+    bytes -= experts - experts * config.moe->num_experts_per_tok / all_slots;
   }
   return bytes;
 }

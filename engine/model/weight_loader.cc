@@ -10,6 +10,7 @@
 #include "engine/model/expert_loader.h"
 #include "engine/model/linear_loader.h"
 #include "engine/model/memory.h"
+#include "engine/model/model_device.h"
 #include "engine/model/shard.h"
 #include "engine/model/tensor_convert.h"
 
@@ -40,7 +41,10 @@ class DecoderLoader {
         dtype_(options.dtype.value_or(config.dtype)),
         pool_(pool),
         total_bytes_(BytesToRead(checkpoint, config, options)),
-        linears_(checkpoint, config, options, dtype_, total_bytes_, pool),
+        cpu_packer_(options.isa),
+        linears_(checkpoint, config, options,
+                 options.device == nullptr ? cpu_packer_ : options.device->packer(), dtype_,
+                 total_bytes_, pool),
         experts_(checkpoint, config, options, &linears_, pool) {}
 
   absl::StatusOr<DecoderWeights> Load();
@@ -62,6 +66,7 @@ class DecoderLoader {
   const DType dtype_;
   ThreadPool* pool_;
   const int64_t total_bytes_;
+  const kernels::CpuWeightPacker cpu_packer_;
   LinearLoader linears_;
   ExpertLoader experts_;
   // Of the head, on every stage: one that has none says what the last one has.
@@ -77,7 +82,11 @@ absl::StatusOr<DecoderWeights> DecoderLoader::Load() {
   }
   // So that a model far too large is refused in words and not by the kernel's killing the process
   // half way.
-  NIBBLE_RETURN_IF_ERROR(CheckMemory(LeastWeightBytes(config_, options_), "the model's weights"));
+  const int64_t least_bytes = LeastWeightBytes(config_, options_);
+  constexpr const char* kWhat = "the model's weights";
+  NIBBLE_RETURN_IF_ERROR(options_.device == nullptr
+                             ? CheckMemory(least_bytes, kWhat)
+                             : options_.device->CheckMemory(least_bytes, kWhat));
   DecoderWeights weights;
   weights.kv_dtype = dtype_;
   if (options_.place.is_first_stage()) {

@@ -24,7 +24,8 @@ struct RankOptions {
   int expert_parallel_size = 1;  // as chosen
   std::string expert_layout;     // file with the JSON of the one that all ranks have; may be empty
   bool check_routing = false;
-  int rank = 0;         // of all stages
+  int rank = 0;  // of all stages
+  int device_index = 0;
   int control_fd = -1;  // socket to the server
   int64_t block_size = 16;
   int64_t max_num_batched_tokens = 2048;

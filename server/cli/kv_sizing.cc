@@ -14,10 +14,16 @@ absl::StatusOr<KvSize> SizeKvCache(const server::ServeConfig& config, int64_t ma
                                    std::span<const KvHost> hosts) {
   const int64_t blocks_per_seq = (max_model_len + config.block_size - 1) / config.block_size;
   const bool given = config.kv_cache_memory_bytes > 0;
-  const char* remedy =
-      given ? "a larger --kv-cache-memory-bytes" : "a machine with more free memory";
-  KvSize size{.num_blocks = given ? std::numeric_limits<int64_t>::max()
-                                  : blocks_per_seq * config.max_num_seqs};
+  const bool all_own = std::all_of(hosts.begin(), hosts.end(),
+                                   [](const KvHost& host) { return host.memory_is_own; });
+  const char* remedy = given     ? "a larger --kv-cache-memory-bytes"
+                       : all_own ? "a larger --gpu-memory-utilization, or devices with more memory"
+                                 : "a machine with more free memory";
+  // A slot is an int32.
+  const int64_t most_blocks = std::numeric_limits<int32_t>::max() / config.block_size;
+  KvSize size{.num_blocks = given     ? std::numeric_limits<int64_t>::max()
+                            : all_own ? most_blocks
+                                      : blocks_per_seq * config.max_num_seqs};
   int64_t bytes_of_block = 0;
   for (const KvHost& host : hosts) {
     const std::string where = host.name.empty() ? "" : host.name + ": ";
@@ -25,7 +31,8 @@ absl::StatusOr<KvSize> SizeKvCache(const server::ServeConfig& config, int64_t ma
       return InvalidArgument("{}a KV block has {} bytes, want more than 0", where,
                              host.block_bytes);
     }
-    const int64_t budget = given ? config.kv_cache_memory_bytes : host.available_bytes / 4;
+    const int64_t free_share = host.memory_is_own ? host.available_bytes : host.available_bytes / 4;
+    const int64_t budget = given ? config.kv_cache_memory_bytes : free_share;
     const int64_t num_blocks = budget / host.block_bytes;
     if (num_blocks < 1) {
       return ResourceExhausted(

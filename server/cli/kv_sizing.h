@@ -13,11 +13,12 @@
 
 namespace nibble::cli {
 
-// A host, and what the ranks on it need together.
+// A host and what the ranks on it need together, or a rank with a device.
 struct KvHost {
-  std::string name;  // "node 1"; empty: there is only one
+  std::string name;  // "node 1", "rank 3"; empty: there is only one
   int64_t block_bytes = 0;
   int64_t available_bytes = 0;
+  bool memory_is_own = false;  // engine::KvMemory::is_own
 };
 
 struct KvSize {
@@ -26,8 +27,9 @@ struct KvSize {
 };
 
 // As many blocks as max_num_seqs full sequences need, within the given bytes or a quarter of the
-// free memory of every host: all ranks have the same number. Given bytes must be free. At least one
-// full sequence must fit: a request may need it. REQUIRES hosts and max_model_len > 0.
+// free memory of every host: all ranks have the same number. Where all have memory of their own, as
+// many as fit there: what nobody else takes keeps beginnings of prompts. Given bytes must be free.
+// At least one full sequence must fit: a request may need it. REQUIRES hosts and max_model_len > 0.
 absl::StatusOr<KvSize> SizeKvCache(const server::ServeConfig& config, int64_t max_model_len,
                                    std::span<const KvHost> hosts);
 

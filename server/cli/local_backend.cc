@@ -4,13 +4,26 @@
 #include <utility>
 
 #include "engine/exec/local_executor.h"
-#include "engine/model/memory.h"
 #include "engine/model/model.h"
 #include "server/cli/model_backend.h"
 #include "server/cli/model_setup.h"
 #include "server/cli/parallel_setup.h"
 
 namespace nibble::cli {
+namespace {
+
+// A line of the banner.
+std::string DescribeDevice(const LoadedModel& loaded) {
+  const DeviceChoice& device = loaded.device;
+  const std::string what =
+      device.is_cuda() ? loaded.model->device_name()
+                       : fmt::format("{}, {}, {}{}", HostCpuFeatures().name, ToString(device.isa),
+                                     Counted(device.threads, "thread"),
+                                     device.cpus.empty() ? "" : ", one to a CPU");
+  return fmt::format("  device     {}: {} ({})\n", device.device, what, device.reason);
+}
+
+}  // namespace
 
 absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config) {
   ModelBackend backend;
@@ -25,21 +38,22 @@ absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config) 
   backend.weight_bytes = loaded.model->weight_bytes();
   backend.kv_dtype = loaded.model->kv_dtype();
   backend.load_seconds = loaded.load_seconds;
-  backend.device = fmt::format(
-      "  device     {}: {}, {}, {}{} ({})\n", loaded.device.device, HostCpuFeatures().name,
-      ToString(loaded.device.isa), Counted(loaded.device.threads, "thread"),
-      loaded.device.cpus.empty() ? "" : ", one to a CPU", loaded.device.reason);
   NIBBLE_ASSIGN_OR_RETURN(backend.max_model_len,
                           ChooseMaxModelLen(config, backend.model.max_position_embeddings));
   // Before the cache takes its share of what memory is free.
   NIBBLE_RETURN_IF_ERROR(loaded.model->Reserve({.max_tokens = config.max_num_batched_tokens,
                                                 .max_positions = backend.max_model_len,
-                                                .max_samples = config.max_num_seqs},
+                                                .max_samples = config.max_num_seqs,
+                                                .max_seqs = config.max_num_seqs,
+                                                .block_size = config.block_size},
                                                backend.pool.get()));
+  backend.device = DescribeDevice(loaded);
+  const engine::KvMemory memory = loaded.model->kv_memory();
   const KvHost host{.name = "",
                     .block_bytes = engine::KvCache::BlockBytes(loaded.model->rank_config(),
                                                                config.block_size, backend.kv_dtype),
-                    .available_bytes = engine::AvailableMemoryBytes()};
+                    .available_bytes = memory.available_bytes,
+                    .memory_is_own = memory.is_own};
   NIBBLE_ASSIGN_OR_RETURN(backend.kv, SizeKvCache(config, backend.max_model_len, {&host, 1}));
   const engine::LocalExecutorOptions options = {
       .block_size = config.block_size,

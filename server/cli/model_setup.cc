@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/cpu_list.h"
 #include "base/log.h"
+#include "server/cli/cuda_engine.h"
 #include "server/cli/progress.h"
 
 namespace nibble::cli {
@@ -40,6 +41,35 @@ engine::HeadQuantization ParseHeadQuantization(const std::string& name) {
   return engine::HeadQuantization::kAuto;
 }
 
+// CPUs or CUDA, and why.
+absl::Status ChooseKind(const server::ModelOptions& options, int num_ranks, DeviceChoice* choice) {
+  choice->device = "cpu";
+  choice->reason = "--device cpu";
+  if (options.device == "cpu") return absl::OkStatus();
+  if (!HasCudaEngine()) {
+    choice->reason = "this build has no CUDA engine";
+    if (options.device == "auto") return absl::OkStatus();
+    return InvalidArgument(
+        "--device cuda: this build has no CUDA engine; build the preset `cuda` (NIBBLE_CUDA=ON), "
+        "or "
+        "use --device cpu");
+  }
+  const engine::CudaDevices devices = CudaDevices();
+  choice->num_devices = static_cast<int>(devices.usable.size());
+  if (choice->num_devices >= num_ranks) {
+    choice->device = "cuda";
+    choice->reason = options.device == "cuda" ? "--device cuda" : "a device is usable";
+    return absl::OkStatus();
+  }
+  choice->reason = devices.usable.empty()
+                       ? devices.why_none
+                       : fmt::format("{} for {} ranks of this host",
+                                     Counted(choice->num_devices, "CUDA device"), num_ranks);
+  if (options.device == "auto") return absl::OkStatus();
+  return InvalidArgument("--device cuda: {}; use --device cpu{}", choice->reason,
+                         devices.usable.empty() ? "" : ", or fewer ranks");
+}
+
 std::string Scaled(double value, const char* const (&units)[5]) {
   int unit = 0;
   while (value >= 1000.0 && unit < 4) {
@@ -51,11 +81,9 @@ std::string Scaled(double value, const char* const (&units)[5]) {
 
 }  // namespace
 
-absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options) {
-  if (options.device == "cuda") {
-    return InvalidArgument("--device cuda: this build has no CUDA engine; use --device cpu");
-  }
+absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options, int num_ranks) {
   DeviceChoice choice;
+  NIBBLE_RETURN_IF_ERROR(ChooseKind(options, num_ranks, &choice));
   NIBBLE_ASSIGN_OR_RETURN(choice.isa, ChooseIsa());
   choice.threads = options.threads > 0 ? options.threads : ThreadPool::HostThreads();
   if (options.cpu_binding == "auto") {
@@ -64,9 +92,20 @@ absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options) {
     NIBBLE_ASSIGN_OR_RETURN(choice.cpus, ParseCpuList(options.cpu_binding));
     choice.threads = static_cast<int>(choice.cpus.size());
   }
-  choice.device = "cpu";
-  choice.reason = options.device == "cpu" ? "--device cpu" : "this build has no CUDA engine";
   return choice;
+}
+
+absl::StatusOr<std::shared_ptr<const engine::ModelDevice>> OpenDevice(
+    const server::ModelOptions& options, const DeviceChoice& choice, int index) {
+  if (!choice.is_cuda()) return nullptr;
+  engine::CudaOptions cuda{.index = index,
+                           .memory_utilization = options.gpu_memory_utilization,
+                           .enforce_eager = options.enforce_eager};
+  if (options.attention_backend == "nibble") cuda.attention = engine::CudaAttention::kNibble;
+  if (options.attention_backend == "flashinfer") {
+    cuda.attention = engine::CudaAttention::kFlashInfer;
+  }
+  return OpenCuda(cuda);
 }
 
 absl::Status CheckModelDirectory(const std::string& path) {
@@ -110,6 +149,7 @@ absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options) {
   loaded.pool = std::make_unique<ThreadPool>(loaded.device.threads, loaded.device.cpus);
   Progress progress("loading weights", "MB", {.divisor = 1'000'000});
   engine::LoadOptions load = ToLoadOptions(options, loaded.device.isa);
+  NIBBLE_ASSIGN_OR_RETURN(load.device, OpenDevice(options, loaded.device, 0));
   load.progress = [&](int64_t done, int64_t total) { progress.Update(done, total); };
   NIBBLE_ASSIGN_OR_RETURN(loaded.model,
                           engine::Model::Load(options.model, load, loaded.pool.get()));

@@ -24,12 +24,17 @@ struct DeviceChoice {
   Isa isa = Isa::kRef;
   int threads = 1;
   std::vector<int> cpus;  // one for each thread, or empty: the system chooses
-  std::string device;     // "cpu"
+  std::string device;     // "cpu", "cuda"
   std::string reason;     // "no CUDA engine in this build", "--device cpu"
+  int num_devices = 0;    // that CUDA can use here
+
+  bool is_cuda() const { return device == "cuda"; }
 };
 
-// INVALID_ARGUMENT for --device cuda in a build without CUDA and for a FORCE_ISA above the host.
-absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options);
+// For `num_ranks` ranks on this host, each on a device of its own. INVALID_ARGUMENT for --device
+// cuda in a build without CUDA, without a device or with fewer than ranks, and for a FORCE_ISA
+// above the host. `auto` then takes the CPUs.
+absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options, int num_ranks = 1);
 
 // NOT_FOUND or INVALID_ARGUMENT unless `path` is a directory, saying what it should be.
 absl::Status CheckModelDirectory(const std::string& path);
@@ -38,6 +43,9 @@ absl::Status CheckTokenizer(const std::string& path, const engine::Tokenizer& to
                             const engine::ModelConfig& model);
 // REQUIRES options that Validate accepts.
 engine::LoadOptions ToLoadOptions(const server::ModelOptions& options, Isa isa);
+// LoadOptions::device: null for the CPUs, else CUDA's number `index`.
+absl::StatusOr<std::shared_ptr<const engine::ModelDevice>> OpenDevice(
+    const server::ModelOptions& options, const DeviceChoice& choice, int index);
 
 struct LoadedModel {
   DeviceChoice device;

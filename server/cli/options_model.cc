@@ -3,13 +3,16 @@
 
 // Options of a model, and of the commands that only read one.
 #include "CLI/CLI.hpp"
+#include "server/cli/cuda_engine.h"
 #include "server/cli/options.h"
 
 namespace nibble::cli {
 
 void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
   app->add_option("MODEL", options->model, "Hugging Face model directory")->required();
-  app->add_option("--device", options->device, "auto, cpu or cuda (this build: cpu)")
+  app->add_option("--device", options->device,
+                  HasCudaEngine() ? "cpu, cuda, or auto (cuda where a device is usable)"
+                                  : "auto, cpu or cuda (this build: cpu)")
       ->capture_default_str();
   app->add_option("--dtype", options->dtype,
                   "storage of unquantized weights: auto (the checkpoint's), float32, bfloat16, "
@@ -28,6 +31,16 @@ void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
          "--head-quantization", options->head_quantization,
          "the output head: none (as --dtype says), int8, int4, or auto (int8 for quantized "
          "models when a plain head is more than 1/8 of the bytes that a step reads)")
+      ->capture_default_str();
+  app->add_option("--gpu-memory-utilization", options->gpu_memory_utilization,
+                  "with --device cuda, the share of a device's memory for weights, workspaces and "
+                  "KV cache")
+      ->capture_default_str();
+  app->add_flag("--enforce-eager", options->enforce_eager,
+                "with --device cuda, decode steps are launched op by op, not as captured graphs");
+  app->add_option("--attention-backend", options->attention_backend,
+                  "with --device cuda, whose attention kernels: auto (flashinfer where it has the "
+                  "shape), nibble, flashinfer")
       ->capture_default_str();
   app->add_option("--threads", options->threads, "compute threads (0: all CPUs of this process)")
       ->capture_default_str();

@@ -97,8 +97,8 @@ void AddServe(CLI::App* app, server::ServeConfig* config) {
       ->capture_default_str();
   app->add_option(
          "--kv-cache-memory-bytes", config->kv_cache_memory_bytes,
-         "KV cache size on each host (0: for max-num-seqs full sequences, at most a quarter of "
-         "free memory)")
+         "KV cache size on each host, or device (0: for max-num-seqs full sequences, at most a "
+         "quarter of free memory; of a device what --gpu-memory-utilization leaves)")
       ->capture_default_str();
   app->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching",
                 config->enable_prefix_caching,
@@ -129,6 +129,8 @@ void AddRank(CLI::App* app, RankOptions* options) {
                   "JSON file: which expert is in which slot");
   app->add_flag("--check-routing", options->check_routing, "compare where tokens go");
   app->add_option("--rank", options->rank, "which of them this is")->required();
+  app->add_option("--device-index", options->device_index, "of --device cuda, among this host's")
+      ->required();
   app->add_option("--control-fd", options->control_fd, "connected socket to the server")
       ->required();
   app->add_option("--block-size", options->block_size, "tokens per KV cache block")->required();

@@ -34,43 +34,51 @@ std::vector<std::string> RankCommand(const server::ServeConfig& config, const Ho
   const server::ModelOptions& model = config.model;
   const std::string binding =
       placement.cpus.empty() ? "none" : fmt::format("{}", fmt::join(placement.cpus, ","));
-  std::vector<std::string> command = {"/proc/self/exe",
-                                      "--log-level",
-                                      LogLevelName(),
-                                      "rank",
-                                      model.model,
-                                      "--device",
-                                      model.device,
-                                      "--dtype",
-                                      model.dtype,
-                                      "--kv-cache-dtype",
-                                      model.kv_cache_dtype,
-                                      "--quantization",
-                                      model.quantization,
-                                      "--head-quantization",
-                                      model.head_quantization,
-                                      "--threads",
-                                      std::to_string(placement.threads),
-                                      "--cpu-binding",
-                                      binding,
-                                      "--tensor-parallel-size",
-                                      std::to_string(config.parallel.tensor_parallel_size),
-                                      "--pipeline-parallel-size",
-                                      std::to_string(config.parallel.pipeline_parallel_size),
-                                      "--expert-parallel-size",
-                                      std::to_string(host.experts.expert_size),
-                                      "--rank",
-                                      std::to_string(rank),
-                                      "--block-size",
-                                      std::to_string(config.block_size),
-                                      "--max-num-batched-tokens",
-                                      std::to_string(config.max_num_batched_tokens),
-                                      "--max-num-seqs",
-                                      std::to_string(config.max_num_seqs),
-                                      "--max-model-len",
-                                      std::to_string(host.max_model_len),
-                                      "--model-fingerprint",
-                                      host.model_fingerprint};
+  std::vector<std::string> command = {
+      "/proc/self/exe",
+      "--log-level",
+      LogLevelName(),
+      "rank",
+      model.model,
+      "--device",
+      host.device.device,
+      "--device-index",
+      std::to_string(rank - config.parallel.node_rank * config.parallel.ranks_per_node()),
+      "--gpu-memory-utilization",
+      fmt::format("{}", model.gpu_memory_utilization),
+      "--attention-backend",
+      model.attention_backend,
+      "--dtype",
+      model.dtype,
+      "--kv-cache-dtype",
+      model.kv_cache_dtype,
+      "--quantization",
+      model.quantization,
+      "--head-quantization",
+      model.head_quantization,
+      "--threads",
+      std::to_string(placement.threads),
+      "--cpu-binding",
+      binding,
+      "--tensor-parallel-size",
+      std::to_string(config.parallel.tensor_parallel_size),
+      "--pipeline-parallel-size",
+      std::to_string(config.parallel.pipeline_parallel_size),
+      "--expert-parallel-size",
+      std::to_string(host.experts.expert_size),
+      "--rank",
+      std::to_string(rank),
+      "--block-size",
+      std::to_string(config.block_size),
+      "--max-num-batched-tokens",
+      std::to_string(config.max_num_batched_tokens),
+      "--max-num-seqs",
+      std::to_string(config.max_num_seqs),
+      "--max-model-len",
+      std::to_string(host.max_model_len),
+      "--model-fingerprint",
+      host.model_fingerprint};
+  if (model.enforce_eager) command.push_back("--enforce-eager");
   if (config.parallel.experts.check_routing) command.push_back("--check-routing");
   if (host.layout_file != nullptr) {
     command.push_back("--expert-layout");
@@ -125,7 +133,7 @@ absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {
   const server::ParallelOptions& parallel = config.parallel;
   NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(config.model.model));
   HostSetup host;
-  NIBBLE_ASSIGN_OR_RETURN(host.device, ChooseDevice(config.model));
+  NIBBLE_ASSIGN_OR_RETURN(host.device, ChooseDevice(config.model, parallel.ranks_per_node()));
   NIBBLE_ASSIGN_OR_RETURN(host.model, engine::LoadModelConfig(config.model.model));
   NIBBLE_ASSIGN_OR_RETURN(host.experts, SetUpExperts(parallel, host.model,
                                                      ToLoadOptions(config.model, host.device.isa)));
@@ -139,7 +147,8 @@ absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {
                           PlaceRanks(config.model, parallel.rank_threads, parallel.ranks_per_node(),
                                      HostCpus::OfThisProcess()));
   if (!host.placement.warning.empty()) log::Warning("{}", host.placement.warning);
-  NIBBLE_RETURN_IF_ERROR(CheckWeightsFit(config, host));
+  // Each device holds one rank's, which looks for itself.
+  if (!host.device.is_cuda()) NIBBLE_RETURN_IF_ERROR(CheckWeightsFit(config, host));
   NIBBLE_ASSIGN_OR_RETURN(host.model_fingerprint, ModelFingerprint(config.model.model));
   return host;
 }
@@ -197,7 +206,7 @@ comm::ClusterIdentity IdentityOf(const server::ServeConfig& config, const HostSe
   return {.version = kVersion,
           .model_fingerprint = host.model_fingerprint,
           .options_fingerprint = fmt::format(
-              "{}{}", OptionsFingerprint(config),
+              "{}, --device={}{}", OptionsFingerprint(config), host.device.device,
               host.model.moe.has_value()
                   ? ExpertsFingerprint(config.parallel.experts, host.experts, host.device.isa)
                   : "")};

@@ -100,17 +100,30 @@ void KeepPolicy(const PolicyCache& cache, const comm::AllReducePolicy& policy) {
   log::Warning("the measured all-reduce choice is not kept: {}", std::string(stored.message()));
 }
 
+// The nodes whose ranks share their memory, then the ranks with memory of their own.
 std::vector<KvHost> HostsOf(const std::vector<engine::RankDescription>& ranks,
                             const std::vector<int>& node_of_rank, int num_nodes) {
   std::vector<KvHost> hosts(static_cast<size_t>(num_nodes),
                             {.available_bytes = std::numeric_limits<int64_t>::max()});
+  std::vector<KvHost> devices;
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     const int node = node_of_rank[rank];
     KvHost& host = hosts[static_cast<size_t>(node)];
+    if (ranks[rank].memory_is_own) {
+      devices.push_back({.name = fmt::format("rank {}", rank),
+                         .block_bytes = ranks[rank].kv_block_bytes,
+                         .available_bytes = ranks[rank].available_bytes,
+                         .memory_is_own = true});
+      continue;
+    }
     if (num_nodes > 1) host.name = fmt::format("node {}", node);
     host.block_bytes += ranks[rank].kv_block_bytes;
     host.available_bytes = std::min(host.available_bytes, ranks[rank].available_bytes);
   }
+  std::erase_if(hosts, [](const KvHost& host) {
+    return host.available_bytes == std::numeric_limits<int64_t>::max();
+  });
+  hosts.insert(hosts.end(), devices.begin(), devices.end());
   return hosts;
 }
 
@@ -169,11 +182,14 @@ std::string Describe(const server::ServeConfig& config, const HostSetup& host,
           ? ""
           : fmt::format("  all-reduce {}: {}\n", parallel.all_reduce.all_reduce,
                         ToString(group.policy()));
+  const std::string device = host.device.is_cuda() ? group.ranks().front().device_name
+                                                   : fmt::format("{}, {}", HostCpuFeatures().name,
+                                                                 ToString(host.device.isa));
   return fmt::format(
-      "  device     cpu: {}, {}\n"
+      "  device     {}: {} ({})\n"
       "  ranks      {}{}, {} each{}\n"
       "{}",
-      HostCpuFeatures().name, ToString(host.device.isa),
+      host.device.device, device, host.device.reason,
       DescribeRanks(parallel, host.experts, host.model.moe.has_value()), nodes,
       Counted(rank.threads, "thread"), rank.cpus.empty() ? "" : ", one to a CPU", sums);
 }

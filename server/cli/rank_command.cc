@@ -45,6 +45,7 @@ absl::Status Validate(const RankOptions& options) {
   }
   check("--rank", options.rank, 0,
         int64_t{options.pipeline_parallel_size} * options.tensor_parallel_size - 1);
+  check("--device-index", options.device_index, 0, 1023);
   check("--control-fd", options.control_fd, 3, 1 << 20);
   check("--block-size", options.block_size, 1, 256);
   check("--max-num-batched-tokens", options.max_num_batched_tokens, 1, int64_t{1} << 20);
@@ -67,11 +68,14 @@ absl::Status CheckModel(const RankOptions& options) {
 absl::Status Serve(const RankOptions& options) {
   NIBBLE_RETURN_IF_ERROR(Validate(options));
   NIBBLE_RETURN_IF_ERROR(CheckModel(options));
-  NIBBLE_ASSIGN_OR_RETURN(const DeviceChoice device, ChooseDevice(options.model));
+  NIBBLE_ASSIGN_OR_RETURN(const DeviceChoice device,
+                          ChooseDevice(options.model, options.device_index + 1));
   ThreadPool pool(device.threads, device.cpus);
   engine::RankServerOptions server;
   server.model_dir = options.model.model;
   server.load = ToLoadOptions(options.model, device.isa);
+  NIBBLE_ASSIGN_OR_RETURN(server.load.device,
+                          OpenDevice(options.model, device, options.device_index));
   const server::ParallelOptions shape{.tensor_parallel_size = options.tensor_parallel_size,
                                       .pipeline_parallel_size = options.pipeline_parallel_size};
   server.load.place = PlaceOf(shape, options.expert_parallel_size, options.rank);
@@ -86,7 +90,9 @@ absl::Status Serve(const RankOptions& options) {
   server.block_size = options.block_size;
   server.limits = {.max_tokens = options.max_num_batched_tokens,
                    .max_positions = options.max_model_len,
-                   .max_samples = options.max_num_seqs};
+                   .max_samples = options.max_num_seqs,
+                   .max_seqs = options.max_num_seqs,
+                   .block_size = options.block_size};
   const std::unique_ptr<comm::FrameChannel> channel = comm::MakeSocketChannel(options.control_fd);
   return engine::RunRankServer(channel.get(), server, &pool);
 }

@@ -32,6 +32,9 @@ absl::Status LoadShares(const server::ModelOptions& options,
   int64_t earlier = 0;  // bytes of shares that are loaded
   for (int rank = 0; rank < size; ++rank) {
     load.place = PlaceOf(parallel, experts.expert_size, rank);
+    // Several on a device are slow, and as right.
+    NIBBLE_ASSIGN_OR_RETURN(load.device, OpenDevice(options, ranks->device,
+                                                    rank % std::max(1, ranks->device.num_devices)));
     int64_t share = 0;
     load.progress = [&](int64_t done, int64_t total) {
       share = total;

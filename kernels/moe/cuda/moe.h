@@ -27,7 +27,9 @@ struct SlotArgs {
   int64_t num_tokens = 0;
   int64_t num_experts_per_tok = 0;      // k
   const int32_t* expert_ids = nullptr;  // [num_tokens, k]
-  const int32_t* positions = nullptr;   // [num_tokens]
+  // [num_tokens]; -1: a token that is padding of a captured graph, which gets slots -1 (no rank's)
+  // and is not counted.
+  const int32_t* positions = nullptr;
   const int32_t* num_copies = nullptr;  // [num_experts]
   const int32_t* slots = nullptr;       // [num_experts, max_copies]
   int64_t max_copies = 1;

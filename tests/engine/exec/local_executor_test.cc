@@ -191,6 +191,11 @@ class StubModel final : public Model {
     model_->SetCommunicator(communicator);
   }
   bool has_logits() const override { return model_->has_logits(); }
+  absl::StatusOr<std::unique_ptr<KvCache>> MakeKvCache(int64_t num_blocks,
+                                                       int64_t block_size) const override {
+    return model_->MakeKvCache(num_blocks, block_size);
+  }
+  KvMemory kv_memory() const override { return model_->kv_memory(); }
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override {
     EXPECT_EQ(limits.max_tokens, 2048);
     EXPECT_EQ(limits.max_positions, 128);

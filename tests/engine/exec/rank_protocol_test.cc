@@ -49,10 +49,12 @@ LoadedPayload SomeLoaded() {
           .description = {.weight_bytes = 1,
                           .kv_block_bytes = 2,
                           .available_bytes = 3,
+                          .memory_is_own = true,
                           .kv_dtype = 4,
                           .num_layers = 5,
                           .num_experts = 6,
                           .quantization_name = "w4a8",
+                          .device_name = "a device",
                           .warnings = {"one", "", "three"}}};
 }
 
@@ -93,10 +95,12 @@ TEST(RankProtocolTest, EveryFieldOfLoadingComesBack) {
   EXPECT_EQ(loaded.description.weight_bytes, 1);
   EXPECT_EQ(loaded.description.kv_block_bytes, 2);
   EXPECT_EQ(loaded.description.available_bytes, 3);
+  EXPECT_TRUE(loaded.description.memory_is_own);
   EXPECT_EQ(loaded.description.kv_dtype, 4);
   EXPECT_EQ(loaded.description.num_layers, 5);
   EXPECT_EQ(loaded.description.num_experts, 6);
   EXPECT_EQ(loaded.description.quantization_name, "w4a8");
+  EXPECT_EQ(loaded.description.device_name, "a device");
   EXPECT_EQ(loaded.description.warnings, (std::vector<std::string>{"one", "", "three"}));
 
   const LocalExecutorOptions options{.block_size = 1,
@@ -221,7 +225,7 @@ TEST(RankProtocolTest, ValuesOutOfRangeAreNamed) {
   std::string other_version = SomeLoaded().Encode();
   other_version[0] = 9;
   EXPECT_THAT(std::string(LoadedPayload::Decode(other_version).status().message()),
-              HasSubstr("the rank speaks version 9 of the rank protocol, this is version 3"));
+              HasSubstr("the rank speaks version 9 of the rank protocol, this is version 4"));
 
   PreparePayload prepare = SomePrepare();
   prepare.num_stages = 3;

@@ -26,7 +26,7 @@ ModelConfig SmallConfig() {
 TEST(KvCacheTest, LayersLieApartAndAreZero) {
   const ModelConfig config = SmallConfig();
   EXPECT_EQ(KvCache::BlockBytes(config, 16, DType::kBf16), 3 * 2 * 2 * 16 * 8 * 2);
-  auto cache = KvCache::Create(config, 5, 16, DType::kBf16);
+  auto cache = HostKvCache::Create(config, 5, 16, DType::kBf16);
   ASSERT_TRUE(cache.ok()) << cache.status();
   const int64_t half_bytes = 5 * 2 * 16 * 8 * 2;
   const auto* base = static_cast<const uint8_t*>(cache->layer(0).keys);
@@ -44,7 +44,7 @@ TEST(KvCacheTest, Int8HasAScaleForEachHeadAndToken) {
   ModelConfig config = SmallConfig();
   config.head_dim = 7;  // layers of an odd size leave the scales aligned
   EXPECT_EQ(KvCache::BlockBytes(config, 3, DType::kI8), 3 * 2 * 2 * 3 * (7 + 4));
-  auto cache = KvCache::Create(config, 5, 3, DType::kI8);
+  auto cache = HostKvCache::Create(config, 5, 3, DType::kI8);
   ASSERT_TRUE(cache.ok()) << cache.status();
   const kernels::KvCacheView first = cache->layer(0);
   for (int64_t l = 0; l < 3; ++l) {
@@ -58,7 +58,7 @@ TEST(KvCacheTest, Int8HasAScaleForEachHeadAndToken) {
     EXPECT_EQ(view.value_scales - view.key_scales, 30);
     for (int64_t i = 0; i < 60; ++i) ASSERT_EQ(view.key_scales[i], 0.0F);
   }
-  cache = KvCache::Create(config, 5, 3, DType::kBf16);
+  cache = HostKvCache::Create(config, 5, 3, DType::kBf16);
   ASSERT_TRUE(cache.ok()) << cache.status();
   EXPECT_EQ(cache->layer(0).key_scales, nullptr);
 }
@@ -67,7 +67,7 @@ TEST(KvCacheTest, TooLargeForTheMachineIsRefusedByBytes) {
   // 2^31 / 16 blocks of 3 * 2 * 2 * 16 * 8192 * 4 bytes: 845 TB.
   ModelConfig config = SmallConfig();
   config.head_dim = 8192;
-  const auto cache = KvCache::Create(config, 134217727, 16, DType::kF32);
+  const auto cache = HostKvCache::Create(config, 134217727, 16, DType::kF32);
   EXPECT_EQ(cache.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(cache.status().message()), HasSubstr("844424923840512 bytes"));
 }
@@ -77,22 +77,23 @@ TEST(KvCacheTest, OverflowingSizesAreRefused) {
   config.num_layers = int64_t{1} << 20;
   config.num_kv_heads = int64_t{1} << 10;
   config.head_dim = int64_t{1} << 14;  // 2^50 bytes and more a block
-  const auto cache = KvCache::Create(config, 134217727, 16, DType::kF32);
+  const auto cache = HostKvCache::Create(config, 134217727, 16, DType::kF32);
   EXPECT_EQ(cache.status().code(), absl::StatusCode::kResourceExhausted);
 }
 
 TEST(KvCacheTest, BadArgumentsAreNamed) {
   const ModelConfig config = SmallConfig();
-  EXPECT_THAT(std::string(KvCache::Create(config, 0, 16, DType::kF32).status().message()),
+  EXPECT_THAT(std::string(HostKvCache::Create(config, 0, 16, DType::kF32).status().message()),
               HasSubstr("0 KV blocks"));
-  EXPECT_THAT(std::string(KvCache::Create(config, -3, 16, DType::kF32).status().message()),
+  EXPECT_THAT(std::string(HostKvCache::Create(config, -3, 16, DType::kF32).status().message()),
               HasSubstr("-3 KV blocks"));
   // A slot is an int32: 2^27 blocks of 16 are one too many.
-  EXPECT_THAT(std::string(KvCache::Create(config, 134217728, 16, DType::kF32).status().message()),
-              HasSubstr("limits are 1 and 134217727"));
-  EXPECT_THAT(std::string(KvCache::Create(config, 4, 0, DType::kF32).status().message()),
+  EXPECT_THAT(
+      std::string(HostKvCache::Create(config, 134217728, 16, DType::kF32).status().message()),
+      HasSubstr("limits are 1 and 134217727"));
+  EXPECT_THAT(std::string(HostKvCache::Create(config, 4, 0, DType::kF32).status().message()),
               HasSubstr("block size is 0"));
-  EXPECT_EQ(KvCache::Create(config, 4, 16, DType::kU8).status().code(),
+  EXPECT_EQ(HostKvCache::Create(config, 4, 16, DType::kU8).status().code(),
             absl::StatusCode::kUnimplemented);
 }
 

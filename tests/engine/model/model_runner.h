@@ -52,10 +52,9 @@ class ModelRunner {
  public:
   ModelRunner(engine::Model* model, int64_t num_blocks, ThreadPool* pool, int64_t block_size = 16)
       : model_(model), pool_(pool), block_size_(block_size) {
-    auto cache =
-        engine::KvCache::Create(model->rank_config(), num_blocks, block_size, model->kv_dtype());
+    auto cache = model->MakeKvCache(num_blocks, block_size);
     EXPECT_TRUE(cache.ok()) << cache.status();
-    if (cache.ok()) cache_ = std::make_unique<engine::KvCache>(std::move(cache).value());
+    if (cache.ok()) cache_ = *std::move(cache);
     // Blocks in a shuffled order, so that neighbours in a sequence are none in memory.
     for (int64_t b = 0; b < num_blocks; ++b) free_blocks_.push_back(static_cast<int32_t>(b));
     Random random(7);

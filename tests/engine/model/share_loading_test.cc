@@ -49,7 +49,8 @@ TEST(ShareLoadingTest, RoundedWhileLoadingToTheSameCodes) {
         const LoadOptions options = {
             .place = place, .quantization = quantization, .isa = BestIsa()};
         const MatrixShare share = *ShareOf(*config, place, module);
-        LinearLoader loader(*checkpoint, *config, options, DType::kBf16, 1, &pool);
+        const kernels::CpuWeightPacker packer(options.isa);
+        LinearLoader loader(*checkpoint, *config, options, packer, DType::kBf16, 1, &pool);
         const auto linear = loader.Load({{.name = module, .share = share}});
         EXPECT_TRUE(linear.ok()) << linear.status();
         EXPECT_EQ(linear->n(), share.rows.size());

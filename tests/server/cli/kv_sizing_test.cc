@@ -72,6 +72,21 @@ TEST(KvSizingTest, OneSequenceMustFitEverywhere) {
               HasSubstr("does not hold one block"));
 }
 
+TEST(KvSizingTest, MemoryOfItsOwnIsTakenWhole) {
+  const std::vector<KvHost> devices = {
+      {.name = "rank 0", .block_bytes = 1000, .available_bytes = 90'000, .memory_is_own = true},
+      {.name = "rank 1", .block_bytes = 1000, .available_bytes = 85'500, .memory_is_own = true}};
+  const auto size = SizeKvCache(Config(4, 0), kMaxModelLen, devices);
+  ASSERT_TRUE(size.ok()) << size.status();
+  EXPECT_EQ(size->num_blocks, 85);  // all that fits on both, beyond 4 sequences of 10
+  EXPECT_EQ(size->bytes, 170'000);
+  EXPECT_EQ(SizeKvCache(Config(4, 50'000), kMaxModelLen, devices)->num_blocks, 50);
+  const KvHost small{
+      .name = "rank 0", .block_bytes = 1000, .available_bytes = 4'000, .memory_is_own = true};
+  EXPECT_THAT(std::string(SizeKvCache(Config(4, 0), kMaxModelLen, {&small, 1}).status().message()),
+              HasSubstr("--gpu-memory-utilization"));
+}
+
 TEST(KvSizingTest, SizesThatARankToldAreChecked) {
   const KvHost host{.name = "node 1", .block_bytes = 0, .available_bytes = 1 << 20};
   EXPECT_THAT(std::string(SizeKvCache(Config(4, 0), kMaxModelLen, {&host, 1}).status().message()),

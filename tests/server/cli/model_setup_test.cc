@@ -3,6 +3,7 @@
 
 #include "server/cli/model_setup.h"
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace nibble::cli {
@@ -28,6 +29,13 @@ TEST(ModelSetupTest, NumbersForHumans) {
 TEST(ModelSetupTest, CudaIsRefusedByName) {
   const auto choice = ChooseDevice({.model = "x", .device = "cuda"});
   EXPECT_EQ(choice.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(choice.status().message()),
+              ::testing::AllOf(::testing::HasSubstr("--device cuda: "),
+                               ::testing::HasSubstr("use --device cpu")));
+  const auto chosen = ChooseDevice({.model = "x", .device = "auto"}, 1000);
+  ASSERT_TRUE(chosen.ok()) << chosen.status();
+  EXPECT_EQ(chosen->device, "cpu");
+  EXPECT_THAT(chosen->reason, ::testing::HasSubstr("CUDA"));
   EXPECT_EQ(ChooseDevice({.model = "x", .device = "cpu", .threads = 3})->threads, 3);
 }
 
