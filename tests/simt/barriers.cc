@@ -46,18 +46,14 @@ struct Copy {
   int y;
 };
 
-struct Copies {
+struct Copies final : Kept {
   std::vector<Copy> waiting;
-  ~Copies() {
-    if (!waiting.empty()) Fail("the block ended with bulk copies that nobody waited for");
+  void Reset() override {
+    if (!waiting.empty()) Fail("a block ended with bulk copies that nobody waited for");
   }
 };
 
-Copies& BlockCopies() {
-  std::shared_ptr<void>& slot = BlockSlot(kCopiesSlot);
-  if (slot == nullptr) slot = std::make_shared<Copies>();
-  return *static_cast<Copies*>(slot.get());
-}
+Copies& BlockCopies() { return BlockKept<Copies>(kCopiesSlot); }
 
 State Load(const uint64_t* barrier, const char* what) {
   CheckAligned(barrier, 8, what);

@@ -4,9 +4,6 @@
 #include "tests/simt/copies.h"
 
 #include <cstring>
-#include <deque>
-#include <memory>
-#include <string>
 #include <vector>
 
 #include "tests/simt/simt.h"
@@ -21,16 +18,18 @@ struct GroupCopy {
   const void* global;
   bool fill_zero;
 };
-struct GroupQueue {
-  std::deque<std::vector<GroupCopy>> groups;  // committed, oldest first; empty ones count
-  std::vector<GroupCopy> open;                // not committed
+struct GroupQueue final : Kept {
+  std::vector<GroupCopy> copies;    // of the groups under way and the one that is open
+  std::vector<size_t> group_sizes;  // committed, oldest first; empty ones count
+  size_t num_open = 0;              // copies not committed
+  void Reset() override {
+    copies.clear();
+    group_sizes.clear();
+    num_open = 0;
+  }
 };
 
-GroupQueue& Queue() {
-  std::shared_ptr<void>& slot = ThreadSlot(kCopyQueueSlot);
-  if (slot == nullptr) slot = std::make_shared<GroupQueue>();
-  return *static_cast<GroupQueue*>(slot.get());
-}
+GroupQueue& Queue() { return ThreadKept<GroupQueue>(kCopyQueueSlot); }
 
 void Perform(const GroupCopy& copy) {
   if (copy.fill_zero) {
@@ -48,24 +47,32 @@ void CopyAsync16(void* shared, const void* global, bool fill_zero) {
   CheckShared(shared, 16, "CopyAsync16");
   const GroupCopy copy{shared, global, fill_zero};
   if (Mode().eager_copies) Perform(copy);
-  Queue().open.push_back(copy);
+  GroupQueue& queue = Queue();
+  queue.copies.push_back(copy);
+  ++queue.num_open;
 }
 
 void CopyAsyncCommit() {
   GroupQueue& queue = Queue();
-  queue.groups.push_back(std::move(queue.open));
-  queue.open.clear();
+  queue.group_sizes.push_back(queue.num_open);
+  queue.num_open = 0;
 }
 
 void CopyAsyncWait(int num_pending) {
   GroupQueue& queue = Queue();
-  if (!queue.open.empty()) Fail("CopyAsyncWait with copies that were not committed");
-  while (queue.groups.size() > static_cast<size_t>(num_pending)) {
-    if (!Mode().eager_copies) {
-      for (const GroupCopy& copy : queue.groups.front()) Perform(copy);
-    }
-    queue.groups.pop_front();
+  if (queue.num_open > 0) Fail("CopyAsyncWait with copies that were not committed");
+  const size_t num_groups = queue.group_sizes.size();
+  if (num_groups <= static_cast<size_t>(num_pending)) return;
+  size_t num_copies = 0;
+  for (size_t i = 0; i < num_groups - static_cast<size_t>(num_pending); ++i) {
+    num_copies += queue.group_sizes[i];
   }
+  if (!Mode().eager_copies) {
+    for (size_t i = 0; i < num_copies; ++i) Perform(queue.copies[i]);
+  }
+  queue.copies.erase(queue.copies.begin(),
+                     queue.copies.begin() + static_cast<ptrdiff_t>(num_copies));
+  queue.group_sizes.erase(queue.group_sizes.begin(), queue.group_sizes.end() - num_pending);
 }
 
 }  // namespace simt

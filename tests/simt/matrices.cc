@@ -45,43 +45,57 @@ struct MmaArgs {
   const uint32_t* b;
 };
 
-int64_t Products(uint32_t a, uint32_t b, int8_t) {
-  int64_t sum = 0;
-  for (int i = 0; i < 4; ++i) {
-    sum += static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i));
+// What is multiplied of a register: wide enough that the sums are exact or nearly so.
+struct S8 {
+  static constexpr int kPerRegister = 4;
+  using Factor = int16_t;
+  using Sum = int;
+  static Factor Get(uint32_t bits, int i) { return static_cast<int8_t>(bits >> (8 * i)); }
+  static int Add(int d, Sum sum) {
+    return static_cast<int>(static_cast<uint32_t>(d) + static_cast<uint32_t>(sum));
   }
-  return sum;
-}
+};
 template <typename Element>
-double Products(uint32_t a, uint32_t b, Element) {
-  double sum = 0;
-  for (int i = 0; i < 2; ++i) {
-    sum += static_cast<double>(nibble::ToFloat(Element{static_cast<uint16_t>(a >> (16 * i))})) *
-           nibble::ToFloat(Element{static_cast<uint16_t>(b >> (16 * i))});
+struct Float16Bits {
+  static constexpr int kPerRegister = 2;
+  using Factor = float;
+  using Sum = double;
+  static Factor Get(uint32_t bits, int i) {
+    return nibble::ToFloat(Element{static_cast<uint16_t>(bits >> (16 * i))});
   }
-  return sum;
-}
-int Add(int d, int64_t sum) {
-  return static_cast<int>(static_cast<uint32_t>(d) + static_cast<uint32_t>(sum));
-}
-float Add(float d, double sum) { return static_cast<float>(d + sum); }
+  static float Add(float d, Sum sum) { return static_cast<float>(d + sum); }
+};
 
-// Rows of A: register i % 2 has rows 8 (i % 2) + lane / 4, register i / 2 the lower or higher k.
+// Register i of lane l: rows l / 4 and, for odd i of A, 8 more; the lower k, then the higher.
 template <typename D, typename Element>
 void PerformMma(void* const* all, unsigned) {
   using Args = MmaArgs<D>;
+  constexpr int kPer = Element::kPerRegister;
+  constexpr int kDepth = 8 * kPer;
+  typename Element::Factor a[16][kDepth];
+  typename Element::Factor b[8][kDepth];
+  for (int lane = 0; lane < 32; ++lane) {
+    const Args& args = *static_cast<Args*>(all[lane]);
+    for (int i = 0; i < kPer; ++i) {
+      const int k = lane % 4 * kPer + i;
+      a[lane / 4][k] = Element::Get(args.a[0], i);
+      a[lane / 4 + 8][k] = Element::Get(args.a[1], i);
+      a[lane / 4][k + kDepth / 2] = Element::Get(args.a[2], i);
+      a[lane / 4 + 8][k + kDepth / 2] = Element::Get(args.a[3], i);
+      b[lane / 4][k] = Element::Get(args.b[0], i);
+      b[lane / 4][k + kDepth / 2] = Element::Get(args.b[1], i);
+    }
+  }
   for (int lane = 0; lane < 32; ++lane) {
     D* const d = static_cast<Args*>(all[lane])->d;
     for (int i = 0; i < 4; ++i) {
-      const int row = lane / 4;
-      const int column = lane % 4 * 2 + i % 2;
-      auto sum = Products(0, 0, Element{});
-      for (int t = 0; t < 4; ++t) {
-        const uint32_t* const a = static_cast<Args*>(all[row * 4 + t])->a;
-        const uint32_t* const b = static_cast<Args*>(all[column * 4 + t])->b;
-        sum += Products(a[i / 2], b[0], Element{}) + Products(a[i / 2 + 2], b[1], Element{});
+      const auto* const a_row = a[lane / 4 + i / 2 * 8];
+      const auto* const b_row = b[lane % 4 * 2 + i % 2];
+      typename Element::Sum sum = 0;
+      for (int k = 0; k < kDepth; ++k) {
+        sum += static_cast<typename Element::Sum>(a_row[k]) * b_row[k];
       }
-      d[i] = Add(d[i], sum);
+      d[i] = Element::Add(d[i], sum);
     }
   }
 }
@@ -107,12 +121,12 @@ void LoadMatrix(uint32_t* registers, int num_matrices, const void* row, bool tra
               &args, transposed ? PerformLoadMatrix<true> : PerformLoadMatrix<false>);
 }
 
-void MmaS8(int* d, const uint32_t* a, const uint32_t* b) { Mma<int8_t>("MmaS8", d, a, b); }
+void MmaS8(int* d, const uint32_t* a, const uint32_t* b) { Mma<S8>("MmaS8", d, a, b); }
 void MmaBf16(float* d, const uint32_t* a, const uint32_t* b) {
-  Mma<nibble::BFloat16>("MmaBf16", d, a, b);
+  Mma<Float16Bits<nibble::BFloat16>>("MmaBf16", d, a, b);
 }
 void MmaF16(float* d, const uint32_t* a, const uint32_t* b) {
-  Mma<nibble::Float16>("MmaF16", d, a, b);
+  Mma<Float16Bits<nibble::Float16>>("MmaF16", d, a, b);
 }
 
 }  // namespace simt

@@ -13,6 +13,8 @@
 //   turns (Schedule), so that a missing barrier or wait gives a wrong result and not luck.
 // - Threads of a warp that meet in different instructions, and threads that wait for each other in
 //   vain, end the test with what each of them waits for.
+//
+// README.md has what it finds and what it cannot.
 #pragma once
 
 #include <cstddef>
@@ -57,7 +59,8 @@ struct Coordinates {
   Dim3 block_dim;
   Dim3 grid_dim;
 };
-const Coordinates& Where();
+extern constinit thread_local const Coordinates* current_coordinates;
+inline const Coordinates& Where() { return *current_coordinates; }
 int Lane();              // in the warp
 const Schedule& Mode();  // of this launch
 // The block's dynamic shared memory, aligned to 1024; filled with 0xFF when the block starts.
@@ -83,11 +86,29 @@ void WarpMeeting(unsigned mask, const char* what, void* args,
 // The same of the 128 threads of a warpgroup; `args` has 128 entries.
 void WarpgroupMeeting(const char* what, void* args, void (*perform)(void* const* args));
 
-// Storage of one kind that instructions keep for a thread, a warpgroup leader or a block (queues of
-// copies under way): made at first use, gone with the block.
-std::shared_ptr<void>& ThreadSlot(int slot);
-std::shared_ptr<void>& BlockSlot(int slot);
-inline constexpr int kNumSlots = 8;
+// What instructions keep for a thread or a block (queues of copies under way): made at first use,
+// used again by the threads and blocks after it.
+class Kept {
+ public:
+  virtual ~Kept() = default;
+  // The thread or block has ended. Fail()s if something is under way that should not be.
+  virtual void Reset() = 0;
+};
+inline constexpr int kNumSlots = 4;
+std::unique_ptr<Kept>& ThreadSlot(int slot);
+std::unique_ptr<Kept>& BlockSlot(int slot);
+template <typename T>
+T& ThreadKept(int slot) {
+  std::unique_ptr<Kept>& kept = ThreadSlot(slot);
+  if (kept == nullptr) kept = std::make_unique<T>();
+  return static_cast<T&>(*kept);
+}
+template <typename T>
+T& BlockKept(int slot) {
+  std::unique_ptr<Kept>& kept = BlockSlot(slot);
+  if (kept == nullptr) kept = std::make_unique<T>();
+  return static_cast<T&>(*kept);
+}
 
 // Fail() where hardware would: an address that is no multiple of `align`, bytes that are not of the
 // block's shared memory.

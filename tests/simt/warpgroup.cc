@@ -34,22 +34,20 @@ struct Accumulator {
   std::vector<int> values;
   int num_under_way;
 };
-struct Queue {
+struct Queue final : Kept {
   std::deque<std::vector<Instruction>> groups;
   std::vector<Instruction> open;
   std::vector<Accumulator> accumulators;
   bool fenced = false;
-  ~Queue() {
-    if (!open.empty() || !groups.empty())
+  void Reset() override {
+    if (!open.empty() || !groups.empty()) {
       Fail("a thread ended with wgmma that it did not wait for");
+    }
+    fenced = false;
   }
 };
 
-Queue& OfThread() {
-  std::shared_ptr<void>& slot = ThreadSlot(kQueueSlot);
-  if (slot == nullptr) slot = std::make_shared<Queue>();
-  return *static_cast<Queue*>(slot.get());
-}
+Queue& OfThread() { return ThreadKept<Queue>(kQueueSlot); }
 
 // B [n, 32] from its swizzled atoms.
 void GatherB(const Instruction& instruction, int8_t (*b)[32]) {
