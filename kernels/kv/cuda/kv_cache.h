@@ -43,7 +43,7 @@ struct RopeKvAppendArgs {
   const float* cos = nullptr;
   const float* sin = nullptr;
   int64_t rotary_dim = 0;
-  const int32_t* positions = nullptr;  // [num_tokens]
+  const int32_t* positions = nullptr;  // [num_tokens]; those of padding may be negative
   // [num_tokens], distinct slots in [0, num_blocks * block_size); -1: a token that is padding of a
   // captured graph, whose keys and values go nowhere.
   const int32_t* slot_mapping = nullptr;

@@ -127,7 +127,7 @@ __global__ __launch_bounds__(kThreads) void RopeKvAppendKernel(KvCacheView cache
   __syncwarp();
   if (inside && !is_value) {
     const int half = static_cast<int>(args.rotary_dim / 2);
-    const int64_t angles = int64_t{args.positions[token]} * half;
+    const int64_t angles = int64_t{max(args.positions[token], 0)} * half;
     x = half % kElements == 0
             ? RotateAligned(staged, args.cos + angles, args.sin + angles, half, column)
             : Rotate(staged, args.cos + angles, args.sin + angles, half, column);

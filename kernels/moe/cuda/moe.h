@@ -21,8 +21,10 @@ namespace nibble::kernels::cuda {
 // Pointers of the structs are to device memory. logits are float32.
 absl::Status Route(const RouteArgs& args, cudaStream_t stream);
 
-// Which copy of an expert a token goes to: slot_ids[t, j] = slots[e, (positions[t] + j') mod
-// num_copies[e]], e = expert_ids[t, j], as engine/moe/expert_layout.h spreads tokens over copies.
+// Which copy of an expert a token goes to: slot_ids[t, j] = slots[e, positions[t] mod
+// num_copies[e]], e = expert_ids[t, j], as engine/moe/expert_layout.h spreads tokens over copies. A
+// token at a negative position is padding of a captured graph: its slots are -1, which Permute
+// takes for another rank's, and it is no load.
 struct SlotArgs {
   int64_t num_tokens = 0;
   int64_t num_experts_per_tok = 0;      // k
@@ -34,7 +36,7 @@ struct SlotArgs {
   const int32_t* slots = nullptr;       // [num_experts, max_copies]
   int64_t max_copies = 1;
   int32_t* slot_ids = nullptr;  // [num_tokens, k]
-  uint64_t* load = nullptr;     // [num_experts], or null: adds the tokens of each expert
+  uint64_t* load = nullptr;     // [num_experts], or null: each expert's tokens are added
 };
 absl::Status ChooseSlots(const SlotArgs& args, cudaStream_t stream);
 
