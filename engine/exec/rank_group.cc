@@ -80,6 +80,7 @@ RankGroup::Impl::Impl(std::unique_ptr<comm::RankHub> hub, const RankGroupOptions
     : hub_(std::move(hub)),
       options_(options),
       observer_(observer),
+      clock_(options.clock != nullptr ? options.clock : std::make_shared<GroupClock>()),
       ping_interval_(options.rank_timeout / kPingsPerTimeout),
       ranks_(options.node_of_rank.size()),
       clean_from_(static_cast<size_t>(options.node_of_rank.back()) + 1, 1),
@@ -89,7 +90,7 @@ RankGroup::Impl::Impl(std::unique_ptr<comm::RankHub> hub, const RankGroupOptions
     std::ranges::fill(policies_, comm::Serialize(options.policy));
   }
   for (int rank = 0; rank < size(); ++rank) at(rank).name = fmt::format("rank {}", rank);
-  broken_at_ = last_turn_ = next_ping_ = next_form_ = next_loads_ = Clock::now();
+  broken_at_ = last_turn_ = next_ping_ = next_form_ = next_loads_ = Now();
 }
 
 RankGroup::Impl::~Impl() { Stop(); }
@@ -118,12 +119,12 @@ absl::Status RankGroup::Impl::Start(const ChooseSizes& choose,
 
 absl::Status RankGroup::Impl::WaitForStart(const ChooseSizes& choose,
                                            const std::function<void(int64_t, int64_t)>& progress) {
-  const auto deadline = Clock::now() + options_.start_timeout;
+  const auto deadline = Now() + options_.start_timeout;
   std::unique_lock lock(mutex_);
   for (;;) {
     if (!final_.ok()) return final_;
     if (formed_once_) return absl::OkStatus();
-    if (Clock::now() >= deadline) {
+    if (Now() >= deadline) {
       return absl::DeadlineExceededError(fmt::format("the ranks are not ready after {:g} s: {}",
                                                      SecondsOf(options_.start_timeout),
                                                      MissingText()));

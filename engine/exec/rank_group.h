@@ -21,6 +21,7 @@
 #include "comm/all_reduce.h"
 #include "comm/ranks/rank_hub.h"
 #include "engine/exec/executor.h"
+#include "engine/exec/group_clock.h"
 #include "engine/exec/local_executor_options.h"
 #include "engine/exec/rank_protocol.h"
 
@@ -51,6 +52,7 @@ struct RankGroupOptions {
   std::chrono::milliseconds start_timeout{600'000};  // loading
   std::chrono::milliseconds load_interval{1'000};    // after which expert_load() is asked for anew
   RankPatience patience;
+  std::shared_ptr<GroupClock> clock;  // of tests; null: the steady clock
 };
 
 // Called from the group's threads; must not block.

@@ -29,7 +29,7 @@ void RankGroup::Impl::OnUp(int rank) {
   r.state = RankState::kLoading;
   r.name = fmt::format("rank {}", rank);  // until the hub was asked
   r.hello_due = true;
-  r.up_since = r.heard = r.told = r.quiet_since = Clock::now();
+  r.up_since = r.heard = r.told = r.quiet_since = Now();
   r.has_spoken = false;
   r.activity = {};
   r.unheard_since.reset();
@@ -52,7 +52,7 @@ void RankGroup::Impl::OnFrame(int rank, comm::Frame frame) {
     absl::StatusOr<StepDonePayload> done = StepDonePayload::Decode(frame.payload);
     if (done.ok()) {
       const std::lock_guard lock(mutex_);
-      at(rank).heard = Clock::now();
+      at(rank).heard = Now();
       HandleStepDone(rank, *std::move(done));
       return;
     }
@@ -60,7 +60,7 @@ void RankGroup::Impl::OnFrame(int rank, comm::Frame frame) {
   const std::lock_guard lock(mutex_);
   Rank& r = at(rank);
   if (r.state == RankState::kDown) return;  // lost, and about to be started anew
-  r.heard = Clock::now();
+  r.heard = Now();
   r.has_spoken = true;
   const absl::Status status = Handle(rank, frame);
   if (status.ok()) return;
@@ -194,7 +194,7 @@ absl::Status RankGroup::Impl::HandlePrepared(int rank, std::string_view payload)
   clean_from_[static_cast<size_t>(node)] = generation_;
   if (std::ranges::all_of(ranks_, [](const Rank& r) { return r.address.has_value(); })) {
     phase_ = Phase::kConnecting;
-    form_deadline_ = Clock::now() + options_.patience.connect;
+    form_deadline_ = Now() + options_.patience.connect;
     connect_due_ = true;
     WakeSupervisor();
   }
@@ -223,7 +223,7 @@ absl::Status RankGroup::Impl::HandleConnected(int rank, std::string_view payload
   }
   phase_ = Phase::kFormed;
   formed_once_ = served_ = true;
-  actions_.formed = {generation_, std::chrono::duration<double>(Clock::now() - broken_at_).count()};
+  actions_.formed = {generation_, std::chrono::duration<double>(Now() - broken_at_).count()};
   changed_.notify_all();
   WakeSupervisor();
   return absl::OkStatus();
@@ -266,7 +266,7 @@ void RankGroup::Impl::Suspect(int rank, const absl::Status& status) {
 
 void RankGroup::Impl::BreakGeneration(const std::string& why) {
   why_broken_ = why;
-  if (served_) broken_at_ = Clock::now();
+  if (served_) broken_at_ = Now();
   if (std::exchange(served_, false)) actions_.served = true;
   phase_ = Phase::kIdle;
   ended_generation_ = generation_;
@@ -280,7 +280,7 @@ void RankGroup::Impl::BreakGeneration(const std::string& why) {
           ? std::chrono::milliseconds(0)
           : std::min(kLongestBackoff, kFirstBackoff * (1 << std::min(num_failures_, 7)));
   ++num_failures_;
-  next_form_ = Clock::now() + backoff;
+  next_form_ = Now() + backoff;
   changed_.notify_all();
   WakeSupervisor();
 }

@@ -129,6 +129,7 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
     std::vector<std::pair<int, comm::Frame>> frames;
   };
 
+  Clock::time_point Now() const { return clock_->Now(); }
   int size() const { return static_cast<int>(ranks_.size()); }
   int stage_size() const { return size() / options_.num_stages; }
   int stage_of(int rank) const { return rank / stage_size(); }
@@ -203,6 +204,7 @@ class RankGroup::Impl final : public comm::RankHub::Observer {
   const std::unique_ptr<comm::RankHub> hub_;
   const RankGroupOptions options_;
   RankGroupObserver* const observer_;  // may be null
+  const std::shared_ptr<GroupClock> clock_;
   const Clock::duration ping_interval_;
 
   mutable std::mutex mutex_;

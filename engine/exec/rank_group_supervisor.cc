@@ -24,12 +24,12 @@ void RankGroup::Impl::Supervise() {
   std::unique_lock lock(mutex_);
   while (!stopping_) {
     woken_ = false;
-    Decide(Clock::now());
+    Decide(Now());
     Actions actions = std::exchange(actions_, {});
     lock.unlock();
     Perform(std::move(actions));
     lock.lock();
-    work_.wait_until(lock, NextTurn(), [this] { return woken_ || stopping_; });
+    clock_->WaitUntil(&lock, &work_, NextTurn(), [this] { return woken_ || stopping_; });
   }
 }
 
@@ -102,7 +102,7 @@ void RankGroup::Impl::Allocate() {
   for (int rank = 0; rank < size(); ++rank) {
     if (at(rank).state != RankState::kLoaded) continue;
     at(rank).state = RankState::kAllocating;
-    at(rank).allocating_since = Clock::now();
+    at(rank).allocating_since = Now();
     actions_.frames.emplace_back(rank, MakeFrame(AllocatePayload{.options = *sizes_}));
   }
 }

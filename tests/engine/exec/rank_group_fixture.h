@@ -17,6 +17,7 @@
 #include "gtest/gtest.h"
 
 #include "engine/exec/rank_group.h"
+#include "tests/engine/exec/group_time.h"
 #include "tests/engine/exec/scripted_rank.h"
 #include "tests/engine/exec/thread_hub.h"
 
@@ -47,12 +48,15 @@ inline StepPlan SomePlan(int32_t token = 3) {
 
 class Observer final : public RankGroupObserver {
  public:
+  // When a generation ends.
+  void StopTime(GroupTime* time) { time_to_stop_ = time; }
   void OnRankLost(int rank, comm::LossReason reason, const std::string& why) override {
     const std::lock_guard lock(mutex_);
     lost_.emplace_back(rank, why);
     reasons_.push_back(reason);
   }
   void OnBroken(const std::string& why) override {
+    if (GroupTime* const time = time_to_stop_; time != nullptr) time->Stop();
     const std::lock_guard lock(mutex_);
     broken_.push_back(why);
   }
@@ -79,6 +83,7 @@ class Observer final : public RankGroupObserver {
   }
 
  private:
+  std::atomic<GroupTime*> time_to_stop_{nullptr};
   mutable std::mutex mutex_;
   std::vector<std::pair<int, std::string>> lost_;
   std::vector<comm::LossReason> reasons_;
@@ -86,20 +91,22 @@ class Observer final : public RankGroupObserver {
   std::vector<uint64_t> formed_;
 };
 
-// A generous timeout where nobody is silent: a machine under load is no failure.
-inline constexpr milliseconds kLong{20'000};
-inline constexpr milliseconds kShort{300};
+// Of the group's own time, which passes while all ranks wait.
+inline constexpr milliseconds kTimeout{300};
+// It passes fast, and a start may take this machine its time.
+inline constexpr std::chrono::hours kNever{1'000'000};
 
 class RankGroupTest : public ::testing::Test {
  protected:
-  absl::Status Start(int size = 2, milliseconds rank_timeout = kLong,
-                     milliseconds start_timeout = milliseconds(60'000)) {
+  absl::Status Start(int size = 2) {
     script_->size = size;
     script_->num_stages = num_stages_;
+    script_->clock = time_;
     auto hub = std::make_unique<ThreadHub>(size, [script = script_](int rank, auto* channel) {
       ScriptedRank(rank, channel, script).Run();
     });
     hub_ = hub.get();
+    time_->Watch(hub_);
     RankGroupOptions options;
     options.node_of_rank.assign(static_cast<size_t>(size), 0);
     options.group_id = "rank-group-test";
@@ -107,9 +114,10 @@ class RankGroupTest : public ::testing::Test {
     options.row_size = Script::kRowSize;
     options.num_stages = num_stages_;
     options.load_interval = milliseconds(10);
-    options.rank_timeout = rank_timeout;
-    options.start_timeout = start_timeout;
+    options.rank_timeout = kTimeout;
+    options.start_timeout = kNever;
     options.patience = patience_;
+    options.clock = time_;
     auto group = RankGroup::Start(
         std::move(hub), options,
         [this](const std::vector<RankDescription>& ranks) -> absl::StatusOr<LocalExecutorOptions> {
@@ -134,6 +142,14 @@ class RankGroupTest : public ::testing::Test {
     while (absl::IsUnavailable(group_->Ready())) std::this_thread::sleep_for(milliseconds(1));
     ASSERT_TRUE(group_->Ready().ok()) << group_->Ready();
   }
+  // Time passes until a generation ends, and stands still then.
+  void PassUntilBroken() {
+    const size_t before = observer_.broken().size();
+    observer_.StopTime(time_.get());
+    time_->Run();
+    while (observer_.broken().size() == before) std::this_thread::sleep_for(milliseconds(1));
+    observer_.StopTime(nullptr);
+  }
   // The observer is told a moment after Ready() is OK.
   void WaitUntilFormed(size_t num_generations) {
     while (observer_.formed().size() < num_generations) {
@@ -154,6 +170,7 @@ class RankGroupTest : public ::testing::Test {
   absl::Status choose_error_;
   int num_stages_ = 1;
   RankPatience patience_;
+  const std::shared_ptr<GroupTime> time_ = std::make_shared<GroupTime>();
   Observer observer_;
   std::atomic<int> num_progress_{0};
   ThreadHub* hub_ = nullptr;  // the group's

@@ -26,8 +26,7 @@ using std::chrono::milliseconds;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using testing::kLong;
-using testing::kShort;
+using testing::kTimeout;
 using testing::Script;
 using testing::SomePlan;
 using testing::TokenOf;
@@ -228,12 +227,14 @@ TEST_F(RankGroupStages, DeadLinksAreFound) {
   };
   for (const Case& dead : cases) {
     script_ = std::make_shared<Script>();
-    ASSERT_TRUE(Start(4, kShort).ok());
+    ASSERT_TRUE(Start(4).ok());
+    time_->Stop();
     script_->With([&](Script* s) {
       s->hold_steps = true;
       s->at = dead.at;
     });
     ASSERT_TRUE(Begin(1).ok());
+    PassUntilBroken();
     ExpectLost(AllOf(HasSubstr(dead.what), HasSubstr("of them answer")));
     script_->With([](Script* s) {
       s->hold_steps = false;
@@ -272,14 +273,15 @@ TEST_F(RankGroupStages, ASlowStageIsNoDeadLink) {
   };
   for (const Case& slow : cases) {
     script_ = std::make_shared<Script>();
-    ASSERT_TRUE(Start(4, kShort).ok());
+    ASSERT_TRUE(Start(4).ok());
+    time_->Stop();
     script_->With([&](Script* s) {
       s->steps_to_answer = 0;
       s->at = slow.at;
     });
     ASSERT_TRUE(Begin(1).ok());
     WaitForSteps(1);
-    std::this_thread::sleep_for(4 * kShort);
+    time_->Pass(4 * kTimeout);
     EXPECT_THAT(observer_.broken(), IsEmpty()) << slow.what;
     script_->With([](Script* s) {
       s->at.clear();

@@ -17,12 +17,14 @@
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
 
 #include "comm/all_reduce.h"
 #include "comm/ranks/frame_channel.h"
+#include "engine/exec/group_clock.h"
 #include "engine/exec/rank_protocol.h"
 
 namespace nibble::testing {
@@ -49,7 +51,9 @@ struct Script {
   std::set<int> hung_in_prepare;  // ranks that answer pings and nothing else
   std::set<int> hung_in_connect;
   std::set<int> hung_in_allocate;
-  std::chrono::milliseconds start_time{0};  // from the start to the first word
+  std::shared_ptr<engine::GroupClock> clock;
+  std::chrono::milliseconds start_time{0};  // of that clock, from the start to the first word
+  std::set<int> mute;                       // ranks whose next life says no word
   std::map<int, engine::RankActivity> at;   // what ranks say that they are at, but generation
   std::vector<std::string> bind_addresses;  // by kPrepare to rank 1
   std::map<int, absl::Status> in_connect;
@@ -90,16 +94,11 @@ class ScriptedRank {
       : rank_(rank), channel_(channel), script_(std::move(script)) {}
 
   void Run() {
-    {
-      std::unique_lock lock(script_->mutex);
-      const auto time = script_->start_time;
-      lock.unlock();
-      std::this_thread::sleep_for(time);
-    }
+    if (!WaitForFirstWord()) return;
     std::thread answers([this] { Answer(); });
-    for (;;) {
-      const auto frame = channel_->Receive();
-      if (!frame.ok() || !Do(*frame)) break;
+    for (bool lives = true; lives;) {
+      absl::StatusOr<comm::Frame> frame = Next();
+      lives = frame.ok() && Do(*frame);
     }
     script_->With([this](Script*) { ended_ = true; });
     answers.join();
@@ -109,6 +108,12 @@ class ScriptedRank {
   using RankMessage = engine::RankMessage;
 
   void Send(const comm::Frame& frame) { channel_->Send(frame).IgnoreError(); }
+  absl::StatusOr<comm::Frame> Next() {
+    if (unread_.empty()) return channel_->Receive();
+    comm::Frame frame = std::move(unread_.front());
+    unread_.pop_front();
+    return frame;
+  }
   // What the script says for this rank, once.
   template <typename Map>
   auto Take(Map* map) {
@@ -116,6 +121,21 @@ class ScriptedRank {
     return map->extract(rank_);
   }
 
+  // False when it ended before.
+  bool WaitForFirstWord() {
+    const bool is_mute = !Take(&script_->mute).empty();
+    std::unique_lock lock(script_->mutex);
+    if (script_->clock == nullptr) return true;
+    const auto first_word = script_->clock->Now() + script_->start_time;
+    lock.unlock();
+    // Pings come all the time.
+    while (is_mute || script_->clock->Now() < first_word) {
+      absl::StatusOr<comm::Frame> frame = channel_->Receive();
+      if (!frame.ok()) return false;
+      unread_.push_back(*std::move(frame));
+    }
+    return true;
+  }
   // False when the rank dies.
   bool Do(const comm::Frame& frame) {
     switch (static_cast<RankMessage>(frame.type)) {
@@ -312,6 +332,7 @@ class ScriptedRank {
   const int rank_;
   comm::FrameChannel* channel_;
   std::shared_ptr<Script> script_;
+  std::deque<comm::Frame> unread_;  // that came before the first word
   uint64_t generation_ = 0;
   // Guarded by the script's mutex:
   std::deque<comm::Frame> answers_;

@@ -6,6 +6,7 @@
 // a stopped process) and kept from coming back.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <deque>
@@ -57,11 +58,19 @@ class ThreadChannel final : public comm::FrameChannel {
     const std::lock_guard lock(mutex_);
     return why_closed_.value_or("");
   }
+  // Both ends wait, and nothing is under way that could get to either.
+  bool IsIdle() const {
+    const std::lock_guard lock(mutex_);
+    const bool is_empty = to_rank_.empty() && to_driver_.empty();
+    return !why_closed_ && num_waiting_ == 2 && (frozen_ || is_empty);
+  }
 
  private:
   absl::StatusOr<comm::Frame> Pop(std::deque<comm::Frame>* queue) {
     std::unique_lock lock(mutex_);
+    ++num_waiting_;
     changed_.wait(lock, [&] { return why_closed_.has_value() || (!frozen_ && !queue->empty()); });
+    --num_waiting_;
     if (why_closed_) return Unavailable("{}", *why_closed_);
     comm::Frame frame = std::move(queue->front());
     queue->pop_front();
@@ -73,6 +82,7 @@ class ThreadChannel final : public comm::FrameChannel {
   std::deque<comm::Frame> to_rank_;
   std::deque<comm::Frame> to_driver_;
   bool frozen_ = false;
+  int num_waiting_ = 0;
   std::optional<std::string> why_closed_;
 };
 
@@ -159,13 +169,22 @@ class ThreadHub final : public comm::RankHub {
     const std::lock_guard lock(mutex_);
     return slots_[static_cast<size_t>(rank)].num_starts;
   }
+  // Nobody has anything to do: all ranks wait for a frame, or are down and not asked for.
+  bool IsIdle() const {
+    const std::lock_guard lock(mutex_);
+    return std::ranges::all_of(slots_, [this](const Slot& slot) {
+      if (slot.channel != nullptr) return slot.channel->IsIdle();
+      return slot.is_down && !(revive_ && slot.start);
+    });
+  }
 
  private:
   struct Slot {
     std::thread thread;
     std::shared_ptr<ThreadChannel> channel;  // while it is up
     int num_starts = 0;
-    bool start = true;  // a rank that ended stays down until it is asked for
+    bool start = true;     // a rank that ended stays down until it is asked for
+    bool is_down = false;  // and the observer was told
   };
 
   std::string Name(int rank) const {
@@ -188,9 +207,10 @@ class ThreadHub final : public comm::RankHub {
       std::string name;
       {
         std::unique_lock lock(mutex_);
+        slot.is_down = true;
         changed_.wait(lock, [&] { return (revive_ && slot.start) || stopping_; });
         if (stopping_) return;
-        slot.start = false;
+        slot.start = slot.is_down = false;
         ++slot.num_starts;
         slot.channel = channel;
         name = Name(rank);
