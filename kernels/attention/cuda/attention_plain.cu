@@ -297,10 +297,8 @@ absl::Status Launch(const AttentionParams& params, int64_t num_blocks, cudaStrea
 }
 
 template <typename Kv>
-absl::Status LaunchOf(DType activation, const AttentionParams& params, int64_t num_blocks,
-                      cudaStream_t stream) {
-  return activation == DType::kF32 ? Launch<Kv, float>(params, num_blocks, stream)
-                                   : Launch<Kv, gpu::Bf16>(params, num_blocks, stream);
+AttentionLauncher LauncherOf(DType activation) {
+  return activation == DType::kF32 ? Launch<Kv, float> : Launch<Kv, gpu::Bf16>;
 }
 
 }  // namespace
@@ -310,16 +308,10 @@ int64_t PlainAttentionSharedBytes(int64_t head_dim) {
          (kPlainRows * head_dim + kTileKeys * (head_dim + 1)) * static_cast<int64_t>(sizeof(float));
 }
 
-absl::Status LaunchPlainAttention(const AttentionShape& shape, const AttentionParams& params,
-                                  int64_t num_blocks, cudaStream_t stream) {
-  switch (shape.kv_dtype) {
-    case DType::kF32:
-      return LaunchOf<float>(shape.activation, params, num_blocks, stream);
-    case DType::kBf16:
-      return LaunchOf<gpu::Bf16>(shape.activation, params, num_blocks, stream);
-    default:
-      return LaunchOf<int8_t>(shape.activation, params, num_blocks, stream);
-  }
+AttentionLauncher PlainAttentionLauncher(DType kv_dtype, DType activation) {
+  if (kv_dtype == DType::kF32) return LauncherOf<float>(activation);
+  if (kv_dtype == DType::kBf16) return LauncherOf<gpu::Bf16>(activation);
+  return LauncherOf<int8_t>(activation);
 }
 
 }  // namespace nibble::kernels::cuda

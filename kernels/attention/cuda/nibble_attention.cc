@@ -19,11 +19,45 @@ namespace {
 constexpr int64_t kUnitsPerSm = 4;
 // Of states of split tasks. What does not fit is not split.
 constexpr int64_t kMaxStateBytes = int64_t{64} << 20;
+constexpr float kLog2E = 0x1.715476p+0F;
+
+// Which kernels a shape has, and how they want work to be cut.
+struct Kernels {
+  AttentionLauncher launch[2] = {nullptr, nullptr};  // narrow, wide
+  int64_t segment_keys = 0;
+  int64_t narrow_rows = 0;
+  int64_t wide_rows = 0;
+};
+
+absl::StatusOr<Kernels> ChooseKernels(const AttentionShape& shape, const gpu::DeviceCaps& caps) {
+  if (shape.activation == DType::kBf16 && shape.kv_dtype != DType::kF32) {
+    for (const MmaInstance& instance :
+         {MmaAttention64(), MmaAttention96(), MmaAttention128(), MmaAttention256()}) {
+      if (instance.head_dim != shape.head_dim || instance.shared_bytes > caps.max_shared_bytes) {
+        continue;
+      }
+      const auto& launch = shape.kv_dtype == DType::kI8 ? instance.int8 : instance.bf16;
+      return Kernels{.launch = {launch[0], launch[1]},
+                     .segment_keys = kMmaSegmentKeys,
+                     .narrow_rows = kMmaNarrowRows,
+                     .wide_rows = launch[1] != nullptr ? kMmaWideRows : 0};
+    }
+  }
+  const int64_t shared_bytes = PlainAttentionSharedBytes(shape.head_dim);
+  if (shared_bytes > caps.max_shared_bytes) {
+    return Unimplemented("attention: head_dim {} takes {} bytes of shared memory, the limit is {}",
+                         shape.head_dim, shared_bytes, caps.max_shared_bytes);
+  }
+  return Kernels{.launch = {PlainAttentionLauncher(shape.kv_dtype, shape.activation), nullptr},
+                 .segment_keys = kPlainSegmentKeys,
+                 .narrow_rows = kPlainRows};
+}
 
 class NibbleAttention : public DeviceAttention {
  public:
-  NibbleAttention(const AttentionShape& shape, AttentionPlanner planner, int64_t num_sms)
-      : shape_(shape), planner_(std::move(planner)), num_sms_(num_sms) {}
+  NibbleAttention(const AttentionShape& shape, const Kernels& kernels, AttentionPlanner planner,
+                  int64_t num_sms)
+      : shape_(shape), kernels_(kernels), planner_(std::move(planner)), num_sms_(num_sms) {}
 
   absl::Status Allocate(int64_t max_state_rows) {
     const auto ints = static_cast<size_t>(planner_.max_ints());
@@ -80,20 +114,31 @@ class NibbleAttention : public DeviceAttention {
                            .block_size = static_cast<int32_t>(shape_.block_size),
                            .head_dim = static_cast<int32_t>(shape_.head_dim),
                            .window = static_cast<int32_t>(args.sliding_window),
-                           .scale = args.scale};
-    return LaunchPlainAttention(shape_, params, NumBlocks(0), stream);
+                           .scale = args.scale,
+                           .scale_log2 = args.scale * kLog2E};
+    for (size_t kind = 0; kind < 2; ++kind) {
+      const int64_t num_blocks = NumBlocks(kind);
+      if (num_blocks == 0) continue;
+      params.is_wide = static_cast<int32_t>(kind);
+      NIBBLE_RETURN_IF_ERROR(kernels_.launch[kind](params, num_blocks, stream));
+    }
+    return absl::OkStatus();
   }
 
  private:
-  // Of a launch. What a graph captures must not follow the step.
+  // Of a launch. What a graph captures must not follow the step; its units are all narrow.
   int64_t NumBlocks(size_t kind) const {
-    const int64_t most =
-        graph_seqs_ != 0 ? planner_.MaxGraphUnits(graph_seqs_) : summary_.num_units[kind];
-    const int64_t limit = graph_seqs_ != 0 ? kUnitsPerSm * num_sms_ : int64_t{1} << 30;
-    return std::min(most * shape_.num_kv_heads, limit);
+    if (graph_seqs_ == 0) {
+      constexpr int64_t kMaxBlocks = std::numeric_limits<int32_t>::max();
+      return std::min(summary_.num_units[kind] * shape_.num_kv_heads, kMaxBlocks);
+    }
+    if (kind == 1) return 0;
+    return std::min(planner_.MaxGraphUnits(graph_seqs_) * shape_.num_kv_heads,
+                    kUnitsPerSm * num_sms_);
   }
 
   const AttentionShape shape_;
+  const Kernels kernels_;
   AttentionPlanner planner_;
   const int64_t num_sms_;
   gpu::PinnedBuffer<int32_t> staged_;
@@ -153,11 +198,7 @@ absl::Status CheckAttentionArgs(const AttentionShape& shape, const KvCacheView& 
 
 absl::StatusOr<std::unique_ptr<DeviceAttention>> CreateNibbleAttention(
     const AttentionShape& shape, const AttentionLimits& limits, const gpu::DeviceCaps& caps) {
-  const int64_t shared_bytes = PlainAttentionSharedBytes(shape.head_dim);
-  if (shared_bytes > caps.max_shared_bytes) {
-    return Unimplemented("attention: head_dim {} takes {} bytes of shared memory, the limit is {}",
-                         shape.head_dim, shared_bytes, caps.max_shared_bytes);
-  }
+  NIBBLE_ASSIGN_OR_RETURN(const Kernels kernels, ChooseKernels(shape, caps));
   const int64_t group = shape.num_heads / shape.num_kv_heads;
   const int64_t row_bytes =
       shape.num_kv_heads * (shape.head_dim + 2) * static_cast<int64_t>(sizeof(float));
@@ -165,8 +206,9 @@ absl::StatusOr<std::unique_ptr<DeviceAttention>> CreateNibbleAttention(
                              .num_kv_heads = shape.num_kv_heads,
                              .block_size = shape.block_size,
                              .limits = limits,
-                             .segment_keys = kPlainSegmentKeys,
-                             .narrow_rows = kPlainRows,
+                             .segment_keys = kernels.segment_keys,
+                             .narrow_rows = kernels.narrow_rows,
+                             .wide_rows = kernels.wide_rows,
                              .target_units = kUnitsPerSm * caps.num_sms};
   const int64_t max_segments =
       (limits.max_blocks_per_seq * shape.block_size + config.segment_keys - 1) /
@@ -174,7 +216,8 @@ absl::StatusOr<std::unique_ptr<DeviceAttention>> CreateNibbleAttention(
   config.max_state_rows =
       std::min(kMaxStateBytes / row_bytes, limits.max_tokens * group * max_segments);
   NIBBLE_ASSIGN_OR_RETURN(AttentionPlanner planner, AttentionPlanner::Create(config));
-  auto attention = std::make_unique<NibbleAttention>(shape, std::move(planner), caps.num_sms);
+  auto attention =
+      std::make_unique<NibbleAttention>(shape, kernels, std::move(planner), caps.num_sms);
   NIBBLE_RETURN_IF_ERROR(attention->Allocate(config.max_state_rows));
   return attention;
 }
