@@ -1,0 +1,12 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "kernels/gemm/cuda/skinny_kernel.cuh"
+
+namespace nibble::kernels::cuda {
+
+absl::Status LaunchSkinnyInt8(const GemmLaunch& launch) {
+  return LaunchSkinny<Form::kInt8>(launch);
+}
+
+}  // namespace nibble::kernels::cuda

@@ -1,0 +1,228 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// kSkinny: up to 16 tokens. Weights go from memory to registers, 2 KiB of each warp on their way;
+// README.md has the arithmetic.
+//
+//   warp w of a block: part w % k_parts of k, 16 channels (w / k_parts) of the block's
+//
+// All warps go through their parts chunk by chunk. While a chunk is multiplied, the weights of the
+// next one arrive in registers and its tokens and scales in the other half of shared memory:
+//
+//   half: [k_parts][stages of a chunk][kTileN] rows of 128 bytes, then [warps][stages] scales
+#pragma once
+
+#include "kernels/gemm/cuda/gemm_tile.cuh"
+
+namespace nibble::kernels::cuda {
+
+// What a warp of a block does.
+struct SkinnyWarp {
+  int unit;   // of 16 channels; beyond the weight: nothing to multiply
+  int stage;  // of the chunk
+  int stage_end;
+};
+
+template <Form kForm>
+using RawChunk = uint4[SkinnyChunkStages(kForm)][kRawPieces<kForm>];
+
+template <Form kForm>
+__device__ __forceinline__ void LoadRaw(const GemmKernelArgs& args, const uint8_t* codes,
+                                        const SkinnyWarp& warp, int stage, RawChunk<kForm>& raw) {
+  const int lane = gpu::LaneId();
+#pragma unroll
+  for (int c = 0; c < SkinnyChunkStages(kForm); ++c) {
+    if (stage + c >= warp.stage_end) return;
+#pragma unroll
+    for (int i = 0; i < kRawPieces<kForm>; ++i) {
+      int64_t at;
+      if constexpr (IsHalf(kForm)) {
+        // Rows g and g + 8, 64 bytes of each.
+        const int64_t row = warp.unit * kUnitChannels + i % 2 * 8 + lane / 4;
+        at =
+            (row * args.num_stages + stage + c) * kStageBytes + i / 2 * 64 + lane % 4 * kPieceBytes;
+      } else {
+        at = (int64_t{warp.unit} * args.num_stages + stage + c) * UnitStageBytes(kForm) +
+             i * kUnitBytes + lane * kPieceBytes;
+      }
+      raw[c][i] = gpu::LoadStreaming16(codes + at);
+    }
+  }
+}
+
+// Tokens of all parts and scales of this warp, for chunk `chunk`.
+template <Form kForm, int kTileN>
+__device__ __forceinline__ void CopyChunk(const GemmKernelArgs& args, const BlockWork& work,
+                                          const SkinnyWarp& warp, int chunk, uint8_t* buffer) {
+  constexpr int kChunk = SkinnyChunkStages(kForm);
+  const int rows = work.row_end - work.row_begin;
+  const int count = args.k_parts * kChunk * kTileN * kPieces;
+  for (auto i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    const int piece = i % kPieces;
+    const int row = i / kPieces % kTileN;
+    const int slab = i / (kPieces * kTileN);  // [k_parts][kChunk]
+    const int part = slab / kChunk;
+    const int stage =
+        PartBegin(args.num_stages, args.k_parts, part) + chunk * kChunk + slab % kChunk;
+    if (row < rows && stage < PartBegin(args.num_stages, args.k_parts, part + 1)) {
+      CopyTokenPiece<kForm>(args,
+                            buffer + (slab * kTileN + row) * kStageBytes +
+                                SwizzledPiece<kForm>(row, piece) * kPieceBytes,
+                            RowOfA(args, work.row_begin + row),
+                            stage * kStageBytes + piece * kPieceBytes);
+    }
+  }
+  if constexpr (IsInt4(kForm)) {
+    constexpr int kScales = ScaleStageBytes(kForm) + ZeroStageBytes(kForm);
+    uint8_t* const scales =
+        buffer + args.k_parts * kChunk * kTileN * kStageBytes + gpu::WarpId() * kChunk * kScales;
+    if (warp.unit < args.num_units) {
+      for (int c = 0; c < kChunk && warp.stage + chunk * kChunk + c < warp.stage_end; ++c) {
+        CopyScales<kForm, 1>(args, work.weight, scales + c * kScales, warp.unit,
+                             warp.stage + chunk * kChunk + c);
+      }
+    }
+  }
+}
+
+template <Form kForm, int kTileN>
+__device__ __forceinline__ void MultiplyChunk(const GemmKernelArgs& args, const BlockWork& work,
+                                              const RawChunk<kForm>& raw, int num_stages,
+                                              const int (&offset)[2], const uint8_t* buffer,
+                                              Sum<kForm> (&sums)[kTileN / kTileTokens][4]) {
+  constexpr int kChunk = SkinnyChunkStages(kForm);
+  constexpr int kScales = ScaleStageBytes(kForm) + ZeroStageBytes(kForm);
+  const int warp = gpu::WarpId();
+  const uint8_t* const tokens =
+      buffer + warp % args.k_parts * kChunk * kTileN * static_cast<int>(kStageBytes);
+  const uint8_t* const scales =
+      buffer + args.k_parts * kChunk * kTileN * kStageBytes + warp * kChunk * kScales;
+  ForGroups<kForm>(args, [&](auto groups) {
+    constexpr int kGroups = decltype(groups)::value;
+#pragma unroll
+    for (int c = 0; c < kChunk; ++c) {
+      if (c >= num_stages) return;
+      uint32_t a[kSteps][4];
+      DecodeStage<kForm, kGroups>(raw[c], scales + c * kScales, work.weight.zeros != nullptr, a);
+      GroupScales<kForm, kGroups> group_scales;
+      if constexpr (kForm == Form::kInteger || kForm == Form::kFloatScales) {
+        ReadScales(scales + c * kScales, offset, &group_scales);
+      }
+#pragma unroll
+      for (int tile = 0; tile < kTileN / kTileTokens; ++tile) {
+        uint32_t b[kSteps][2];
+        LoadTokens<kForm>(tokens + (c * kTileN + tile * kTileTokens) * kStageBytes, b);
+        MultiplyStage<kForm, kGroups>(sums[tile], a, b, group_scales);
+      }
+    }
+  });
+}
+
+// Sums of all parts, in rising order, to D.
+template <Form kForm, int kTileN>
+__device__ __forceinline__ void ReduceParts(const GemmKernelArgs& args, const BlockWork& work,
+                                            const Sum<kForm> (&sums)[kTileN / kTileTokens][4]) {
+  auto* const shared = gpu::SharedAs<Sum<kForm>>();  // [warps][kTileN][kSkinnySumPitch]
+  const int lane = gpu::LaneId();
+  __syncthreads();
+#pragma unroll
+  for (int tile = 0; tile < kTileN / kTileTokens; ++tile) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int token = tile * kTileTokens + lane % 4 * 2 + i % 2;
+      const int channel = lane / 4 + i / 2 * 8;
+      shared[(gpu::WarpId() * kTileN + token) * kSkinnySumPitch + channel] = sums[tile][i];
+    }
+  }
+  __syncthreads();
+  const int rows = work.row_end - work.row_begin;
+  const int channels = static_cast<int>(blockDim.x) / gpu::kWarpSize / args.k_parts *
+                       static_cast<int>(kUnitChannels);
+  for (auto i = static_cast<int>(threadIdx.x); i < channels * rows;
+       i += static_cast<int>(blockDim.x)) {
+    const int within = i % channels;
+    const int token = i / channels;
+    const int channel = work.channel_tile * channels + within;
+    if (channel >= args.n) continue;
+    Sum<kForm> sum = 0;
+    for (int part = 0; part < args.k_parts; ++part) {
+      const int warp = within / static_cast<int>(kUnitChannels) * args.k_parts + part;
+      sum += shared[(warp * kTileN + token) * kSkinnySumPitch +
+                    within % static_cast<int>(kUnitChannels)];
+    }
+    const int row = work.row_begin + token;
+    float y = FinishSum<kForm>(sum, TokenScale<kForm>(args, row),
+                               ChannelScale<kForm>(args, work.weight, channel));
+    if (args.bias != nullptr) y += args.bias[channel];
+    StoreOne(args.d, row * args.d.stride + channel, y);
+  }
+}
+
+template <Form kForm, int kTileN>
+__global__ __launch_bounds__(512, 1) void SkinnyKernel(const GemmKernelArgs args) {
+  constexpr int kChunk = SkinnyChunkStages(kForm);
+  BlockWork work;
+  if (!FindWork<kTileN>(args, &work)) return;
+  const int num_warps = static_cast<int>(blockDim.x) / gpu::kWarpSize;
+  const int part = gpu::WarpId() % args.k_parts;
+  SkinnyWarp warp;
+  warp.unit = work.channel_tile * (num_warps / args.k_parts) + gpu::WarpId() / args.k_parts;
+  warp.stage = PartBegin(args.num_stages, args.k_parts, part);
+  warp.stage_end = PartBegin(args.num_stages, args.k_parts, part + 1);
+  if (warp.unit >= args.num_units) warp.stage_end = warp.stage;
+  const int longest = (args.num_stages + args.k_parts - 1) / args.k_parts;
+  const int num_chunks = (longest + kChunk - 1) / kChunk;
+  int offset[2] = {0, 0};
+  if constexpr (kForm == Form::kInteger) {
+    if (warp.unit < args.num_units) {
+      const auto* const offsets =
+          reinterpret_cast<const int*>(work.weight.scales + args.integer_offset) +
+          warp.unit * kUnitChannels + gpu::LaneId() / 4;
+      offset[0] = offsets[0];
+      offset[1] = offsets[8];
+    }
+  }
+
+  auto* const shared = gpu::SharedAs<uint8_t>();
+  const int half_bytes = SkinnyBufferBytes(kForm, kTileN, args.k_parts);
+  Sum<kForm> sums[kTileN / kTileTokens][4] = {};
+  RawChunk<kForm> raw = {};
+  RawChunk<kForm> next = {};
+  LoadRaw<kForm>(args, work.weight.codes, warp, warp.stage, raw);
+  CopyChunk<kForm, kTileN>(args, work, warp, 0, shared);
+  gpu::CopyAsyncCommit();
+  for (int chunk = 0; chunk < num_chunks; ++chunk) {
+    const int stage = warp.stage + chunk * kChunk;
+    gpu::CopyAsyncWait<0>();
+    __syncthreads();
+    if (chunk + 1 < num_chunks) {
+      LoadRaw<kForm>(args, work.weight.codes, warp, stage + kChunk, next);
+      CopyChunk<kForm, kTileN>(args, work, warp, chunk + 1, shared + (chunk + 1) % 2 * half_bytes);
+      gpu::CopyAsyncCommit();
+    }
+    MultiplyChunk<kForm, kTileN>(args, work, raw, warp.stage_end - stage, offset,
+                                 shared + chunk % 2 * half_bytes, sums);
+#pragma unroll
+    for (int c = 0; c < kChunk; ++c) {
+#pragma unroll
+      for (int i = 0; i < kRawPieces<kForm>; ++i) raw[c][i] = next[c][i];
+    }
+  }
+  ReduceParts<kForm, kTileN>(args, work, sums);
+}
+
+template <Form kForm>
+absl::Status LaunchSkinny(const GemmLaunch& launch) {
+  const GemmPlan& plan = launch.plan;
+  const GemmKernelArgs& args = launch.args;
+  const int channel_tiles = (args.n + plan.tile_m - 1) / plan.tile_m;
+  const gpu::LaunchConfig config = {
+      .grid = {static_cast<unsigned>(channel_tiles) * static_cast<unsigned>(args.token_tiles)},
+      .block = {static_cast<unsigned>(SkinnyWarps(args.k_parts) * gpu::kWarpSize)},
+      .shared_bytes = static_cast<size_t>(plan.shared_bytes),
+      .stream = launch.stream};
+  if (plan.tile_n == 8) return gpu::Launch(SkinnyKernel<kForm, 8>, config, args);
+  return gpu::Launch(SkinnyKernel<kForm, 16>, config, args);
+}
+
+}  // namespace nibble::kernels::cuda

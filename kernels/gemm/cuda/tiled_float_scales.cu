@@ -1,0 +1,12 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "kernels/gemm/cuda/tiled_kernel.cuh"
+
+namespace nibble::kernels::cuda {
+
+absl::Status LaunchTiledFloatScales(const GemmLaunch& launch) {
+  return LaunchTiled<Form::kFloatScales>(launch);
+}
+
+}  // namespace nibble::kernels::cuda

@@ -1,0 +1,6 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "kernels/gemm/cuda/packing.h"
+
+#include "gtest/gtest.h"
