@@ -54,6 +54,7 @@ struct Shared {
   };
   struct Nothing {};
   std::conditional_t<kWide, Nothing, Exchange> exchange;
+  WorkItem item;  // registers are short
   int last;
 };
 
@@ -101,42 +102,34 @@ struct State {
   }
 };
 
-// What the lane's two rows see, and what all of the warp's do.
-struct Visibility {
-  int first[2];
-  int last[2];  // exclusive
-  int any_first;
-  int any_last;
-  int all_first;
-  int all_last;
+// Positions of the lane's two rows, and of the first and last of the warp's. -1: no row.
+struct Positions {
+  int row[2];
+  int low;
+  int high;
 };
-__device__ __forceinline__ Visibility FindVisibility(const AttentionParams& p,
-                                                     const AttentionTask& task, int warp_row) {
-  Visibility v;
+__device__ __forceinline__ Positions FindPositions(const AttentionParams& p,
+                                                   const AttentionTask& task, int warp_row) {
+  Positions positions;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = warp_row + gpu::LaneId() / 4 + 8 * r;
-    const int position = row < task.num_rows ? RowPosition(p, task, row) : -1;
-    v.first[r] = FirstVisible(p, position);
-    v.last[r] = position + 1;
+    positions.row[r] = row < task.num_rows ? RowPosition(p, task, row) : -1;
   }
   const int num_rows = min(task.num_rows - warp_row, 16);
-  const int low = num_rows > 0 ? RowPosition(p, task, warp_row) : -1;
-  const int high = num_rows > 0 ? RowPosition(p, task, warp_row + num_rows - 1) : -1;
-  v.any_first = FirstVisible(p, low);
-  v.any_last = high + 1;
-  v.all_first = FirstVisible(p, high);
-  v.all_last = low + 1;
-  return v;
+  positions.low = num_rows > 0 ? RowPosition(p, task, warp_row) : -1;
+  positions.high = num_rows > 0 ? RowPosition(p, task, warp_row + num_rows - 1) : -1;
+  return positions;
 }
 
 // Scores of kNum * 8 keys of the tile from `key` on become scores in units of log2, -inf where
 // masked. Returns the rows' maxima on all lanes of a quad.
 template <int kNum, typename Kv>
-__device__ __forceinline__ void ScaleScores(const AttentionParams& p, const Visibility& v,
+__device__ __forceinline__ void ScaleScores(const AttentionParams& p, const Positions& rows,
                                             int position, const float2* scales, int key,
                                             float (&scores)[kNum][4], float (&max)[2]) {
-  const bool full = position >= v.all_first && position + kTileKeys <= v.all_last;
+  const bool full = position >= FirstVisible(p, rows.high) && position + kTileKeys <= rows.low + 1;
+  const int first[2] = {FirstVisible(p, rows.row[0]), FirstVisible(p, rows.row[1])};
   max[0] = max[1] = EmptyMax();
 #pragma unroll
   for (int n = 0; n < kNum; ++n) {
@@ -145,7 +138,7 @@ __device__ __forceinline__ void ScaleScores(const AttentionParams& p, const Visi
       const int at = key + n * 8 + gpu::LaneId() % 4 * 2 + i % 2;
       if constexpr (std::is_same_v<Kv, int8_t>) scores[n][i] *= scales[at].x;
       const bool visible =
-          full || (position + at >= v.first[i / 2] && position + at < v.last[i / 2]);
+          full || (position + at >= first[i / 2] && position + at <= rows.row[i / 2]);
       scores[n][i] = visible ? scores[n][i] * p.scale_log2 : EmptyMax();
       max[i / 2] = fmaxf(max[i / 2], scores[n][i]);
     }
@@ -223,18 +216,18 @@ __device__ __forceinline__ void ScoreKeys(const uint8_t (*keys)[kPitch<kHeadDim>
 
 // One tile for the warp's 16 rows, all keys and columns.
 template <int kHeadDim, typename Kv>
-__device__ __forceinline__ void RunWideTile(const AttentionParams& p, const Visibility& v,
+__device__ __forceinline__ void RunWideTile(const AttentionParams& p, const Positions& rows,
                                             int position, const TileView<kHeadDim>& tile,
                                             const uint32_t (&q)[kHeadDim / 16][4],
                                             State<kHeadDim / 8>* state) {
-  if (position >= v.any_last || position + kTileKeys <= v.any_first) return;
+  if (position > rows.high || position + kTileKeys <= FirstVisible(p, rows.low)) return;
   float scores[kNumScores][4] = {};
 #pragma unroll
   for (int n = 0; n < kNumScores; n += 2) {
     ScoreKeys<kHeadDim>(tile.keys, n * 8, q, scores[n], scores[n + 1]);
   }
   float max[2];
-  ScaleScores<kNumScores, Kv>(p, v, position, tile.scales, 0, scores, max);
+  ScaleScores<kNumScores, Kv>(p, rows, position, tile.scales, 0, scores, max);
   Weigh(max, scores, state);
 #pragma unroll
   for (int n = 0; n < kNumScores; n += 2) {
@@ -259,7 +252,7 @@ __device__ __forceinline__ void RunWideTile(const AttentionParams& p, const Visi
 // One tile for the block's 16 rows: scores of the warp's 16 keys, sums of the warp's columns.
 template <int kHeadDim, typename Kv>
 __device__ __forceinline__ void RunNarrowTile(
-    const AttentionParams& p, const Visibility& v, int position, const TileView<kHeadDim>& tile,
+    const AttentionParams& p, const Positions& rows, int position, const TileView<kHeadDim>& tile,
     const uint32_t (&q)[kHeadDim / 16][4], typename Shared<kHeadDim, Kv, false>::Exchange* exchange,
     State<kHeadDim / 32>* state) {
   const int lane = gpu::LaneId();
@@ -268,7 +261,7 @@ __device__ __forceinline__ void RunNarrowTile(
   float scores[2][4] = {};
   ScoreKeys<kHeadDim>(tile.keys, key, q, scores[0], scores[1]);
   float max[2];
-  ScaleScores<2, Kv>(p, v, position, tile.scales, key, scores, max);
+  ScaleScores<2, Kv>(p, rows, position, tile.scales, key, scores, max);
   if (lane % 4 == 0) {
     exchange->max[warp][lane / 4] = max[0];
     exchange->max[warp][lane / 4 + 8] = max[1];
@@ -352,8 +345,9 @@ __device__ __forceinline__ void StoreOutput(const AttentionParams& p, const Work
 }
 
 template <int kHeadDim, typename Kv, bool kWide>
-__device__ __forceinline__ void RunItem(const AttentionParams& p, const WorkItem& item,
+__device__ __forceinline__ void RunItem(const AttentionParams& p,
                                         Shared<kHeadDim, Kv, kWide>* shared) {
+  const WorkItem& item = shared->item;
   constexpr int kColumns = kWide ? kHeadDim / 8 : kHeadDim / 32;
   const int warp_row = kWide ? gpu::WarpId() * 16 : 0;
   const int column = kWide ? 0 : gpu::WarpId() * (kHeadDim / kWarps);
@@ -372,7 +366,7 @@ __device__ __forceinline__ void RunItem(const AttentionParams& p, const WorkItem
   uint32_t q[kHeadDim / 16][4];
   LoadQueries<kHeadDim>(p, item, kWide ? 64 : 16, warp_row, shared->tiles.QueryRows(), q);
 
-  const Visibility visibility = FindVisibility(p, item.task, warp_row);
+  const Positions positions = FindPositions(p, item.task, warp_row);
   const bool split = item.task.num_units > 1;
   State<kColumns> total;
   State<kColumns> state;
@@ -386,9 +380,9 @@ __device__ __forceinline__ void RunItem(const AttentionParams& p, const WorkItem
     }
     const TileView<kHeadDim> view = loader.View(stage, &shared->tiles);
     if constexpr (kWide) {
-      RunWideTile<kHeadDim, Kv>(p, visibility, tile * kTileKeys, view, q, &state);
+      RunWideTile<kHeadDim, Kv>(p, positions, tile * kTileKeys, view, q, &state);
     } else {
-      RunNarrowTile<kHeadDim, Kv>(p, visibility, tile * kTileKeys, view, q, &shared->exchange,
+      RunNarrowTile<kHeadDim, Kv>(p, positions, tile * kTileKeys, view, q, &shared->exchange,
                                   &state);
     }
     if ((tile + 1) % kSegmentTiles != 0 && tile + 1 != end_tile) continue;
@@ -412,7 +406,9 @@ __global__ void __launch_bounds__(kThreads, kHeadDim <= 128 ? 2 : 1)
   auto* const shared = gpu::SharedAs<Shared<kHeadDim, Kv, kWide>>();
   const int num_items = NumWorkItems(p);
   for (int i = static_cast<int>(blockIdx.x); i < num_items; i += static_cast<int>(gridDim.x)) {
-    RunItem<kHeadDim, Kv, kWide>(p, LoadWorkItem(p, i), shared);
+    if (threadIdx.x == 0) shared->item = LoadWorkItem(p, i);
+    __syncthreads();
+    RunItem<kHeadDim, Kv, kWide>(p, shared);
     __syncthreads();
   }
 }

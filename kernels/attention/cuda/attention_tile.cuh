@@ -90,7 +90,6 @@ struct TileLoader {
   // all, may meet a weight of 0.
   int begin;
   int end;
-  float2 coming = {0.0F, 0.0F};
 
   // Asks for the tile at `position`. The block must have passed Wait() of the tile before it.
   __device__ __forceinline__ void Start(const AttentionParams& p, const WorkItem& item,
@@ -98,7 +97,7 @@ struct TileLoader {
     const auto* const keys = static_cast<const uint8_t*>(p.keys);
     const auto* const values = static_cast<const uint8_t*>(p.values);
     const int thread = static_cast<int>(threadIdx.x);
-#pragma unroll 4
+#pragma unroll 2
     for (int i = thread; i < kTileKeys * kChunks; i += kThreads) {
       const int key = i / kChunks;
       const int chunk = i % kChunks;
@@ -112,11 +111,12 @@ struct TileLoader {
     if constexpr (kIsInt8) {
       const bool exists =
           thread < kTileKeys && position + thread >= begin && position + thread < end;
-      coming = make_float2(0.0F, 0.0F);
+      float2 scales = make_float2(0.0F, 0.0F);
       if (exists) {
         const int64_t row = CacheRow(p, item, position + thread);
-        coming = make_float2(p.key_scales[row], p.value_scales[row]);
+        scales = make_float2(p.key_scales[row], p.value_scales[row]);
       }
+      if (thread < kTileKeys) tiles->scales[stage][thread] = scales;
     }
   }
 
@@ -124,9 +124,6 @@ struct TileLoader {
   __device__ __forceinline__ void Wait(int stage, Tiles<kHeadDim, Kv>* tiles) {
     const int thread = static_cast<int>(threadIdx.x);
     gpu::CopyAsyncWait<0>();
-    if constexpr (kIsInt8) {
-      if (thread < kTileKeys) tiles->scales[stage][thread] = coming;
-    }
     __syncthreads();
     if constexpr (kIsInt8) {
 #pragma unroll 2
