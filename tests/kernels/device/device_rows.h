@@ -15,47 +15,12 @@
 #include "gtest/gtest.h"
 
 #include "base/cuda/buffer.h"
-#include "base/cuda/device.h"
-#include "base/cuda/stream.h"
 #include "base/float16.h"
 #include "kernels/device/device_matrix.h"
 #include "kernels/quant/quantize_rows.h"
+#include "tests/base/cuda/device_test.h"
 
 namespace nibble::testing {
-
-// Skips where there is no device.
-class DeviceTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const auto devices = gpu::ListDevices();
-    ASSERT_TRUE(devices.ok()) << devices.status();
-    if (devices->empty()) GTEST_SKIP() << "there is no CUDA device";
-    auto stream = gpu::Stream::Create();
-    ASSERT_TRUE(stream.ok()) << stream.status();
-    stream_ = *std::move(stream);
-  }
-
-  template <typename T>
-  gpu::DeviceBuffer<T> Upload(const std::vector<T>& values) {
-    auto buffer = gpu::DeviceBuffer<T>::Create(values.size());
-    EXPECT_TRUE(buffer.ok()) << buffer.status();
-    EXPECT_TRUE(
-        gpu::CopyToDevice(buffer->data(), values.data(), buffer->size_bytes(), stream_.get()).ok());
-    EXPECT_TRUE(stream_.Synchronize().ok());
-    return *std::move(buffer);
-  }
-  template <typename T>
-  std::vector<T> Download(const gpu::DeviceBuffer<T>& buffer) {
-    std::vector<T> values(buffer.size());
-    EXPECT_TRUE(
-        gpu::CopyToHost(values.data(), buffer.data(), buffer.size_bytes(), stream_.get()).ok());
-    const absl::Status status = stream_.Synchronize();
-    EXPECT_TRUE(status.ok()) << status;
-    return values;
-  }
-
-  gpu::Stream stream_;
-};
 
 inline float RoundTo(DType dtype, float value) {
   if (dtype == DType::kBf16) return ToFloat(ToBFloat16(value));

@@ -1,0 +1,213 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "base/cuda/async_copy.cuh"
+#include "base/cuda/float16.cuh"
+#include "base/cuda/grid_sync.cuh"
+#include "base/cuda/launch.h"
+#include "base/cuda/memory.cuh"
+#include "kernels/device/exp.cuh"
+#include "kernels/device/ldmatrix.cuh"
+#include "kernels/device/mma.cuh"
+#include "tests/kernels/device/cuda/instructions.h"
+
+namespace nibble::kernels::cuda {
+namespace {
+
+// Fragments by the drawing of mma.cuh.
+template <typename D, typename Mma>
+__device__ void MultiplyFragments(const uint8_t* a, const uint8_t* b, D* d, Mma mma) {
+  const int g = static_cast<int>(threadIdx.x) / 4;
+  const int t = static_cast<int>(threadIdx.x) % 4;
+  const auto load = [](const uint8_t* rows, int row, int byte) {
+    return *reinterpret_cast<const uint32_t*>(rows + row * 32 + byte);
+  };
+  const uint32_t a_registers[4] = {load(a, g, 4 * t), load(a, g + 8, 4 * t), load(a, g, 4 * t + 16),
+                                   load(a, g + 8, 4 * t + 16)};
+  const uint32_t b_registers[2] = {load(b, g, 4 * t), load(b, g, 4 * t + 16)};
+  D* const low = d + g * 8 + 2 * t;
+  D* const high = d + (g + 8) * 8 + 2 * t;
+  D sums[4] = {low[0], low[1], high[0], high[1]};
+  mma(sums, a_registers, b_registers);
+  low[0] = sums[0];
+  low[1] = sums[1];
+  high[0] = sums[2];
+  high[1] = sums[3];
+}
+
+__global__ void __launch_bounds__(32) MmaS8Kernel(const uint8_t* a, const uint8_t* b, int* d) {
+  MultiplyFragments(a, b, d, [](auto& sums, auto& x, auto& y) { MmaS8(sums, x, y); });
+}
+__global__ void __launch_bounds__(32) MmaBf16Kernel(const uint8_t* a, const uint8_t* b, float* d) {
+  MultiplyFragments(a, b, d, [](auto& sums, auto& x, auto& y) { MmaBf16(sums, x, y); });
+}
+__global__ void __launch_bounds__(32) MmaF16Kernel(const uint8_t* a, const uint8_t* b, float* d) {
+  MultiplyFragments(a, b, d, [](auto& sums, auto& x, auto& y) { MmaF16(sums, x, y); });
+}
+
+constexpr int kRowStride = 48;  // of a matrix's rows in shared memory
+
+template <int kNumMatrices, bool kTransposed>
+__global__ void __launch_bounds__(32) LoadMatrixKernel(const uint4* rows, uint32_t* registers) {
+  uint8_t* const shared = gpu::SharedAs<uint8_t>();
+  const int lane = static_cast<int>(threadIdx.x);
+  uint8_t* const row = shared + lane % (8 * kNumMatrices) * kRowStride;
+  *reinterpret_cast<uint4*>(row) = rows[lane % (8 * kNumMatrices)];
+  __syncthreads();
+  uint32_t r[kNumMatrices];
+  if constexpr (kNumMatrices == 4 && kTransposed) LoadMatrixX4Trans(r, row);
+  if constexpr (kNumMatrices == 4 && !kTransposed) LoadMatrixX4(r, row);
+  if constexpr (kNumMatrices == 2 && kTransposed) LoadMatrixX2Trans(r, row);
+  if constexpr (kNumMatrices == 2 && !kTransposed) LoadMatrixX2(r, row);
+  for (int i = 0; i < kNumMatrices; ++i) registers[lane * kNumMatrices + i] = r[i];
+}
+
+constexpr int kTileThreads = 64;
+
+__global__ void __launch_bounds__(kTileThreads)
+    CopyAsyncKernel(const uint4* tiles, int num_tiles, uint4* copied) {
+  uint4* const shared = gpu::SharedAs<uint4>();
+  const int thread = static_cast<int>(threadIdx.x);
+  const auto start = [&](int tile) {
+    if (tile < num_tiles) {
+      gpu::CopyAsync16(shared + tile % 2 * kTileThreads + thread,
+                       tiles + tile * kTileThreads + thread, thread % 5 == 0);
+    }
+    gpu::CopyAsyncCommit();
+  };
+  start(0);
+  for (int tile = 0; tile < num_tiles; ++tile) {
+    start(tile + 1);
+    gpu::CopyAsyncWait<1>();
+    __syncthreads();
+    copied[tile * kTileThreads + thread] =
+        shared[tile % 2 * kTileThreads + (thread + 1) % kTileThreads];
+    __syncthreads();
+  }
+}
+
+__global__ void __launch_bounds__(32)
+    GridSyncKernel(int num_rounds, uint32_t* counter, uint32_t* sums) {
+  const uint32_t num_blocks = gridDim.x;
+  if (threadIdx.x == 0) sums[blockIdx.x] = blockIdx.x + 1;
+  for (int round = 0; round < num_rounds; ++round) {
+    gpu::GridSync(counter);
+    const uint32_t of_neighbor = sums[(blockIdx.x + 1) % num_blocks];
+    gpu::GridSync(counter);
+    if (threadIdx.x == 0) sums[blockIdx.x] += of_neighbor;
+  }
+}
+
+__global__ void __launch_bounds__(128) ConvertKernel(const float* x, Converted* y, int n) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= n) return;
+  const gpu::Bf16 bf16 = gpu::ToBf16(x[i]);
+  const gpu::Half half = gpu::ToHalf(x[i]);
+  const uint32_t bf16_pair = gpu::PackBf16x2(x[i], -x[i]);
+  const uint32_t half_pair = gpu::PackHalfx2(x[i], -x[i]);
+  y[i] = {.bf16 = bf16.bits,
+          .half = half.bits,
+          .bf16_pair = bf16_pair,
+          .half_pair = half_pair,
+          .from_bf16 = gpu::ToFloat(bf16),
+          .from_half = gpu::ToFloat(half),
+          .from_bf16_high = gpu::UnpackBf16x2(bf16_pair).y,
+          .from_half_high = gpu::UnpackHalfx2(half_pair).y};
+}
+
+__global__ void __launch_bounds__(128) ExpKernel(const float* x, float* y, int n) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < n) y[i] = Exp(x[i]);
+}
+
+__global__ void __launch_bounds__(32)
+    HandOverKernel(int n, uint4* values, uint4* flagged, uint32_t* flags, uint4* copied) {
+  const bool writes = blockIdx.x == 0;
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = lane; i < n; i += 32) {
+    const auto value = static_cast<uint32_t>(i + 1);
+    if (writes) {
+      gpu::StoreStreaming16(values + i, make_uint4(value, value * 3, value * 5, value * 7));
+      gpu::StoreStreaming16(values + n + i, make_uint4(value * 11, 0, 0, 1));
+      gpu::StoreVolatile16(flagged + i, make_uint4(value, value, value, 1));
+    }
+  }
+  __syncthreads();
+  if (writes && lane == 0) {
+    gpu::StoreReleaseDevice(flags, 1);
+    gpu::StoreReleaseSystem(flags + 1, 1);
+  }
+  if (writes) return;
+  while (gpu::LoadAcquireDevice(flags) == 0) {
+  }
+  for (int i = lane; i < n; i += 32) copied[i] = values[i];
+  while (gpu::LoadAcquireSystem(flags + 1) == 0) {
+  }
+  for (int i = lane; i < n; i += 32) {
+    copied[n + i] = values[n + i];
+    uint4 value{};
+    do {
+      value = gpu::LoadVolatile16(flagged + i);
+    } while (value.w != 1);
+    copied[2 * n + i] = value;
+  }
+}
+
+}  // namespace
+
+absl::Status RunMmaS8(const uint8_t* a, const uint8_t* b, int* d, cudaStream_t stream) {
+  return gpu::Launch(MmaS8Kernel, {.block = {32}, .stream = stream}, a, b, d);
+}
+absl::Status RunMmaBf16(const uint8_t* a, const uint8_t* b, float* d, cudaStream_t stream) {
+  return gpu::Launch(MmaBf16Kernel, {.block = {32}, .stream = stream}, a, b, d);
+}
+absl::Status RunMmaF16(const uint8_t* a, const uint8_t* b, float* d, cudaStream_t stream) {
+  return gpu::Launch(MmaF16Kernel, {.block = {32}, .stream = stream}, a, b, d);
+}
+
+absl::Status RunLoadMatrix(int num_matrices, bool transposed, const uint16_t* rows,
+                           uint32_t* registers, cudaStream_t stream) {
+  auto* const kernel = num_matrices == 4
+                           ? transposed ? LoadMatrixKernel<4, true> : LoadMatrixKernel<4, false>
+                       : transposed ? LoadMatrixKernel<2, true>
+                                    : LoadMatrixKernel<2, false>;
+  return gpu::Launch(kernel, {.block = {32}, .shared_bytes = 32 * kRowStride, .stream = stream},
+                     reinterpret_cast<const uint4*>(rows), registers);
+}
+
+absl::Status RunCopyAsync(const uint4* tiles, int num_tiles, uint4* copied, cudaStream_t stream) {
+  return gpu::Launch(
+      CopyAsyncKernel,
+      {.block = {kTileThreads}, .shared_bytes = 2 * kTileThreads * sizeof(uint4), .stream = stream},
+      tiles, num_tiles, copied);
+}
+
+absl::Status RunGridSync(int num_blocks, int num_rounds, uint32_t* counter, uint32_t* sums,
+                         cudaStream_t stream) {
+  return gpu::Launch(GridSyncKernel,
+                     {.grid = {static_cast<unsigned>(num_blocks)},
+                      .block = {32},
+                      .stream = stream,
+                      .cooperative = true},
+                     num_rounds, counter, sums);
+}
+
+absl::Status RunConvert(const float* x, Converted* y, int n, cudaStream_t stream) {
+  return gpu::Launch(
+      ConvertKernel,
+      {.grid = {static_cast<unsigned>(n + 127) / 128}, .block = {128}, .stream = stream}, x, y, n);
+}
+absl::Status RunExp(const float* x, float* y, int n, cudaStream_t stream) {
+  return gpu::Launch(
+      ExpKernel, {.grid = {static_cast<unsigned>(n + 127) / 128}, .block = {128}, .stream = stream},
+      x, y, n);
+}
+
+absl::Status RunHandOver(int n, uint4* values, uint4* flagged, uint32_t* flags, uint4* copied,
+                         cudaStream_t stream) {
+  return gpu::Launch(HandOverKernel,
+                     {.grid = {2}, .block = {32}, .stream = stream, .cooperative = true}, n, values,
+                     flagged, flags, copied);
+}
+
+}  // namespace nibble::kernels::cuda
