@@ -10,8 +10,9 @@
 namespace nibble::kernels {
 
 // exp(x) for x <= 0 within 2 units in the last place; 0 below -87 (where float becomes subnormal)
-// and for NaN. Straight-line code, so that loops over it are vectorized; the same bits either way.
-inline float ExpNonPositive(float x) {
+// and for NaN. Straight-line code, so that loops over it are vectorized; the same bits either way,
+// and in device code.
+constexpr float ExpNonPositive(float x) {
   constexpr float kLowest = -87.0F;
   constexpr float kRoundToInteger = 0x1.8p23F;
   const float clamped = x > kLowest ? x : kLowest;

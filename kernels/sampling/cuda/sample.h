@@ -24,13 +24,15 @@ struct SampleParams {
 
 struct SampleArgs {
   int64_t num_rows = 0;
-  int64_t vocab_size = 0;
+  int64_t vocab_size = 0;         // 1..2^18
   const float* logits = nullptr;  // [num_rows, stride]; not changed
   int64_t stride = 0;
   const SampleParams* params = nullptr;  // [num_rows], device memory
   // [num_rows], device memory: the token, or -1 for a row without a finite logit.
   int32_t* token_ids = nullptr;
-  void* workspace = nullptr;  // SampleWorkspaceBytes()
+  // SampleWorkspaceBytes() of device memory, of any content, aligned to 16 bytes; one call at a
+  // time. May be null where that is 0.
+  void* workspace = nullptr;
 };
 int64_t SampleWorkspaceBytes(int64_t max_rows, int64_t vocab_size);
 
