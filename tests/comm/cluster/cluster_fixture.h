@@ -4,6 +4,7 @@
 // A head and nodes of one cluster in this process, with rank processes of tests/comm/ranks.
 #pragma once
 
+#include <chrono>
 #include <future>
 #include <memory>
 #include <stop_token>
@@ -64,6 +65,7 @@ class ClusterFixture : public ::testing::Test {
                          .model_fingerprint = "model-a",
                          .options_fingerprint = "options-a"},
             .security = {.secret = "a secret of all nodes"},
+            .heartbeat = {.timeout = std::chrono::seconds(30)},  // of nobody under load
             .local = TestRanks()};
   }
   // Of a node that goes together with `head`.

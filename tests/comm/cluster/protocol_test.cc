@@ -155,13 +155,14 @@ TEST_F(ProtocolTest, ANodeThatVanishesIsDownAndMayComeBack) {
 }
 
 TEST_F(ProtocolTest, SilenceEndsACall) {
-  options_.heartbeat = {.interval = milliseconds(50), .timeout = milliseconds(300)};
+  options_.heartbeat = {.interval = milliseconds(50), .timeout = milliseconds(3000)};
   Start();
   RawNode stranger = MakeRaw();
   RawNode member = MakeRaw();
   member.JoinWholly();
   member.Up(3);
-  EXPECT_THAT(recorder_.Next(Kind::kDown, 3).text, HasSubstr("nothing was heard from it for 300"));
+  EXPECT_THAT(recorder_.Next(Kind::kDown, 3).text,
+              HasSubstr("nothing was heard from it for 3000 ms"));
   EXPECT_FALSE(stranger.End().ok());
   EXPECT_FALSE(member.End().ok());
 }

@@ -328,6 +328,8 @@ TEST_F(RankGroupLoads, AreAddedOverStages) {
 TEST_F(RankGroupLoads, OutliveTheirRanks) {
   ASSERT_TRUE(StartWithExperts().ok());
   WaitForLoad({1, 2, 3, 4, 5, 6});
+  time_->Stop();
+  time_->Pass(milliseconds(0));  // no question is under way
   // The new process of rank 0 has counted one token; rank 2 goes on.
   script_->With([](Script* s) {
     s->loads = {{0, Load({1, 0, 0, 0, 0, 0})}, {2, Load({0, 0, 0, 0, 7, 6})}};
@@ -336,6 +338,7 @@ TEST_F(RankGroupLoads, OutliveTheirRanks) {
   WaitUntilFormed(2);
   EXPECT_EQ(group_->Execute(SomePlan()).status().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(group_->expert_load().tokens, (std::vector<uint64_t>{1, 2, 3, 4, 5, 6}));
+  time_->Run();
   WaitUntilReady();
   WaitForLoad({2, 2, 3, 4, 7, 6});
 }
