@@ -13,6 +13,10 @@ if(NIBBLE_CUDA)
   set(CMAKE_CUDA_ARCHITECTURES ${NIBBLE_CUDA_ARCHITECTURES})
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # one binary that starts on hosts without CUDA
   enable_language(CUDA)
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc has it
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+  endif()
   set(CMAKE_CUDA_STANDARD 20)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   set(CMAKE_CUDA_EXTENSIONS OFF)
@@ -26,8 +30,8 @@ set(NIBBLE_NVCC_FLAGS -fmad=false --expt-relaxed-constexpr -Werror=all-warnings 
 
 # nibble_cuda_library(NAME kernels_norm_cuda HDRS ... SRCS x.cu y.cc DEPS nibble::base CUDA_DEPS base_cuda ...)
 # CUDA_DEPS are names of other libraries of this function. SM90_SRCS exist for sm_90a alone; the others for every
-# architecture. SRCS that must not be compiled for the emulator (they need libraries that only GPUs have) go to
-# GPU_SRCS.
+# architecture, with NIBBLE_SM90 where those are linked too. SRCS that must not be compiled for the emulator (they
+# need libraries that only GPUs have) go to GPU_SRCS.
 function(nibble_cuda_library)
   cmake_parse_arguments(ARG "" "NAME" "HDRS;SRCS;SM90_SRCS;GPU_SRCS;DEPS;CUDA_DEPS" ${ARGN})
   if(ARG_UNPARSED_ARGUMENTS)
@@ -41,6 +45,7 @@ function(nibble_cuda_library)
       set_target_properties(${target}_sm90 PROPERTIES CUDA_ARCHITECTURES 90a-real)
       _nibble_cuda_properties(${target}_sm90 nibble:: "")
       target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_sm90>)
+      target_compile_definitions(${target} PRIVATE NIBBLE_SM90=1)
     endif()
     _nibble_cuda_properties(${target} nibble:: "")
     add_library(nibble::${ARG_NAME} ALIAS ${target})
@@ -57,7 +62,7 @@ function(nibble_cuda_library)
     endforeach()
     add_library(${target} STATIC ${sources})
     _nibble_cuda_properties(${target} nibble:: _simt)
-    target_compile_definitions(${target} PUBLIC NIBBLE_SIMT=1)
+    target_compile_definitions(${target} PUBLIC NIBBLE_SIMT=1 PRIVATE NIBBLE_SM90=1)
     # #pragma unroll, and code that is only an address for another architecture.
     target_compile_options(${target} PRIVATE -Wno-unknown-pragmas -Wno-old-style-cast)
     target_link_libraries(${target} PUBLIC nibble_simt)
