@@ -26,6 +26,9 @@ template <typename T, absl::StatusOr<void*> (*Allocate)(size_t), void (*Free)(vo
 class Buffer {
  public:
   static absl::StatusOr<Buffer> Create(size_t count) {
+    if (count > SIZE_MAX / sizeof(T)) {
+      return ResourceExhausted("{} elements of {} bytes are wanted", count, sizeof(T));
+    }
     NIBBLE_ASSIGN_OR_RETURN(void* data, Allocate(count * sizeof(T)));
     Buffer buffer;
     buffer.data_ = static_cast<T*>(data);

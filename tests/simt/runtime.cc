@@ -3,44 +3,18 @@
 
 #include "tests/simt/runtime.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <map>
-#include <mutex>
-#include <vector>
 
-struct simtGraph {
-  std::vector<std::function<cudaError_t()>> work;
-};
-struct simtStream {
-  std::deque<std::function<cudaError_t()>> work;
-  std::unique_ptr<simtGraph> captures;
-  std::recursive_mutex mutex;  // guards both
-};
-struct simtEvent {
-  cudaStream_t stream = nullptr;  // recorded in
-  std::shared_ptr<bool> done = std::make_shared<bool>(true);
-};
+#include "tests/simt/runtime_state.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace simt {
 namespace {
-
-struct Runtime {
-  std::recursive_mutex mutex;
-  DeviceModel device;
-  std::map<uintptr_t, size_t> device_memory;
-  std::map<uintptr_t, size_t> pinned_memory;
-  std::vector<cudaStream_t> streams;
-  size_t bytes_in_use = 0;
-  cudaError_t fail_next = cudaSuccess;
-  cudaError_t sticky = cudaSuccess;
-};
-
-Runtime& Global() {
-  static Runtime runtime;
-  return runtime;
-}
 
 bool Contains(const std::map<uintptr_t, size_t>& ranges, const void* data, size_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(data);
@@ -52,6 +26,25 @@ bool Contains(const std::map<uintptr_t, size_t>& ranges, const void* data, size_
 
 bool IsStickyError(cudaError_t error) { return error >= cudaErrorIllegalAddress && error <= 719; }
 
+constexpr size_t kAlign = 512;  // of device memory
+size_t Rounded(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+size_t MaxSharedBytes(const DeviceModel& device) {
+  return device.major >= 9 ? 227 * 1024 : 163 * 1024;
+}
+
+}  // namespace
+
+Runtime& Global() {
+  static Runtime runtime;
+  return runtime;
+}
+
+cudaError_t Sticky() {
+  const std::lock_guard lock(Global().mutex);
+  return Global().sticky;
+}
+
 cudaError_t TakeFailure() {
   Runtime& runtime = Global();
   const std::lock_guard lock(runtime.mutex);
@@ -62,44 +55,15 @@ cudaError_t TakeFailure() {
   return error;
 }
 
-// All that the stream was given so far.
-cudaError_t Drain(cudaStream_t stream) {
-  if (stream == nullptr) return cudaSuccess;
-  const std::lock_guard lock(stream->mutex);
-  while (!stream->work.empty()) {
-    const auto work = std::move(stream->work.front());
-    stream->work.pop_front();
-    if (const cudaError_t error = work(); error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
-}
-
-cudaError_t DrainAll() {
-  Runtime& runtime = Global();
-  std::vector<cudaStream_t> streams;
-  {
-    const std::lock_guard lock(runtime.mutex);
-    streams = runtime.streams;
-  }
-  for (cudaStream_t stream : streams) {
-    if (const cudaError_t error = Drain(stream); error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
-}
-
 bool IsDevice(const void* data, size_t bytes) {
-  Runtime& runtime = Global();
-  const std::lock_guard lock(runtime.mutex);
-  return Contains(runtime.device_memory, data, bytes);
+  const std::lock_guard lock(Global().mutex);
+  return Contains(Global().device_memory, data, bytes);
 }
 
 bool IsPinned(const void* data, size_t bytes) {
-  Runtime& runtime = Global();
-  const std::lock_guard lock(runtime.mutex);
-  return Contains(runtime.pinned_memory, data, bytes);
+  const std::lock_guard lock(Global().mutex);
+  return Contains(Global().pinned_memory, data, bytes);
 }
-
-}  // namespace
 
 void SetDevice(const DeviceModel& model) { Global().device = model; }
 void FailNext(cudaError_t error) { Global().fail_next = error; }
@@ -109,25 +73,30 @@ void ClearError() {
 }
 size_t DeviceBytesInUse() { return Global().bytes_in_use; }
 
-cudaError_t Enqueue(cudaStream_t stream, std::function<cudaError_t()> work) {
-  if (const cudaError_t error = TakeFailure(); error != cudaSuccess) return error;
-  if (stream == nullptr) return work();
-  const std::lock_guard lock(stream->mutex);
-  if (stream->captures != nullptr) {
-    stream->captures->work.push_back(std::move(work));
-  } else {
-    stream->work.push_back(std::move(work));
-  }
-  return cudaSuccess;
+int BlocksPerProcessor(const GridConfig& config) {
+  constexpr size_t kMaxThreads = 2048;
+  constexpr size_t kMaxBlocks = 32;
+  constexpr size_t kReservedBytes = 1024;  // of each block's shared memory
+  const size_t threads = size_t{config.block.x} * config.block.y * config.block.z;
+  const size_t shared_bytes = MaxSharedBytes(Global().device) + kReservedBytes;
+  return static_cast<int>(std::min({kMaxBlocks, kMaxThreads / std::max<size_t>(threads, 1),
+                                    shared_bytes / (config.shared_bytes + kReservedBytes)}));
 }
 
 cudaError_t CheckLaunch(const GridConfig& config) {
   const DeviceModel& device = Global().device;
-  const size_t max_shared = device.major >= 9 ? 227 * 1024 : 163 * 1024;
+  if (device.count == 0) return cudaErrorNoDevice;
   const size_t threads = size_t{config.block.x} * config.block.y * config.block.z;
-  if (threads == 0 || threads > 1024 || config.shared_bytes > max_shared || config.grid.y > 65535 ||
-      config.grid.z > 65535) {
+  if (threads == 0 || threads > 1024 || config.block.z > 64 ||
+      config.shared_bytes > MaxSharedBytes(device) || config.grid.x > 0x7FFFFFFFU ||
+      config.grid.y > 65535 || config.grid.z > 65535 ||
+      size_t{config.grid.x} * config.grid.y * config.grid.z == 0) {
     return cudaErrorInvalidValue;
+  }
+  const size_t num_blocks = size_t{config.grid.x} * config.grid.y * config.grid.z;
+  if (config.cooperative &&
+      num_blocks > static_cast<size_t>(BlocksPerProcessor(config) * device.num_sms)) {
+    return cudaErrorCooperativeLaunchTooLarge;
   }
   return cudaSuccess;
 }
@@ -138,14 +107,24 @@ using simt::Global;
 
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
-    case cudaErrorIllegalAddress:
-      return "cudaErrorIllegalAddress";
-    case cudaErrorMemoryAllocation:
-      return "cudaErrorMemoryAllocation";
-    case cudaErrorNoDevice:
-      return "cudaErrorNoDevice";
-    case cudaErrorInvalidValue:
-      return "cudaErrorInvalidValue";
+#define SIMT_NAME(name) \
+  case name:            \
+    return #name
+    SIMT_NAME(cudaSuccess);
+    SIMT_NAME(cudaErrorInvalidValue);
+    SIMT_NAME(cudaErrorMemoryAllocation);
+    SIMT_NAME(cudaErrorInsufficientDriver);
+    SIMT_NAME(cudaErrorNoDevice);
+    SIMT_NAME(cudaErrorInvalidDevice);
+    SIMT_NAME(cudaErrorNotReady);
+    SIMT_NAME(cudaErrorIllegalAddress);
+    SIMT_NAME(cudaErrorLaunchFailure);
+    SIMT_NAME(cudaErrorCooperativeLaunchTooLarge);
+    SIMT_NAME(cudaErrorStreamCaptureUnsupported);
+    SIMT_NAME(cudaErrorStreamCaptureInvalidated);
+    SIMT_NAME(cudaErrorStreamCaptureUnjoined);
+    SIMT_NAME(cudaErrorStreamCaptureIsolation);
+#undef SIMT_NAME
     default:
       return "cudaError";
   }
@@ -182,6 +161,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   cudaDeviceProp properties;
   if (const cudaError_t error = cudaGetDeviceProperties(&properties, device)) return error;
   switch (attribute) {
+    case cudaDevAttrClockRate:
+      *value = 1'000'000;
+      return cudaSuccess;
     case cudaDevAttrMultiProcessorCount:
       *value = properties.multiProcessorCount;
       return cudaSuccess;
@@ -203,6 +185,7 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
+  if (const cudaError_t error = simt::RefuseInCapture(); error != cudaSuccess) return error;
   if (const cudaError_t error = simt::TakeFailure(); error != cudaSuccess) return error;
   return simt::DrainAll();
 }
@@ -213,47 +196,64 @@ cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
 cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
+  if (const cudaError_t error = simt::Sticky(); error != cudaSuccess) return error;
+  if (const cudaError_t error = simt::RefuseInCapture(); error != cudaSuccess) return error;
   auto& runtime = Global();
   const std::lock_guard lock(runtime.mutex);
-  if (runtime.bytes_in_use + bytes > runtime.device.memory_bytes) return cudaErrorMemoryAllocation;
-  constexpr size_t kAlign = 512;
-  *data = std::aligned_alloc(kAlign, (bytes + kAlign - 1) / kAlign * kAlign);
+  if (runtime.device.count == 0) return cudaErrorNoDevice;
+  if (bytes > runtime.device.memory_bytes - runtime.bytes_in_use) return cudaErrorMemoryAllocation;
+  *data = std::aligned_alloc(simt::kAlign, simt::Rounded(bytes));
   if (*data == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*data, 0xFF, bytes);
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_poison_memory_region(static_cast<char*>(*data) + bytes, simt::Rounded(bytes) - bytes);
+#endif
   runtime.device_memory[reinterpret_cast<uintptr_t>(*data)] = bytes;
   runtime.bytes_in_use += bytes;
   return cudaSuccess;
 }
+// After a sticky error, too: the emulator leaks nothing.
 cudaError_t cudaFree(void* data) {
   if (data == nullptr) return cudaSuccess;
-  if (const cudaError_t error = simt::DrainAll(); error != cudaSuccess) return error;
+  if (const cudaError_t error = simt::RefuseInCapture(); error != cudaSuccess) return error;
+  cudaError_t result = simt::Sticky();
+  if (result == cudaSuccess) result = simt::DrainAll();
   auto& runtime = Global();
   const std::lock_guard lock(runtime.mutex);
   const auto found = runtime.device_memory.find(reinterpret_cast<uintptr_t>(data));
   if (found == runtime.device_memory.end()) return cudaErrorInvalidValue;
   runtime.bytes_in_use -= found->second;
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(data, simt::Rounded(found->second));
+#endif
   runtime.device_memory.erase(found);
   std::free(data);
-  return cudaSuccess;
+  return result;
 }
 cudaError_t cudaMallocHost(void** data, size_t bytes) {
+  if (const cudaError_t error = simt::Sticky(); error != cudaSuccess) return error;
+  if (const cudaError_t error = simt::RefuseInCapture(); error != cudaSuccess) return error;
   auto& runtime = Global();
   const std::lock_guard lock(runtime.mutex);
+  if (runtime.device.count == 0) return cudaErrorNoDevice;
   *data = std::malloc(bytes);
   if (*data == nullptr) return cudaErrorMemoryAllocation;
+  std::memset(*data, 0xFF, bytes);
   runtime.pinned_memory[reinterpret_cast<uintptr_t>(*data)] = bytes;
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* data) {
   if (data == nullptr) return cudaSuccess;
-  if (const cudaError_t error = simt::DrainAll(); error != cudaSuccess) return error;
+  if (const cudaError_t error = simt::RefuseInCapture(); error != cudaSuccess) return error;
+  cudaError_t result = simt::Sticky();
+  if (result == cudaSuccess) result = simt::DrainAll();
   auto& runtime = Global();
   const std::lock_guard lock(runtime.mutex);
   if (runtime.pinned_memory.erase(reinterpret_cast<uintptr_t>(data)) == 0) {
     return cudaErrorInvalidValue;
   }
   std::free(data);
-  return cudaSuccess;
+  return result;
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
@@ -280,7 +280,8 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
   }
   const bool pageable = (!from_device && !simt::IsPinned(from, from_bytes)) ||
                         (!to_device && !simt::IsPinned(to, to_bytes));
-  if (pageable && stream != nullptr && stream->captures != nullptr) {
+  if (pageable && simt::IsCapturing(stream)) {
+    (void)cudaStreamSynchronize(stream);  // which spoils the capture
     return cudaErrorStreamCaptureUnsupported;
   }
   const auto copy = [=](const void* source) {
@@ -319,88 +320,3 @@ cudaError_t cudaIpcOpenMemHandle(void** data, cudaIpcMemHandle_t handle, unsigne
   return simt::IsDevice(*data, 1) ? cudaSuccess : cudaErrorInvalidValue;
 }
 cudaError_t cudaIpcCloseMemHandle(void*) { return cudaSuccess; }
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  if (Global().device.count == 0) return cudaErrorNoDevice;
-  *stream = new simtStream;
-  const std::lock_guard lock(Global().mutex);
-  Global().streams.push_back(*stream);
-  return cudaSuccess;
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  const cudaError_t error = simt::Drain(stream);
-  {
-    const std::lock_guard lock(Global().mutex);
-    std::erase(Global().streams, stream);
-  }
-  delete stream;
-  return error;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  if (const cudaError_t error = simt::TakeFailure(); error != cudaSuccess) return error;
-  if (stream != nullptr && stream->captures != nullptr) return cudaErrorStreamCaptureUnsupported;
-  return simt::Drain(stream);
-}
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  const cudaStream_t other = event->stream;
-  if (other == nullptr || other == stream) return cudaSuccess;
-  return simt::Enqueue(stream, [other] { return simt::Drain(other); });
-}
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  const std::lock_guard lock(stream->mutex);
-  if (stream->captures != nullptr) return cudaErrorStreamCaptureInvalidated;
-  stream->captures = std::make_unique<simtGraph>();
-  return cudaSuccess;
-}
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  const std::lock_guard lock(stream->mutex);
-  if (stream->captures == nullptr) return cudaErrorStreamCaptureInvalidated;
-  *graph = stream->captures.release();
-  return cudaSuccess;
-}
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
-  *exec = new simtGraph(*graph);
-  return cudaSuccess;
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  delete graph;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-  delete exec;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-  return simt::Enqueue(stream, [work = exec->work] {
-    for (const auto& step : work) {
-      if (const cudaError_t error = step(); error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
-  });
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new simtEvent;
-  return cudaSuccess;
-}
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  delete event;
-  return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  event->stream = stream;
-  event->done = std::make_shared<bool>(false);
-  return simt::Enqueue(stream, [done = event->done] {
-    *done = true;
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t event) { return cudaStreamSynchronize(event->stream); }
-cudaError_t cudaEventQuery(cudaEvent_t event) {
-  return *event->done ? cudaSuccess : cudaErrorNotReady;
-}
-cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
-  *ms = 0.0F;  // nothing here is timed
-  return cudaSuccess;
-}

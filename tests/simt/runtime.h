@@ -39,6 +39,9 @@ enum cudaError {
   cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorStreamCaptureInvalidated = 901,
+  cudaErrorStreamCaptureUnjoined = 904,
+  cudaErrorStreamCaptureIsolation = 905,
+  cudaErrorCapturedEvent = 907,
   cudaErrorUnknown = 999,
 };
 using cudaError_t = cudaError;
@@ -53,8 +56,12 @@ using cudaGraphExec_t = simtGraph*;
 
 using dim3 = simt::Dim3;
 
+struct cudaUUID_t {
+  char bytes[16];
+};
 struct cudaDeviceProp {
   char name[256];
+  cudaUUID_t uuid;
   size_t totalGlobalMem;
   size_t sharedMemPerBlockOptin;
   int major;
@@ -63,6 +70,7 @@ struct cudaDeviceProp {
   int l2CacheSize;
 };
 enum cudaDeviceAttr {
+  cudaDevAttrClockRate = 13,
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
@@ -178,13 +186,22 @@ size_t DeviceBytesInUse();
 
 // Queues work on a stream, or adds it to the graph that the stream captures.
 cudaError_t Enqueue(cudaStream_t stream, std::function<cudaError_t()> work);
-// Limits of the device: threads and shared memory of a block.
+// Limits of the device: threads and shared memory of a block, blocks of a cooperative launch.
 cudaError_t CheckLaunch(const GridConfig& config);
+int BlocksPerProcessor(const GridConfig& config);
 
 }  // namespace simt
 
 template <typename Function>
 cudaError_t cudaFuncSetAttribute(Function*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
+template <typename Function>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* num_blocks, Function*,
+                                                          int block_threads, size_t shared_bytes) {
+  *num_blocks = simt::BlocksPerProcessor(
+      {.block = {static_cast<unsigned>(block_threads)}, .shared_bytes = shared_bytes});
   return cudaSuccess;
 }
 
