@@ -210,11 +210,15 @@ absl::StatusOr<std::unique_ptr<DeviceAttention>> CreateNibbleAttention(
                              .narrow_rows = kernels.narrow_rows,
                              .wide_rows = kernels.wide_rows,
                              .target_units = kUnitsPerSm * caps.num_sms};
-  const int64_t max_segments =
-      (limits.max_blocks_per_seq * shape.block_size + config.segment_keys - 1) /
-      config.segment_keys;
-  config.max_state_rows =
-      std::min(kMaxStateBytes / row_bytes, limits.max_tokens * group * max_segments);
+  // All that the limits could need, in doubles as they are not checked yet.
+  const double positions =
+      static_cast<double>(limits.max_blocks_per_seq) * static_cast<double>(shape.block_size);
+  const double state_rows = static_cast<double>(limits.max_tokens) * static_cast<double>(group) *
+                            (positions / static_cast<double>(config.segment_keys) + 1.0);
+  const int64_t most_rows = kMaxStateBytes / row_bytes;
+  config.max_state_rows = state_rows < static_cast<double>(most_rows)
+                              ? std::max<int64_t>(0, static_cast<int64_t>(state_rows))
+                              : most_rows;
   NIBBLE_ASSIGN_OR_RETURN(AttentionPlanner planner, AttentionPlanner::Create(config));
   auto attention =
       std::make_unique<NibbleAttention>(shape, kernels, std::move(planner), caps.num_sms);

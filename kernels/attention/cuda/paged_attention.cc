@@ -3,7 +3,12 @@
 
 #include "kernels/attention/cuda/paged_attention.h"
 
+#include <utility>
+
 #include "kernels/attention/cuda/nibble_attention.h"
+#ifdef NIBBLE_FLASHINFER
+#include "kernels/attention/cuda/flashinfer_attention.h"
+#endif
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -39,10 +44,16 @@ absl::StatusOr<std::unique_ptr<DeviceAttention>> DeviceAttention::Create(
     const AttentionShape& shape, const AttentionLimits& limits, const gpu::DeviceCaps& caps,
     AttentionBackend backend) {
   NIBBLE_RETURN_IF_ERROR(CheckShape(shape));
-  if (backend == AttentionBackend::kFlashInfer) {
-    return Unimplemented("attention: this build has no FlashInfer");
-  }
-  return CreateNibbleAttention(shape, limits, caps);
+  NIBBLE_ASSIGN_OR_RETURN(auto nibble, CreateNibbleAttention(shape, limits, caps));
+  if (backend == AttentionBackend::kNibble) return nibble;
+#ifdef NIBBLE_FLASHINFER
+  const absl::Status has_shape = CheckFlashInferShape(shape, caps);
+  if (has_shape.ok()) return CreateFlashInferAttention(shape, limits, caps, std::move(nibble));
+#else
+  const absl::Status has_shape = Unimplemented("attention: this build has no FlashInfer");
+#endif
+  if (backend == AttentionBackend::kFlashInfer) return has_shape;
+  return nibble;
 }
 
 }  // namespace nibble::kernels::cuda

@@ -94,8 +94,9 @@ struct DeviceOptions {
   // More than one: the step is planned as one of a captured graph, with this many sequences, and
   // replayed.
   int64_t graph_seqs = 0;
-  int num_sms = 0;     // plan as if there were so many; 0: as there are
-  int num_layers = 2;  // runs of one plan: all give the same
+  int num_sms = 0;      // plan as if there were so many; 0: as there are
+  int num_layers = 2;   // runs of one plan: all give the same
+  int64_t out_gap = 8;  // elements between rows of the output
 };
 
 inline float RoundedTo(DType dtype, float value) {
@@ -138,7 +139,7 @@ void AttendOnDevice(const DeviceOptions& options, const AttentionShape& shape,
   const int64_t columns = shape.num_heads * shape.head_dim;
   const int64_t max_tokens = std::max(num_tokens, options.graph_seqs);
   const int64_t q_stride = columns + 16;
-  const int64_t out_stride = columns + 8;
+  const int64_t out_stride = columns + options.out_gap;
   constexpr float kCanary = -64.0F;  // in every type
   std::vector<float> q(static_cast<size_t>(max_tokens * q_stride),
                        std::numeric_limits<float>::quiet_NaN());
