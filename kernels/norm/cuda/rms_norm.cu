@@ -39,9 +39,13 @@ __global__ __launch_bounds__(kMaxRowThreads) void RmsNormKernel(RmsNormArgs args
   auto* const shared = gpu::SharedAs<Shared>();
   const int64_t row = blockIdx.x;
   const int num_chunks = static_cast<int>(args.hidden / kElements);
+  // Read before anybody waits for the sum, where registers suffice.
+  constexpr bool kHoldsWeight = kHeld > 0 && kHeld <= 4;
   Float8 held[kHeld > 0 ? kHeld : 1];
+  Float8 weights[kHoldsWeight ? kHeld : 1];
   float squares = 0.0F;
   ForChunks<kHeld>(num_chunks, [&](int i, int chunk) {
+    if constexpr (kHoldsWeight) weights[i] = Load8(args.weight + chunk * kElements);
     const Float8 x = AddDelta<Delta>(args, row, chunk * kElements);
 #pragma unroll
     for (int e = 0; e < kElements; ++e) squares = fmaf(x.v[e], x.v[e], squares);
@@ -58,7 +62,12 @@ __global__ __launch_bounds__(kMaxRowThreads) void RmsNormKernel(RmsNormArgs args
     } else {
       y = Load8(again + chunk * kElements);
     }
-    const Float8 weight = Load8(args.weight + chunk * kElements);
+    Float8 weight;
+    if constexpr (kHoldsWeight) {
+      weight = weights[i];
+    } else {
+      weight = Load8(args.weight + chunk * kElements);
+    }
 #pragma unroll
     for (int e = 0; e < kElements; ++e) y.v[e] = y.v[e] * inverse * weight.v[e];
     return y;

@@ -20,6 +20,7 @@ constexpr int kSampleThreads = 256;
 constexpr int kSampleWarps = kSampleThreads / 32;
 constexpr int kBins = 2048;  // of a histogram
 constexpr int kMaxBlocksPerRow = 128;
+constexpr int kMaxCandidates = 2048;
 // A warp reads 128 tokens at a time: slices are of whole reads of the block.
 constexpr int kWarpTokens = 4 * 32;
 constexpr int kBlockTokens = kWarpTokens * kSampleWarps;
@@ -31,10 +32,17 @@ struct Slot {
 static_assert(sizeof(Slot) == sizeof(uint4));
 
 // In device memory, of a group of two blocks or more. Each part is written again only after a
-// barrier that all blocks passed after reading it: hence two and three, by turns.
+// barrier that all blocks passed after reading it: hence two and three, by turns. Candidates are
+// read by the first block alone, which is waited for at the next row's first barrier.
 struct GroupMemory {
   uint64_t bins[3][kBins];
   Slot slots[2][kMaxBlocksPerRow];
+  uint64_t candidates[kMaxCandidates];
+};
+// Zero when the kernel starts.
+struct GroupCounters {
+  uint32_t arrived;  // at barriers
+  uint32_t num_candidates;
 };
 
 struct SampleShared {
@@ -43,7 +51,10 @@ struct SampleShared {
   uint64_t scan[kSampleWarps];
   Slot warps[kSampleWarps];
   Slot slots[kMaxBlocksPerRow];
+  uint64_t candidates[kMaxCandidates];
+  unsigned num_candidates;  // of a block alone
   uint64_t found_before;
+  uint64_t found_through;
   int found_bin;
 };
 
@@ -74,9 +85,9 @@ __device__ __forceinline__ T WarpScan(T value) {
 
 class RowGroup {
  public:
-  // `arrived` is 0 when the kernel starts; it and `memory` are not used by a block alone.
-  __device__ RowGroup(int num_blocks, int block, uint32_t* arrived, GroupMemory* memory)
-      : num_blocks_(num_blocks), block_(block), arrived_(arrived), memory_(memory) {
+  // `counters` and `memory` are not used by a block alone.
+  __device__ RowGroup(int num_blocks, int block, GroupCounters* counters, GroupMemory* memory)
+      : num_blocks_(num_blocks), block_(block), counters_(counters), memory_(memory) {
     if (num_blocks_ > 1) ClearBins(0);
   }
 
@@ -131,6 +142,34 @@ class RowGroup {
     sums[1] = uint64_t{words.w} << 32 | words.z;
   }
 
+  // A list that all threads append to between BeginList() and EndList(), which leaves it in
+  // shared->candidates of the first block, in any order: `count` of them, kMaxCandidates at most.
+  __device__ void BeginList(SampleShared* shared) const {
+    __syncthreads();
+    if (threadIdx.x == 0) shared->num_candidates = 0;
+    __syncthreads();
+  }
+  __device__ void Append(uint64_t candidate, SampleShared* shared) const {
+    if (num_blocks_ == 1) {
+      shared->candidates[atomicAdd(&shared->num_candidates, 1U)] = candidate;
+    } else {
+      memory_->candidates[atomicAdd(&counters_->num_candidates, 1U)] = candidate;
+    }
+  }
+  __device__ void EndList(int count, SampleShared* shared) {
+    if (num_blocks_ > 1) {
+      Barrier();
+      if (block_ > 0) return;
+      if (threadIdx.x == 0) counters_->num_candidates = 0;
+      for (int i = 2 * static_cast<int>(threadIdx.x); i < count; i += 2 * kSampleThreads) {
+        const uint4 words = gpu::LoadVolatile16(memory_->candidates + i);
+        shared->candidates[i] = uint64_t{words.y} << 32 | words.x;
+        shared->candidates[i + 1] = uint64_t{words.w} << 32 | words.z;
+      }
+    }
+    __syncthreads();
+  }
+
  private:
   // What the blocks wrote before is seen by all of them after. They run at the same time: the
   // launch is cooperative.
@@ -139,9 +178,9 @@ class RowGroup {
     __syncthreads();
     if (threadIdx.x == 0) {
       __threadfence();
-      atomicAdd(arrived_, 1U);
+      atomicAdd(&counters_->arrived, 1U);
       const uint32_t all = num_barriers_ * static_cast<uint32_t>(num_blocks_);
-      while (gpu::LoadAcquireDevice(arrived_) < all) {
+      while (gpu::LoadAcquireDevice(&counters_->arrived) < all) {
       }
     }
     __syncthreads();
@@ -155,7 +194,7 @@ class RowGroup {
 
   int num_blocks_;
   int block_;
-  uint32_t* arrived_;
+  GroupCounters* counters_;
   GroupMemory* memory_;
   const uint64_t* merged_ = nullptr;
   uint32_t num_barriers_ = 0;

@@ -6,6 +6,7 @@
 #include "base/cuda/buffer.h"
 #include "base/cuda/launch.h"
 #include "base/cuda/shared_memory.cuh"
+#include "kernels/sampling/cuda/candidates.cuh"
 #include "kernels/sampling/cuda/sample.h"
 #include "kernels/sampling/cuda/weighted_row.cuh"
 
@@ -16,73 +17,71 @@ constexpr int64_t kMaxVocab = int64_t{1} << 18;
 // Fewer tokens are not worth a block, and the barriers with the others.
 constexpr int64_t kMinTokensPerBlock = 2 * kBlockTokens;
 constexpr int64_t kMaxGroups = 128;  // of two blocks and more
+constexpr int64_t kCountersBytes = kMaxGroups * int64_t{sizeof(GroupCounters)};
 constexpr int kBlocksPerSm = 2;
 
-struct Workspace {
-  uint32_t arrived[kMaxGroups];
-};
-static_assert(sizeof(Workspace) % alignof(uint4) == 0);
-
-// Of the tokens that weigh `sum` together: as many as hold the share top_p.
-__device__ uint64_t MassOf(float top_p, uint64_t sum) {
-  const double mass = ceil(static_cast<double>(top_p) * static_cast<double>(sum));
-  return max(uint64_t{1}, min(static_cast<uint64_t>(mass), sum));
-}
-// The sum that the chosen token is the first to reach: above uniform * sum.
-__device__ uint64_t TargetOf(float uniform, uint64_t sum) {
-  const double target = static_cast<double>(uniform) * static_cast<double>(sum);
-  return min(static_cast<uint64_t>(target) + 1, sum);
+// From the top_k tokens. The host walks these in the order of their logits.
+__device__ void DrawFromTop(const SampleParams& params, WeightedRow* row, bool is_first_block,
+                            SampleShared* shared, int32_t* token_id) {
+  const auto top_k = static_cast<uint64_t>(params.top_k);
+  const WeightedRow::Selection top =
+      row->Select(/*by_count=*/true, [top_k](uint64_t) { return top_k; });
+  if (top.through <= kMaxCandidates) {
+    const int count = static_cast<int>(top.through);
+    row->Gather(max(top.cut.key, 1U), count);
+    if (is_first_block) DrawFromCandidates(*row, params, count, shared, token_id);
+    return;
+  }
+  // Many: by searches for the cut where a sum is reached.
+  uint64_t sum = row->Sum(top.cut);
+  if (sum == 0) return;
+  if (params.top_p < 1.0F) {
+    const uint64_t mass = MassOf(params.top_p, sum);
+    sum = row->Select(/*by_count=*/false, [mass](uint64_t) { return mass; }).sum;
+  }
+  const uint64_t target = TargetOf(params.uniform, sum);
+  const Cut last = row->Select(/*by_count=*/false, [target](uint64_t) { return target; }).cut;
+  const Cut ties = {.key = last.key, .times = ~uint64_t{0}, .unit = 1, .ties_only = true};
+  row->Sum(ties);
+  row->Find(ties, last.times, token_id);
 }
 
 // All threads of the group call; one of them writes *token_id.
 __device__ void SampleOne(const SampleParams& params, int vocab_size, WeightedRow* row,
-                          bool is_first, int32_t* token_id) {
+                          bool is_first_block, SampleShared* shared, int32_t* token_id) {
   const WeightedRow::Best best = row->FindBest();
   // What stays where nothing else is chosen.
-  if (is_first) *token_id = best.token_id;
+  if (is_first_block && threadIdx.x == 0) *token_id = best.token_id;
   if (best.key == 0 || !(params.temperature > 0.0F)) return;
   row->SetWeights(LogitOf(best.key), params.temperature,
                   params.min_p > 0.0F ? logf(params.min_p) : -kInfiniteLogit);
 
-  Cut kept;  // everything
-  uint64_t sum = 0;
-  const bool by_rank = params.top_k > 0 && params.top_k < vocab_size;
-  if (by_rank) {
-    kept = row->Select(/*by_count=*/true, static_cast<uint64_t>(params.top_k), &sum);
-  }
-  if (by_rank || params.top_p < 1.0F) sum = row->Sum(kept);
-  if (params.top_p < 1.0F && sum > 0) {
-    kept = row->Select(/*by_count=*/false, MassOf(params.top_p, sum), &sum);
-  }
-  if (by_rank) {
-    if (sum == 0) return;
-    // The host walks these in the order of their logits: the cut where the target is reached is the
-    // token.
-    uint64_t unused = 0;
-    kept = row->Select(/*by_count=*/false, TargetOf(params.uniform, sum), &unused);
-    const Cut ties = {.key = kept.key, .times = ~uint64_t{0}, .unit = 1, .ties_only = true};
-    row->Sum(ties);
-    row->Find(ties, kept.times, token_id);
+  if (params.top_k > 0 && params.top_k < vocab_size) {
+    DrawFromTop(params, row, is_first_block, shared, token_id);
     return;
   }
-  sum = row->Sum(kept);
+  Cut kept;  // everything
+  if (params.top_p < 1.0F) {
+    const auto mass_of = [&](uint64_t total) { return MassOf(params.top_p, total); };
+    kept = row->Select(/*by_count=*/false, mass_of).cut;
+  }
+  const uint64_t sum = row->Sum(kept);
   if (sum > 0) row->Find(kept, TargetOf(params.uniform, sum), token_id);
 }
 
-__global__ __launch_bounds__(kSampleThreads, kBlocksPerSm) void SampleKernel(SampleArgs args,
-                                                                             int blocks_per_row,
-                                                                             uint32_t* arrived,
-                                                                             GroupMemory* memory) {
+__global__ __launch_bounds__(kSampleThreads,
+                             kBlocksPerSm) void SampleKernel(SampleArgs args, int blocks_per_row,
+                                                             GroupCounters* counters,
+                                                             GroupMemory* memory) {
   auto* const shared = gpu::SharedAs<SampleShared>();
   const int group_id = static_cast<int>(blockIdx.x) / blocks_per_row;
   const int num_groups = static_cast<int>(gridDim.x) / blocks_per_row;
   const int block = static_cast<int>(blockIdx.x) % blocks_per_row;
-  RowGroup group(blocks_per_row, block, arrived + group_id, memory + group_id);
+  RowGroup group(blocks_per_row, block, counters + group_id, memory + group_id);
   const int vocab_size = static_cast<int>(args.vocab_size);
   for (int64_t row = group_id; row < args.num_rows; row += num_groups) {
     WeightedRow weighted(args.logits + row * args.stride, vocab_size, &group, shared);
-    SampleOne(args.params[row], vocab_size, &weighted, block == 0 && threadIdx.x == 0,
-              args.token_ids + row);
+    SampleOne(args.params[row], vocab_size, &weighted, block == 0, shared, args.token_ids + row);
   }
 }
 
@@ -108,8 +107,7 @@ absl::Status Check(const SampleArgs& args) {
 int64_t SampleWorkspaceBytes(int64_t max_rows, int64_t vocab_size) {
   if (vocab_size <= kMinTokensPerBlock) return 0;  // a block alone
   const int64_t groups = std::min(max_rows, kMaxGroups);
-  return static_cast<int64_t>(sizeof(Workspace)) +
-         groups * static_cast<int64_t>(sizeof(GroupMemory));
+  return kCountersBytes + groups * static_cast<int64_t>(sizeof(GroupMemory));
 }
 
 absl::Status Sample(const SampleArgs& args, cudaStream_t stream) {
@@ -130,7 +128,7 @@ absl::Status Sample(const SampleArgs& args, cudaStream_t stream) {
                                          std::min<int64_t>(useful, kMaxBlocksPerRow));
   }
   const int64_t groups = std::min(args.num_rows, max_blocks / blocks_per_row);
-  uint32_t* arrived = nullptr;
+  GroupCounters* counters = nullptr;
   GroupMemory* memory = nullptr;
   if (blocks_per_row > 1) {
     if (args.workspace == nullptr ||
@@ -138,10 +136,9 @@ absl::Status Sample(const SampleArgs& args, cudaStream_t stream) {
       return InvalidArgument("the workspace is at {}, wanted is memory aligned to {} bytes",
                              args.workspace, alignof(uint4));
     }
-    auto* const workspace = static_cast<Workspace*>(args.workspace);
-    arrived = workspace->arrived;
-    memory = reinterpret_cast<GroupMemory*>(workspace + 1);
-    NIBBLE_RETURN_IF_ERROR(gpu::ZeroDevice(workspace, sizeof(Workspace), stream));
+    counters = static_cast<GroupCounters*>(args.workspace);
+    memory = reinterpret_cast<GroupMemory*>(counters + kMaxGroups);
+    NIBBLE_RETURN_IF_ERROR(gpu::ZeroDevice(counters, kCountersBytes, stream));
   }
   return gpu::Launch(SampleKernel,
                      {.grid = {static_cast<unsigned>(groups * blocks_per_row)},
@@ -149,7 +146,7 @@ absl::Status Sample(const SampleArgs& args, cudaStream_t stream) {
                       .shared_bytes = sizeof(SampleShared),
                       .stream = stream,
                       .cooperative = blocks_per_row > 1},
-                     args, blocks_per_row, arrived, memory);
+                     args, blocks_per_row, counters, memory);
 }
 
 }  // namespace nibble::kernels::cuda

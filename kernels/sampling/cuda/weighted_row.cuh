@@ -61,8 +61,7 @@ class WeightedRow {
     uint64_t best = 0;
     int any_finite = 0;
     ForTokens([&](int id, float logit) {
-      const uint64_t key = KeyOf(logit);
-      best = max(best, key << 32 | (0xFFFFFFFFU - static_cast<unsigned>(id)));
+      best = max(best, CandidateOf(KeyOf(logit), id));
       any_finite |= fabsf(logit) < kInfiniteLogit ? 1 : 0;
     });
     best = WarpMax64(best);
@@ -74,8 +73,7 @@ class WeightedRow {
     Slot all = {};
     for (int i = 0; i < group_->num_blocks(); ++i) all = Larger(all, shared_->slots[i]);
     if (all.ties == 0) return {0, -1};
-    return {static_cast<unsigned>(all.amount >> 32),
-            static_cast<int>(0xFFFFFFFFU - static_cast<unsigned>(all.amount))};
+    return {KeyOfCandidate(all.amount), IdOfCandidate(all.amount)};
   }
 
   // From here on tokens have weights: exp((logit - max_logit) / temperature), 0 where the exponent
@@ -161,30 +159,62 @@ class WeightedRow {
     }
   }
 
-  // The cut that has the most likely tokens, until their weights (or, by_count, they themselves)
-  // are `need` or more; everything when all are less. *sum: what they are together.
-  //
+  // The most likely tokens, until their weights (or, by_count, they themselves) are
+  // need_of(what all of the row's are together) or more; everything when they are less.
+  struct Selection {
+    Cut cut;
+    uint64_t sum;      // what the tokens of the cut are together
+    uint64_t through;  // the same, of all tokens with the key of the cut or a higher one
+  };
   // A radix search: histograms over the highest 11 bits of the keys, the next 11 of those that
   // share them with the one looked for, and the last 10.
-  __device__ Cut Select(bool by_count, uint64_t need, uint64_t* sum) {
+  template <typename Need>
+  __device__ Selection Select(bool by_count, const Need& need_of) {
+    uint64_t need = 0;
     uint64_t before = 0;
     unsigned prefix = 0;
     for (int level = 0; level < 3; ++level) {
       const int shift = level == 0 ? 21 : level == 1 ? 10 : 0;
       const int bits = level == 2 ? 10 : 11;
       MakeHistogram(by_count, prefix, shift, bits);
-      const int bin = FindBin(need, &before);
+      const int bin = FindBin(
+          [&](uint64_t total) {
+            if (level == 0) need = need_of(total);
+            return need;
+          },
+          &before);
       if (bin < 0) {  // at the first level alone
-        *sum = before;
-        return {};
+        return {.cut = {}, .sum = before, .through = before};
       }
       prefix = prefix << bits | static_cast<unsigned>(bin);
     }
     const uint64_t weight = Weight(LogitOf(prefix));
     const uint64_t unit = by_count ? 1 : weight;
     const uint64_t times = (need - before + unit - 1) / unit;
-    *sum = before + times * unit;
-    return {.key = prefix, .times = times, .unit = weight};
+    return {.cut = {.key = prefix, .times = times, .unit = weight},
+            .sum = before + times * unit,
+            .through = shared_->found_through};
+  }
+
+  // Leaves the tokens with keys of `min_key` (not 0) or more, `count` together, in
+  // shared->candidates of the first block, in any order.
+  __device__ void Gather(unsigned min_key, int count) {
+    group_->BeginList(shared_);
+    ForTokens([&](int id, float raw) {
+      const unsigned key = KeyOf(Clean(raw));
+      if (key >= min_key) group_->Append(CandidateOf(key, id), shared_);
+    });
+    group_->EndList(count, shared_);
+  }
+  // In falling order the most likely ones come first, ties by id.
+  __device__ static uint64_t CandidateOf(unsigned key, int id) {
+    return uint64_t{key} << 32 | (0xFFFFFFFFU - static_cast<unsigned>(id));
+  }
+  __device__ static unsigned KeyOfCandidate(uint64_t candidate) {
+    return static_cast<unsigned>(candidate >> 32);
+  }
+  __device__ static int IdOfCandidate(uint64_t candidate) {
+    return static_cast<int>(0xFFFFFFFFU - static_cast<unsigned>(candidate));
   }
 
  private:
@@ -271,9 +301,10 @@ class WeightedRow {
     group_->MergeBins(*shared_);
   }
 
-  // The bin, from the highest one down, with which the sum from *before on reaches `need`, and what
-  // is before it; -1 and all of the sum when it does not.
-  __device__ int FindBin(uint64_t need, uint64_t* before) {
+  // The bin, from the highest one down, with which the sum from *before on reaches need_of(the sum
+  // of all), and what is before it; -1 and all of the sum when it does not.
+  template <typename Need>
+  __device__ int FindBin(const Need& need_of, uint64_t* before) {
     constexpr int kPerThread = kBins / kSampleThreads;
     const int last = kBins - 1 - static_cast<int>(threadIdx.x) * kPerThread;
     uint64_t sums[kPerThread];  // falling bins
@@ -295,12 +326,14 @@ class WeightedRow {
       if (warp < gpu::WarpId()) sum += shared_->scan[warp];
       total += shared_->scan[warp];
     }
+    const uint64_t need = need_of(total);
     if (sum < need && need <= sum + own) {
 #pragma unroll
       for (int i = 0; i < kPerThread; ++i) {
         if (sum < need && need <= sum + sums[i]) {
           shared_->found_bin = last - i;
           shared_->found_before = sum;
+          shared_->found_through = sum + sums[i];
         }
         sum += sums[i];
       }

@@ -87,8 +87,8 @@ class DeviceSample : public ::nibble::testing::DeviceTest {
     params.temperature = temperatures[random->Int(0, 5)];
     const float top_ps[] = {1.0F, 1.0F, 0.95F, 0.5F, 0.1F, 1e-9F};
     params.top_p = top_ps[random->Int(0, 5)];
-    const int32_t top_ks[] = {0, 0, 1, 5, 40, 1000};
-    params.top_k = top_ks[random->Int(0, 5)];
+    const int32_t top_ks[] = {0, 0, 1, 5, 40, 1000, 2048, 3000};
+    params.top_k = top_ks[random->Int(0, 7)];
     const float min_ps[] = {0.0F, 0.0F, 0.05F, 0.3F, 1.0F};
     params.min_p = min_ps[random->Int(0, 4)];
     params.seed = random->Bits();
@@ -203,6 +203,22 @@ TEST_F(DeviceSample, ExtremesOfTheParameters) {
   add({.top_k = 10, .min_p = 1.0F});
   add({.min_p = 1e-38F});
   ExpectTheHosts(rows);
+}
+
+// Around what one block draws from a list of.
+TEST_F(DeviceSample, TopOfThousands) {
+  Random random(6);
+  std::vector<Row> rows;
+  for (const int32_t top_k : {2047, 2048, 2049, 5002}) {
+    for (const float top_p : {1.0F, 0.7F}) {
+      rows.push_back(
+          {random.Normals(5003, 0.5F), {.top_p = top_p, .top_k = top_k, .seed = random.Bits()}});
+    }
+  }
+  ExpectTheHosts(rows);  // a block each
+  for (size_t i = 0; i < rows.size(); i += 2) {
+    ExpectTheHosts({rows[i], rows[i + 1]});  // several
+  }
 }
 
 // What filters everything leaves the most likely token.
