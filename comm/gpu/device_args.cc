@@ -26,6 +26,14 @@ absl::Status CheckAllGather(const void* send, int64_t bytes, const void* recv) {
     return InvalidArgument("an all-gather on the device of {} bytes{}", bytes,
                            bytes > 0 ? " without memory" : "");
   }
+  for (const void* const data : {send, recv}) {
+    constexpr uintptr_t kAlign = 16;
+    if (reinterpret_cast<uintptr_t>(data) % kAlign != 0) {
+      return InvalidArgument(
+          "an all-gather on the device of memory {} bytes behind a multiple of {}",
+          reinterpret_cast<uintptr_t>(data) % kAlign, kAlign);
+    }
+  }
   return absl::OkStatus();
 }
 

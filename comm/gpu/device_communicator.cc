@@ -5,8 +5,12 @@
 
 #include <vector>
 
+#include "base/cuda/buffer.h"
+#include "base/log.h"
 #include "comm/gpu/agree.h"
+#include "comm/gpu/device_args.h"
 #include "comm/gpu/host_transport.h"
+#include "comm/gpu/p2p_communicator.h"
 
 namespace nibble::comm {
 namespace {
@@ -39,11 +43,48 @@ absl::Status CheckOptions(Communicator* host, const DeviceCommunicatorOptions& o
   return absl::OkStatus();
 }
 
+// A group of one: nothing to send.
+class OneRank final : public DeviceCommunicator {
+ public:
+  explicit OneRank(int64_t max_values) : max_values_(max_values) {}
+
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  std::string name() const override { return "one rank"; }
+  bool capturable() const override { return true; }
+  absl::Status AllReduce(const DeviceAllReduceArgs& args, cudaStream_t) override {
+    return CheckAllReduce(args, max_values_);
+  }
+  absl::Status AllGather(const void* send, int64_t bytes, void* recv,
+                         cudaStream_t stream) override {
+    NIBBLE_RETURN_IF_ERROR(CheckAllGather(send, bytes, recv));
+    return gpu::CopyOnDevice(recv, send, static_cast<size_t>(bytes), stream);
+  }
+  absl::Status Check() override { return absl::OkStatus(); }
+  void Abort(const std::string&) override {}
+
+ private:
+  const int64_t max_values_;
+};
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DeviceCommunicator>> DeviceCommunicator::Create(
     Communicator* host, const DeviceCommunicatorOptions& options, ThreadPool* pool) {
   NIBBLE_RETURN_IF_ERROR(CheckOptions(host, options));
+  const DeviceTransport wanted = options.transport;
+  const bool any = wanted == DeviceTransport::kAuto;
+  if (host->size() == 1 && wanted != DeviceTransport::kHost) {
+    return std::make_unique<OneRank>(options.max_values);
+  }
+  if (any || wanted == DeviceTransport::kP2p) {
+    // By name, ranks may share a device, as tests do.
+    auto p2p = P2pCommunicator::Create(host, options, /*may_share_device=*/!any, pool);
+    if (p2p.ok() || !any) return p2p;
+    if (host->rank() == 0) {
+      log::Info("devices do not reach each other's memory: {}", p2p.status().ToString());
+    }
+  }
   auto transport = HostTransport::Create(host, options, pool);
   NIBBLE_RETURN_IF_ERROR(Agree(host, transport.status()));
   return transport;

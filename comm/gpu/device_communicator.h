@@ -30,6 +30,8 @@
 
 namespace nibble::comm {
 
+class P2pCommunicator;
+
 enum class DeviceTransport { kAuto, kP2p, kNccl, kHost };
 
 struct DeviceCommunicatorOptions {
@@ -67,9 +69,12 @@ class DeviceCommunicator {
   virtual bool capturable() const = 0;
 
   virtual absl::Status AllReduce(const DeviceAllReduceArgs& args, cudaStream_t stream) = 0;
-  // recv [size() * bytes] gets every rank's `send` [bytes] in rank order.
+  // recv [size() * bytes] gets every rank's `send` [bytes] in rank order; both aligned to 16.
   virtual absl::Status AllGather(const void* send, int64_t bytes, void* recv,
                                  cudaStream_t stream) = 0;
+
+  // What lets other kernels sum on their way; null where ranks do not reach each other's memory.
+  virtual P2pCommunicator* p2p() { return nullptr; }
 
   // OK, or why a collective enqueued before has failed or hangs (UNAVAILABLE, naming the rank where
   // it is known). Never blocks.

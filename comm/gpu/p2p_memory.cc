@@ -1,0 +1,133 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "comm/gpu/p2p_memory.h"
+
+#include <cuda_runtime.h>
+
+#include <cstring>
+#include <random>
+#include <utility>
+
+#include "base/cuda/error.h"
+#include "base/cuda/stream.h"
+#include "base/log.h"
+#include "comm/gpu/agree.h"
+
+namespace nibble::comm {
+namespace {
+
+// Whole pages of the device: what shares one with other allocations would be shared, too.
+constexpr int64_t kPage = int64_t{2} << 20;
+
+// Random, once a process: ranks with equal ones are in one.
+uint64_t ProcessId() {
+  static const uint64_t id = [] {
+    std::random_device random;
+    return uint64_t{random()} << 32 | random();
+  }();
+  return id;
+}
+
+absl::Status EnablePeer(int device) {
+  const cudaError_t error = cudaDeviceEnablePeerAccess(device, 0);
+  if (error == cudaErrorPeerAccessAlreadyEnabled) {
+    (void)cudaGetLastError();
+    return absl::OkStatus();
+  }
+  return gpu::ToStatus(error, "cudaDeviceEnablePeerAccess");
+}
+
+}  // namespace
+
+// What ranks tell each other; plain bytes.
+struct P2pMemory::Handle {
+  uint64_t process = 0;
+  uint64_t address = 0;  // in that process
+  int64_t device_index = 0;
+  char device[16] = {};  // which one it is in the world
+  cudaIpcMemHandle_t ipc = {};
+};
+
+absl::StatusOr<P2pMemory> P2pMemory::Create(Communicator* host, const gpu::DeviceCaps& caps,
+                                            int64_t bytes, bool may_share_device) {
+  if (host->size() > kMaxP2pRanks) {
+    return InvalidArgument("{} ranks, the limit of peer-to-peer access is {}", host->size(),
+                           kMaxP2pRanks);
+  }
+  P2pMemory memory;
+  Handle own;
+  absl::Status status = memory.Allocate(bytes);
+  if (status.ok()) status = memory.DescribeOwn(caps, &own);
+  NIBBLE_RETURN_IF_ERROR(Agree(host, status));
+  std::vector<Handle> handles(static_cast<size_t>(host->size()));
+  NIBBLE_RETURN_IF_ERROR(host->AllGather(&own, sizeof(own), handles.data()));
+  NIBBLE_RETURN_IF_ERROR(Agree(host, memory.Map(host->rank(), handles, may_share_device)));
+  return memory;
+}
+
+absl::Status P2pMemory::Allocate(int64_t bytes) {
+  const auto size = static_cast<size_t>((bytes + kPage - 1) / kPage * kPage);
+  NIBBLE_ASSIGN_OR_RETURN(own_, gpu::DeviceBuffer<uint8_t>::Create(size));
+  NIBBLE_ASSIGN_OR_RETURN(const gpu::Stream stream, gpu::Stream::Create());
+  NIBBLE_RETURN_IF_ERROR(gpu::ZeroDevice(own_.data(), size, stream.get()));
+  return stream.Synchronize();
+}
+
+absl::Status P2pMemory::DescribeOwn(const gpu::DeviceCaps& caps, Handle* own) const {
+  own->process = ProcessId();
+  own->address = reinterpret_cast<uint64_t>(own_.data());
+  own->device_index = caps.index;
+  cudaDeviceProp properties{};
+  NIBBLE_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, caps.index));
+  static_assert(sizeof(own->device) == sizeof(properties.uuid));
+  std::memcpy(own->device, &properties.uuid, sizeof(own->device));
+  NIBBLE_RETURN_IF_CUDA_ERROR(cudaIpcGetMemHandle(&own->ipc, own_.data()));
+  return absl::OkStatus();
+}
+
+absl::Status P2pMemory::Map(int rank, const std::vector<Handle>& handles, bool may_share_device) {
+  const Handle& own = handles[static_cast<size_t>(rank)];
+  for (size_t r = 0; r < handles.size(); ++r) {
+    const Handle& handle = handles[r];
+    if (static_cast<int>(r) == rank) {
+      of_rank_[r] = own_.data();
+      continue;
+    }
+    const bool same_device = std::memcmp(handle.device, own.device, sizeof(own.device)) == 0;
+    if (same_device && !may_share_device) {
+      return Unavailable("rank {} is on the same device", r);
+    }
+    if (handle.process == own.process) {
+      if (!same_device) {
+        NIBBLE_RETURN_IF_ERROR(EnablePeer(static_cast<int>(handle.device_index)));
+      }
+      of_rank_[r] = reinterpret_cast<uint8_t*>(handle.address);
+      continue;
+    }
+    void* data = nullptr;
+    NIBBLE_RETURN_IF_ERROR(Annotate(
+        gpu::ToStatus(cudaIpcOpenMemHandle(&data, handle.ipc, cudaIpcMemLazyEnablePeerAccess),
+                      "cudaIpcOpenMemHandle"),
+        fmt::format("the memory of rank {}", r)));
+    opened_.push_back(data);
+    of_rank_[r] = static_cast<uint8_t*>(data);
+  }
+  return absl::OkStatus();
+}
+
+P2pMemory& P2pMemory::operator=(P2pMemory&& other) noexcept {
+  std::swap(own_, other.own_);
+  std::swap(of_rank_, other.of_rank_);
+  std::swap(opened_, other.opened_);
+  return *this;
+}
+
+P2pMemory::~P2pMemory() {
+  for (void* const data : opened_) {
+    const absl::Status status = gpu::ToStatus(cudaIpcCloseMemHandle(data), "cudaIpcCloseMemHandle");
+    if (!status.ok()) log::Error("{}", status.ToString());
+  }
+}
+
+}  // namespace nibble::comm

@@ -1,0 +1,48 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Device memory that the ranks of a host write into directly: each allocates some, tells the others
+// its handle (CUDA IPC; ranks of one process use the address as it is) and maps theirs.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "base/cuda/buffer.h"
+#include "base/cuda/device.h"
+#include "base/status.h"
+#include "comm/communicator.h"
+#include "comm/gpu/p2p_link.h"
+
+namespace nibble::comm {
+
+// Move-only. Ranks of one process end their kernels before any of them destroys it.
+class P2pMemory {
+ public:
+  // Every rank calls, with the same bytes; all succeed or all fail, with the first rank's reason.
+  // The memory is zero. `may_share_device`: ranks on one device are let through, whose kernels run
+  // at the same time or not as the driver likes: for tests.
+  static absl::StatusOr<P2pMemory> Create(Communicator* host, const gpu::DeviceCaps& caps,
+                                          int64_t bytes, bool may_share_device);
+  P2pMemory(P2pMemory&& other) noexcept { *this = std::move(other); }
+  P2pMemory& operator=(P2pMemory&& other) noexcept;
+  ~P2pMemory();
+
+  // By rank, as this one's device sees it; its own too.
+  const std::array<uint8_t*, kMaxP2pRanks>& of_rank() const { return of_rank_; }
+
+ private:
+  struct Handle;
+
+  P2pMemory() = default;
+  absl::Status Allocate(int64_t bytes);
+  absl::Status DescribeOwn(const gpu::DeviceCaps& caps, Handle* own) const;
+  absl::Status Map(int rank, const std::vector<Handle>& handles, bool may_share_device);
+
+  gpu::DeviceBuffer<uint8_t> own_;
+  std::array<uint8_t*, kMaxP2pRanks> of_rank_{};
+  std::vector<void*> opened_;  // to be closed
+};
+
+}  // namespace nibble::comm
