@@ -41,6 +41,7 @@ class RankServer {
   absl::StatusOr<bool> Sort(comm::Frame frame);
   absl::Status Pong(std::string_view payload);
   absl::Status Abort(std::string_view payload);
+  void AbortModel(const std::string& reason);
   void AnswerHello();
   void TellExpertLoad();
 
@@ -109,7 +110,9 @@ void RankServer::ReadFrames() {
     if (!more.ok()) end_ = more.status();
     if (!more.ok() || !*more) break;
   }
-  membership_.Abort(UINT64_MAX, end_.ok() ? "the rank ends" : std::string(end_.message()));
+  const std::string reason = end_.ok() ? "the rank ends" : std::string(end_.message());
+  membership_.Abort(UINT64_MAX, reason);
+  AbortModel(reason);
   queue_.Close();
 }
 
@@ -155,12 +158,20 @@ absl::Status RankServer::Pong(std::string_view payload) {
 absl::Status RankServer::Abort(std::string_view payload) {
   NIBBLE_ASSIGN_OR_RETURN(const AbortPayload abort, AbortPayload::Decode(payload));
   membership_.Abort(abort.generation, abort.reason);
+  AbortModel(abort.reason);
   return absl::OkStatus();
+}
+
+// Once the model is there: before that nothing waits in it.
+void RankServer::AbortModel(const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  if (loaded_) model_->Abort(reason);
 }
 
 // A driver that asks has no generation with this rank.
 void RankServer::AnswerHello() {
   membership_.AbortCurrent("the driver came anew");
+  AbortModel("the driver came anew");
   const std::lock_guard lock(mutex_);
   hello_waits_ = !loaded_.has_value();
   if (loaded_) Send(MakeFrame(*loaded_));

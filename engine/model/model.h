@@ -189,6 +189,9 @@ class Model {
   // in the vocabulary, one for each index.
   virtual absl::StatusOr<StepOutput> ForwardAndSample(const StepPlan& plan, KvCache* cache,
                                                       const HostSampling& host, ThreadPool* pool);
+  // Ends waits of a step under way for other ranks that do not end with the communicator's: those
+  // of a device. Thread-safe.
+  virtual void Abort(const std::string& /*reason*/) {}
   // Not OK: why this process can compute nothing any more, ever. Who runs it is to start another.
   virtual absl::Status Health() const { return absl::OkStatus(); }
 };

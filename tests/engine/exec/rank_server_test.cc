@@ -6,6 +6,7 @@
 
 #include "engine/exec/rank_server.h"
 
+#include <atomic>
 #include <chrono>
 #include <thread>
 
@@ -13,6 +14,7 @@
 #include "gtest/gtest.h"
 
 #include "engine/exec/rank_group.h"
+#include "tests/engine/exec/losable_device.h"
 #include "tests/engine/exec/rank_rig.h"
 #include "tests/engine/exec/thread_hub.h"
 #include "tests/testing/random.h"
@@ -38,13 +40,14 @@ struct Ranks {
 };
 
 Ranks MakeRanks(int size, const char* name, const std::string& model_dir = kModelDir,
-                int num_stages = 1) {
+                int num_stages = 1, std::shared_ptr<const ModelDevice> device = nullptr) {
   Ranks ranks{.options = testing::GroupOptions(size, name, num_stages)};
   ranks.hub = std::make_unique<ThreadHub>(
-      size, [size, model_dir, num_stages](int rank, comm::FrameChannel* channel) {
+      size, [size, model_dir, num_stages, device](int rank, comm::FrameChannel* channel) {
         ThreadPool pool(1);
         RankServerOptions options{.model_dir = model_dir, .block_size = kSizes.block_size};
         options.load.place = testing::PlaceOf(rank, size, num_stages);
+        options.load.device = device;
         options.limits = {.max_tokens = kSizes.max_num_batched_tokens,
                           .max_positions = kSizes.max_model_len,
                           .max_samples = kSizes.max_num_seqs};
@@ -118,6 +121,18 @@ TEST(RankServerTest, RanksThatDieChangeNoToken) {
     EXPECT_EQ(answers, expected) << "round " << round;
     EXPECT_EQ(NumLeftovers(GroupId("die")), 0);
   }
+}
+
+// Its rank ends and another one is started: no fault that comes again.
+TEST(RankServerTest, ALostDeviceChangesNoToken) {
+  const auto expected = AnswersOfOneRank();
+  std::atomic<int> steps_left = 9;
+  const auto device = std::make_shared<testing::LosableDevice>(&steps_left);
+  auto group = StartGroup(MakeRanks(2, "lost-device", kModelDir, 1, device));
+  ASSERT_TRUE(group.ok()) << group.status();
+  EXPECT_EQ(Answers(*std::move(group)), expected);
+  EXPECT_LT(steps_left.load(), 0);
+  EXPECT_EQ(NumLeftovers(GroupId("lost-device")), 0);
 }
 
 TEST(RankServerTest, AFrozenChannelIsReplaced) {
