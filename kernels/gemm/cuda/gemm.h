@@ -54,6 +54,7 @@ struct GemmPlan {
   int stages = 1;
   int64_t shared_bytes = 0;
   int64_t workspace_bytes = 0;
+  int blocks = 0;  // kWgmma: of the grid, each of which takes tiles in turn
 };
 
 // OK when there is a kernel for `desc` on a device of `sm`; else UNIMPLEMENTED or INVALID_ARGUMENT
