@@ -58,10 +58,11 @@ struct GemmKernelArgs {
   const float* bias;  // [n] or null
   DeviceMatrix d;
 
-  // k in parts: part i has stages PartBegin(num_stages, k_parts, i) up to that of i + 1.
+  // k in parts: part i has stages PartBegin(args, i) up to PartBegin(args, i + 1).
   int k_parts;
-  int split_k;     // blocks that share k, each k_parts / split_k parts; > 1: sums to `partials`
-  void* partials;  // [split_k, rows, num_units * 16] int32 or float
+  int parts_shift;  // k_parts is 1 << parts_shift
+  int split_k;      // blocks that share k, each k_parts / split_k parts; > 1: sums to `partials`
+  void* partials;   // [split_k, rows, num_units * 16] int32 or float
   // Blocks of a channel tile: tiles of tokens, or grouped as many as there may be.
   int token_tiles;
 
@@ -72,9 +73,10 @@ struct GemmKernelArgs {
   int num_groups;
 };
 
-// The first stage of a part. Parts are within one stage of each other.
-constexpr int PartBegin(int num_stages, int k_parts, int part) {
-  return static_cast<int>(static_cast<int64_t>(num_stages) * part / k_parts);
+// The first stage of a part; parts are within one stage of each other. No overflow: there are at
+// most 16 parts of 2^25 stages.
+constexpr int PartBegin(const GemmKernelArgs& args, int part) {
+  return args.num_stages * part >> args.parts_shift;
 }
 
 // One of these for each form and kernel; `plan.kernel` is theirs.
@@ -107,11 +109,19 @@ constexpr int TiledStageBytes(Form form, int tile_n) {
              (UnitStageBytes(form) + ScaleStageBytes(form) + ZeroStageBytes(form)) +
          tile_n * static_cast<int>(kStageBytes);
 }
+// Beside the stages: the rows of A, and sums of whole parts where registers do not hold them too.
+constexpr int TiledExtraBytes(Form form, int tile_n) {
+  return tile_n * 4 + (form == Form::kFloatScales ? kTiledChannels * tile_n * 4 : 0);
+}
 // Two blocks on a multiprocessor of sm_90 (227 KiB), one on those with the least (99 KiB).
-inline constexpr int kTiledSharedBytes = 99 * 1024;
+inline constexpr int kMaxTiledSharedBytes = 99 * 1024;
 constexpr int TiledStages(Form form, int tile_n) {
-  const int stages = kTiledSharedBytes / TiledStageBytes(form, tile_n);
+  const int stages =
+      (kMaxTiledSharedBytes - TiledExtraBytes(form, tile_n)) / TiledStageBytes(form, tile_n);
   return stages < 4 ? stages : 4;
+}
+constexpr int TiledSharedBytes(Form form, int tile_n) {
+  return TiledStages(form, tile_n) * TiledStageBytes(form, tile_n) + TiledExtraBytes(form, tile_n);
 }
 
 // kSkinny: stages between two barriers, warps of a block and its shared memory.

@@ -4,8 +4,11 @@
 #include "kernels/gemm/cuda/gemm_plan.h"
 
 #include <algorithm>
+#include <optional>
 
+#include "kernels/gemm/cuda/cublaslt.h"
 #include "kernels/gemm/cuda/packing.h"
+#include "kernels/gemm/cuda/wgmma_gemm.h"
 #include "kernels/gemm/panel_loops.h"
 
 namespace nibble::kernels::cuda {
@@ -129,39 +132,56 @@ GemmPlan PlanSkinny(const GemmDesc& desc, int tile_n) {
 
 GemmPlan PlanTiled(const GemmDesc& desc, int tile_n, int split_k, int64_t num_tokens) {
   const Form form = FormOf(desc);
-  const int stages = TiledStages(form, tile_n);
   const int64_t sums = num_tokens * MakeWeightLayout(desc).padded_n;
   return {.kernel = GemmKernel::kTiled,
           .tile_m = kTiledChannels,
           .tile_n = tile_n,
           .k_parts = KParts(desc),
           .split_k = split_k,
-          .stages = stages,
-          .shared_bytes = int64_t{stages} * TiledStageBytes(form, tile_n),
+          .stages = TiledStages(form, tile_n),
+          .shared_bytes = TiledSharedBytes(form, tile_n),
           .workspace_bytes = split_k > 1 ? sums * split_k * int64_t{sizeof(int32_t)} : 0};
 }
+
+namespace {
+
+// Only Hopper has the instructions; asking costs the others no message.
+bool TakesWgmma(const GemmDesc& desc, const gpu::DeviceCaps& caps) {
+  return caps.sm == 90 && TakesInt8(desc.format) && SupportsWgmma(desc, caps).ok();
+}
+
+// kSkinny with a tile for that many tokens, unless there is none or the device has not the memory.
+std::optional<GemmPlan> PlanSkinnyFor(const GemmDesc& desc, int64_t num_tokens,
+                                      const gpu::DeviceCaps& caps) {
+  for (const int tile_n : kSkinnyTiles) {
+    if (num_tokens > tile_n) continue;
+    const GemmPlan plan = PlanSkinny(desc, tile_n);
+    if (plan.shared_bytes <= caps.max_shared_bytes) return plan;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
 
 GemmPlan Choose(const GemmDesc& desc, int64_t num_tokens, const gpu::DeviceCaps& caps,
                 bool has_cublaslt) {
   if (IsFloat(desc)) return PlanFloat();
   if (desc.format == WeightFormat::kDense && has_cublaslt) {
-    return {.kernel = GemmKernel::kCublasLt};
+    return {.kernel = GemmKernel::kCublasLt, .workspace_bytes = CublasLt::kWorkspaceBytes};
   }
-  for (const int tile_n : kSkinnyTiles) {
-    if (num_tokens <= tile_n) return PlanSkinny(desc, tile_n);
-  }
+  if (const auto plan = PlanSkinnyFor(desc, num_tokens, caps)) return *plan;
+  if (TakesWgmma(desc, caps)) return PlanWgmma(desc, num_tokens, caps);
   return PlanTiledFor(desc, num_tokens, caps);
 }
 
 GemmPlan ChooseGrouped(const GemmDesc& desc, int64_t num_groups, int64_t max_rows,
-                       const gpu::DeviceCaps& /*caps*/) {
+                       const gpu::DeviceCaps& caps) {
   if (IsFloat(desc)) return PlanFloat();
   // Rows that a group has when they are spread evenly; a tile that holds half as many again seldom
   // reads a group's weights twice.
   const int64_t rows = CeilDiv(max_rows * 3, std::max<int64_t>(num_groups, 1) * 2);
-  for (const int tile_n : kSkinnyTiles) {
-    if (rows <= tile_n) return PlanSkinny(desc, tile_n);
-  }
+  if (const auto plan = PlanSkinnyFor(desc, rows, caps)) return *plan;
+  if (TakesWgmma(desc, caps)) return PlanWgmmaGrouped(desc, num_groups, max_rows, caps);
   for (const int tile_n : kTiledTiles) {
     if (rows <= tile_n || tile_n == LargestTile(FormOf(desc))) {
       return PlanTiled(desc, tile_n, 1, max_rows);
@@ -176,6 +196,7 @@ int64_t WorkspaceBytes(const GemmDesc& desc, int64_t max_tokens, const gpu::Devi
     return Choose(desc, tokens, caps, has_cublaslt).workspace_bytes;
   };
   int64_t most = bytes(max_tokens);
+  if (TakesWgmma(desc, caps)) most = std::max(most, WgmmaWorkspaceBytes(desc, max_tokens, caps));
   // More tokens of the same number of tiles take more, and with some tiles nothing is split.
   const int64_t enough = int64_t{caps.num_sms} * kTiledTiles[2];
   for (int64_t tokens = kTiledTiles[0]; tokens < std::min(max_tokens, enough);

@@ -6,10 +6,13 @@
 #include "kernels/gemm/cuda/gemm_run.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
+#include "kernels/gemm/cuda/cublaslt.h"
 #include "kernels/gemm/cuda/gemm_kernels.h"
 #include "kernels/gemm/cuda/gemm_plan.h"
+#include "kernels/gemm/cuda/wgmma_gemm.h"
 #include "kernels/gemm/panel_loops.h"
 
 namespace nibble::kernels::cuda {
@@ -81,6 +84,7 @@ GemmKernelArgs MakeArgs(const GemmDesc& desc, int64_t rows, const DeviceMatrix& 
       .bias = nullptr,
       .d = d,
       .k_parts = plan.k_parts,
+      .parts_shift = std::countr_zero(static_cast<unsigned>(plan.k_parts)),
       .split_k = plan.split_k,
       .partials = nullptr,
       .token_tiles = static_cast<int>(CeilDiv(rows, plan.tile_n)),
@@ -91,6 +95,7 @@ GemmKernelArgs MakeArgs(const GemmDesc& desc, int64_t rows, const DeviceMatrix& 
 }
 
 absl::Status LaunchForm(const GemmDesc& desc, const GemmLaunch& launch) {
+  if (launch.plan.kernel == GemmKernel::kWgmma) return LaunchWgmma(desc, launch);
   const int64_t blocks = CeilDiv(desc.n, launch.plan.tile_m) * launch.args.token_tiles;
   if (blocks > kMaxBlocks) {
     return InvalidArgument("gemm: {} with {} rows takes {} blocks, the limit is {}", ToString(desc),
@@ -115,6 +120,27 @@ absl::Status LaunchForm(const GemmDesc& desc, const GemmLaunch& launch) {
   return Internal("gemm: no form for {}", ToString(desc));
 }
 
+absl::Status RunCublasLt(const DeviceWeight& weight, const DeviceGemmArgs& args,
+                         const GemmContext& context, cudaStream_t stream) {
+  if (context.cublaslt == nullptr) {
+    return InvalidArgument("gemm: a plan for cuBLASLt, which was not opened");
+  }
+  const GemmDesc& desc = weight.desc();
+  return MultiplyDense(context.cublaslt,
+                       {.m = args.m,
+                        .n = desc.n,
+                        .k = desc.k,
+                        .type = desc.storage,
+                        .a = args.a.data,
+                        .a_stride = args.a.stride,
+                        .b = weight.codes(),
+                        .b_stride = weight.padded_k(),
+                        .d_type = args.d.dtype,
+                        .d = args.d.data,
+                        .d_stride = args.d.stride},
+                       args.bias, context.workspace, context.workspace_bytes, stream);
+}
+
 }  // namespace
 
 absl::Status RunPlanned(const DeviceWeight& weight, const DeviceGemmArgs& args,
@@ -126,6 +152,7 @@ absl::Status RunPlanned(const DeviceWeight& weight, const DeviceGemmArgs& args,
     return InvalidArgument("gemm: {} with {} rows takes a workspace of {} bytes, there are {}",
                            ToString(desc), args.m, plan.workspace_bytes, context.workspace_bytes);
   }
+  if (plan.kernel == GemmKernel::kCublasLt) return RunCublasLt(weight, args, context, stream);
   GemmKernelArgs kernel_args = MakeArgs(desc, args.m, args.a, args.a8, args.d, plan);
   kernel_args.weight = {weight.codes(), weight.scales(), weight.zeros()};
   kernel_args.bias = args.bias;
@@ -154,7 +181,10 @@ absl::Status RunGroupedPlanned(const GroupedWeights& weights, const DeviceGroupe
 absl::Status Run(const DeviceWeight& weight, const DeviceGemmArgs& args, const GemmContext& context,
                  cudaStream_t stream) {
   NIBBLE_RETURN_IF_ERROR(Supports(weight.desc(), context.caps));
-  const GemmPlan plan = Choose(weight.desc(), args.m, context.caps, context.cublaslt != nullptr);
+  // It does not multiply f16 into bf16.
+  const bool has_cublaslt =
+      context.cublaslt != nullptr && LtTakes(weight.desc().storage, args.d.dtype);
+  const GemmPlan plan = Choose(weight.desc(), args.m, context.caps, has_cublaslt);
   return RunPlanned(weight, args, plan, context, stream);
 }
 

@@ -8,8 +8,8 @@
 // A stage is 128 bytes of a row of activations: 128 k of int8 or 64 of 16 bits, four matrix
 // instructions. In registers, with g = lane / 4 and t = lane % 4:
 //
-//   raw     the lane's 16-byte pieces of 16 channels, as weights lie in memory
-//   a[s]    the first operand of instruction s; b[s] the second one, of 8 tokens
+//   raw         the lane's 16-byte pieces of 16 channels, as weights lie in memory
+//   a[h][s]     the first operand of instruction s of half h; b[h][s] the second one, of 8 tokens
 //
 // For 16-bit weights lane t takes k = 8t .. 8t + 7 of each 32, of both operands (4 of them in each
 // of two instructions): one 16-byte load then feeds two instructions, from device memory as well
@@ -28,7 +28,8 @@
 
 namespace nibble::kernels::cuda {
 
-constexpr int kSteps = 4;        // matrix instructions of a stage
+constexpr int kSteps = 4;  // matrix instructions of a stage
+constexpr int kHalfSteps = 2;
 constexpr int kTileTokens = 8;   // of an instruction
 constexpr int kPieceBytes = 16;  // of a copy
 constexpr int kPieces = static_cast<int>(kStageBytes) / kPieceBytes;
@@ -44,6 +45,8 @@ template <>
 struct SumOf<false> {
   using Type = float;
 };
+template <Form kForm>
+constexpr bool kScalesSums = kForm == Form::kInteger || kForm == Form::kFloatScales;
 template <Form kForm>
 using Sum = typename SumOf<SumsAreExact(kForm)>::Type;
 
@@ -143,19 +146,21 @@ __device__ __forceinline__ void CopyScales(const GemmKernelArgs& args,
     constexpr int kGroupBytes = kForm == Form::kFloatScales ? 64 : 16;
     constexpr int kBytes = ScaleStageBytes(kForm) + ZeroStageBytes(kForm);
     const int lane = gpu::LaneId();
-    const int groups = args.group_shift >= 7 ? 1 : 128 >> args.group_shift;
+    // 1, 2 or 4 groups in a stage; pieces of a unit.
+    const int groups_shift = args.group_shift >= 7 ? 0 : 7 - args.group_shift;
+    const int pieces_shift = groups_shift + (kForm == Form::kFloatScales ? 2 : 0);
     const int group = stage * static_cast<int>(kIntegerStageK) >> args.group_shift;
-    const int pieces = groups * kGroupBytes / kPieceBytes;
-    for (int i = lane; i < kUnits * pieces; i += gpu::kWarpSize) {
-      const int64_t index = int64_t{unit + i / pieces} * args.num_scale_groups + group;
-      gpu::CopyAsync16(to + i / pieces * kBytes + i % pieces * kPieceBytes,
-                       weight.scales + index * kGroupBytes + i % pieces * kPieceBytes);
+    if (lane < kUnits << pieces_shift) {  // 32 at most
+      const int64_t index = int64_t{unit + (lane >> pieces_shift)} * args.num_scale_groups + group;
+      const int piece = (lane & ((1 << pieces_shift) - 1)) * kPieceBytes;
+      gpu::CopyAsync16(to + (lane >> pieces_shift) * kBytes + piece,
+                       weight.scales + index * kGroupBytes + piece);
     }
-    if (ZeroStageBytes(kForm) > 0 && weight.zeros != nullptr && lane < kUnits * groups) {
-      const int64_t index = int64_t{unit + lane / groups} * args.num_scale_groups + group;
-      gpu::CopyAsync16(
-          to + lane / groups * kBytes + ScaleStageBytes(kForm) + lane % groups * kPieceBytes,
-          weight.zeros + (index + lane % groups) * kPieceBytes);
+    if (ZeroStageBytes(kForm) > 0 && weight.zeros != nullptr && lane < kUnits << groups_shift) {
+      const int64_t index = int64_t{unit + (lane >> groups_shift)} * args.num_scale_groups + group;
+      const int piece = (lane & ((1 << groups_shift) - 1)) * kPieceBytes;
+      gpu::CopyAsync16(to + (lane >> groups_shift) * kBytes + ScaleStageBytes(kForm) + piece,
+                       weight.zeros + index * kPieceBytes + piece);
     }
   }
 }
@@ -207,73 +212,62 @@ __device__ __forceinline__ void ReadDecodes(const uint8_t* scales, bool has_zero
   }
 }
 
-// From raw pieces to first operands. kGroups: of the stage, 1, 2 or 4.
+// From raw pieces to the first operands of one half of a stage. kGroups: of the stage, 1, 2 or 4.
 template <Form kForm, int kGroups>
-__device__ __forceinline__ void DecodeStage(const uint4 (&raw)[kRawPieces<kForm>],
-                                            const uint8_t* scales, bool has_zeros,
-                                            uint32_t (&a)[kSteps][4]) {
-  if constexpr (kForm == Form::kInt8) {
+__device__ __forceinline__ void DecodeHalf(const uint4 (&raw)[kRawPieces<kForm> / 2], int half,
+                                           const uint8_t* scales, bool has_zeros,
+                                           uint32_t (&a)[kHalfSteps][4]) {
+  if constexpr (IsInt4(kForm)) {
+    constexpr bool kFolded = kForm == Form::kFolded;
+    const uint32_t words[4] = {raw[0].x, raw[0].y, raw[0].z, raw[0].w};
+    Int4Decode decode[2];
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      a[s][0] = raw[s].x;
-      a[s][1] = raw[s].y;
-      a[s][2] = raw[s].z;
-      a[s][3] = raw[s].w;
-    }
-  } else if constexpr (IsHalf(kForm)) {
+    for (int s = 0; s < kHalfSteps; ++s) {
+      if (s == 0 || kGroups == 4) {
+        ReadDecodes<kForm>(scales, has_zeros, (half * kHalfSteps + s) * kGroups / kSteps, decode);
+      }
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint4& low = raw[2 * half];
-      const uint4& high = raw[2 * half + 1];
-      const uint32_t rows[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[2 * half + s][i] = rows[i % 2][2 * s + i / 2];
+      for (int i = 0; i < 2; ++i) {
+        a[s][i] = DecodeLow<kFolded>(words[2 * s + i], decode[i]);
+        a[s][2 + i] = DecodeHigh<kFolded>(words[2 * s + i], decode[i]);
       }
     }
   } else {
-    constexpr bool kFolded = kForm == Form::kFolded;
-    Int4Decode decode[2];
+    const uint32_t words[2][4] = {{raw[0].x, raw[0].y, raw[0].z, raw[0].w},
+                                  {raw[1].x, raw[1].y, raw[1].z, raw[1].w}};
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      if (s * kGroups % kSteps == 0) {
-        ReadDecodes<kForm>(scales, has_zeros, s * kGroups / kSteps, decode);
+    for (int s = 0; s < kHalfSteps; ++s) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // 16 bits: a piece is of one channel and both instructions.
+        a[s][i] = IsHalf(kForm) ? words[i % 2][2 * s + i / 2] : words[s][i];
       }
-      const uint32_t low = s % 2 == 0 ? raw[s / 2].x : raw[s / 2].z;
-      const uint32_t high = s % 2 == 0 ? raw[s / 2].y : raw[s / 2].w;
-      a[s][0] = DecodeLow<kFolded>(low, decode[0]);
-      a[s][1] = DecodeLow<kFolded>(high, decode[1]);
-      a[s][2] = DecodeHigh<kFolded>(low, decode[0]);
-      a[s][3] = DecodeHigh<kFolded>(high, decode[1]);
     }
   }
 }
 
-// The second operands of 8 tokens, whose rows of the stage begin at `tokens`.
+// The second operands of 8 tokens for one half of a stage; `tokens` is where their rows begin.
 template <Form kForm>
-__device__ __forceinline__ void LoadTokens(const uint8_t* tokens, uint32_t (&b)[kSteps][2]) {
+__device__ __forceinline__ void LoadTokens(const uint8_t* tokens, int half,
+                                           uint32_t (&b)[kHalfSteps][2]) {
   const int lane = gpu::LaneId();
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    uint32_t r[4];
-    if constexpr (IsHalf(kForm)) {
-      const int row = lane / 4;
-      const int piece = SwizzledPiece<kForm>(row, half * 4 + lane % 4);
-      const uint4 words =
-          *reinterpret_cast<const uint4*>(tokens + row * kStageBytes + piece * kPieceBytes);
-      r[0] = words.x;
-      r[1] = words.y;
-      r[2] = words.z;
-      r[3] = words.w;
-    } else {
-      const int row = lane % 8;
-      const int piece = SwizzledPiece<kForm>(row, half * 4 + lane / 8);
-      LoadMatrixX4(r, tokens + row * kStageBytes + piece * kPieceBytes);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) b[half * 2 + i / 2][i % 2] = r[i];
+  uint32_t r[4];
+  if constexpr (IsHalf(kForm)) {
+    const int row = lane / 4;
+    const int piece = SwizzledPiece<kForm>(row, half * 4 + lane % 4);
+    const uint4 words =
+        *reinterpret_cast<const uint4*>(tokens + row * kStageBytes + piece * kPieceBytes);
+    r[0] = words.x;
+    r[1] = words.y;
+    r[2] = words.z;
+    r[3] = words.w;
+  } else {
+    const int row = lane % 8;
+    const int piece = SwizzledPiece<kForm>(row, half * 4 + lane / 8);
+    LoadMatrixX4(r, tokens + row * kStageBytes + piece * kPieceBytes);
   }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) b[i / 2][i % 2] = r[i];
 }
 
 // ---- The product of a stage ----
@@ -290,34 +284,40 @@ __device__ __forceinline__ void MultiplyStep(T (&sum)[4], const uint32_t (&a)[4]
   }
 }
 
-// sum += 16 channels times 8 tokens over a stage. The forms that scale sums do so group by group,
-// which takes no second set of sums.
+// sum += 16 channels times 8 tokens over half a stage, of a form whose sums are not scaled.
+template <Form kForm>
+__device__ __forceinline__ void MultiplyHalf(Sum<kForm> (&sum)[4],
+                                             const uint32_t (&a)[kHalfSteps][4],
+                                             const uint32_t (&b)[kHalfSteps][2]) {
+#pragma unroll
+  for (int s = 0; s < kHalfSteps; ++s) MultiplyStep<kForm>(sum, a[s], b[s]);
+}
+
+// The same over a stage for the forms that scale sums, which they do group by group: it takes no
+// second set of sums.
 template <Form kForm, int kGroups>
-__device__ __forceinline__ void MultiplyStage(Sum<kForm> (&sum)[4], const uint32_t (&a)[kSteps][4],
-                                              const uint32_t (&b)[kSteps][2],
-                                              const GroupScales<kForm, kGroups>& scales) {
-  if constexpr (kForm == Form::kInteger || kForm == Form::kFloatScales) {
-    constexpr int kGroupSteps = kSteps / kGroups;
+__device__ __forceinline__ void MultiplyGroups(Sum<kForm> (&sum)[4],
+                                               const uint32_t (&a)[2][kHalfSteps][4],
+                                               const uint32_t (&b)[2][kHalfSteps][2],
+                                               const GroupScales<kForm, kGroups>& scales) {
+  constexpr int kGroupSteps = kSteps / kGroups;
 #pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-      int partial[4] = {0, 0, 0, 0};
+  for (int group = 0; group < kGroups; ++group) {
+    int partial[4] = {0, 0, 0, 0};
 #pragma unroll
-      for (int s = 0; s < kGroupSteps; ++s) {
-        MmaS8(partial, a[group * kGroupSteps + s], b[group * kGroupSteps + s]);
-      }
+    for (int i = 0; i < kGroupSteps; ++i) {
+      const int s = group * kGroupSteps + i;
+      MmaS8(partial, a[s / kHalfSteps][s % kHalfSteps], b[s / kHalfSteps][s % kHalfSteps]);
+    }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const Sum<kForm> scale = i < 2 ? scales.low[group] : scales.high[group];
-        if constexpr (kForm == Form::kInteger) {
-          sum[i] += partial[i] * scale;
-        } else {
-          sum[i] = fmaf(__int2float_rn(partial[i]), scale, sum[i]);
-        }
+    for (int i = 0; i < 4; ++i) {
+      const Sum<kForm> scale = i < 2 ? scales.low[group] : scales.high[group];
+      if constexpr (kForm == Form::kInteger) {
+        sum[i] += partial[i] * scale;
+      } else {
+        sum[i] = fmaf(__int2float_rn(partial[i]), scale, sum[i]);
       }
     }
-  } else {
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) MultiplyStep<kForm>(sum, a[s], b[s]);
   }
 }
 
@@ -329,6 +329,85 @@ __device__ __forceinline__ void ForGroups(const GemmKernelArgs& args, const Body
     if (args.group_shift == 6) return body(std::integral_constant<int, 2>());
   }
   return body(std::integral_constant<int, 1>());
+}
+
+// sums += kUnits * 16 channels times kTiles * 8 tokens over one stage. raw(u, h, pieces) gives the
+// pieces of a unit's half; scales of a unit are kScaleBytes after those of the one before.
+template <Form kForm, int kUnits, int kTiles, typename Raw>
+__device__ __forceinline__ void MultiplyStage(const GemmKernelArgs& args, bool has_zeros,
+                                              const Raw& raw, const uint8_t* scales,
+                                              const int (&offset)[kUnits][2], const uint8_t* tokens,
+                                              Sum<kForm> (&sums)[kUnits][kTiles][4]) {
+  constexpr int kScaleBytes = ScaleStageBytes(kForm) + ZeroStageBytes(kForm);
+  constexpr int kTileBytes = kTileTokens * static_cast<int>(kStageBytes);
+  if constexpr (kScalesSums<kForm>) {
+    // Units that share the loads of tokens. Float scales leave no registers for two.
+    constexpr int kTogether = kForm == Form::kFloatScales ? 1 : kUnits;
+    ForGroups<kForm>(args, [&](auto groups) {
+      constexpr int kGroups = decltype(groups)::value;
+#pragma unroll
+      for (int first = 0; first < kUnits; first += kTogether) {
+        uint32_t a[kTogether][2][kHalfSteps][4];
+        GroupScales<kForm, kGroups> group_scales[kTogether];
+#pragma unroll
+        for (int u = 0; u < kTogether; ++u) {
+          const uint8_t* const unit_scales = scales + (first + u) * kScaleBytes;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            uint4 pieces[kRawPieces<kForm> / 2];
+            raw(first + u, half, pieces);
+            DecodeHalf<kForm, kGroups>(pieces, half, unit_scales, has_zeros, a[u][half]);
+          }
+          ReadScales(unit_scales, offset[first + u], &group_scales[u]);
+        }
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          uint32_t b[2][kHalfSteps][2];
+          LoadTokens<kForm>(tokens + tile * kTileBytes, 0, b[0]);
+          LoadTokens<kForm>(tokens + tile * kTileBytes, 1, b[1]);
+#pragma unroll
+          for (int u = 0; u < kTogether; ++u) {
+            MultiplyGroups<kForm, kGroups>(sums[first + u][tile], a[u], b, group_scales[u]);
+          }
+        }
+      }
+    });
+  } else {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t a[kUnits][kHalfSteps][4];
+      ForGroups<kForm>(args, [&](auto groups) {
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u) {
+          uint4 pieces[kRawPieces<kForm> / 2];
+          raw(u, half, pieces);
+          DecodeHalf<kForm, decltype(groups)::value>(pieces, half, scales + u * kScaleBytes,
+                                                     has_zeros, a[u]);
+        }
+      });
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        uint32_t b[kHalfSteps][2];
+        LoadTokens<kForm>(tokens + tile * kTileBytes, half, b);
+#pragma unroll
+        for (int u = 0; u < kUnits; ++u) MultiplyHalf<kForm>(sums[u][tile], a[u], b);
+      }
+    }
+  }
+}
+
+// Of the integer form, for channels g and g + 8 of each unit: what is added to the bytes of S.
+template <Form kForm, int kUnits>
+__device__ __forceinline__ void LoadOffsets(const GemmKernelArgs& args,
+                                            const GroupedWeights::Entry& weight, int unit,
+                                            int (&offset)[kUnits][2]) {
+  if constexpr (kForm == Form::kInteger) {
+    if (unit >= args.num_units) return;
+    const auto* const offsets = reinterpret_cast<const int*>(weight.scales + args.integer_offset) +
+                                unit * kUnitChannels + gpu::LaneId() / 4;
+#pragma unroll
+    for (int i = 0; i < 2 * kUnits; ++i) offset[i / 2][i % 2] = offsets[i * 8];
+  }
 }
 
 // ---- The end ----

@@ -1,13 +1,14 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// kSkinny: up to 16 tokens. Weights go from memory to registers, 2 KiB of each warp on their way;
-// README.md has the arithmetic.
+// kSkinny: up to 16 tokens. Weights go from memory to registers, 2 to 4 KiB of each warp on their
+// way; README.md has the arithmetic.
 //
 //   warp w of a block: part w % k_parts of k, 16 channels (w / k_parts) of the block's
 //
-// All warps go through their parts chunk by chunk. While a chunk is multiplied, the weights of the
-// next one arrive in registers and its tokens and scales in the other half of shared memory:
+// All warps go through their parts chunk by chunk (2 KiB of codes). While a chunk is multiplied,
+// the weights of the next one arrive in registers and its tokens and scales in the other half of
+// shared memory:
 //
 //   half: [k_parts][stages of a chunk][kTileN] rows of 128 bytes, then [warps][stages] scales
 #pragma once
@@ -50,36 +51,55 @@ __device__ __forceinline__ void LoadRaw(const GemmKernelArgs& args, const uint8_
   }
 }
 
+// What a thread copies of the tokens: one piece of one row, of every slab_step-th slab.
+struct SkinnyCopy {
+  int row;     // of A; -1: none
+  int offset;  // in a slab, swizzled
+  int piece;
+  int slab;  // the first one, of [k_parts][stages of a chunk]
+  int slab_step;
+};
+
+template <Form kForm, int kTileN>
+__device__ __forceinline__ SkinnyCopy PlanCopy(const GemmKernelArgs& args, const BlockWork& work) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int row = thread / kPieces % kTileN;
+  SkinnyCopy copy;
+  copy.row = work.row_begin + row < work.row_end ? RowOfA(args, work.row_begin + row) : -1;
+  copy.piece = thread % kPieces;
+  copy.offset =
+      row * static_cast<int>(kStageBytes) + SwizzledPiece<kForm>(row, copy.piece) * kPieceBytes;
+  copy.slab = thread / (kPieces * kTileN);
+  copy.slab_step = static_cast<int>(blockDim.x) / (kPieces * kTileN);
+  return copy;
+}
+
 // Tokens of all parts and scales of this warp, for chunk `chunk`.
 template <Form kForm, int kTileN>
 __device__ __forceinline__ void CopyChunk(const GemmKernelArgs& args, const BlockWork& work,
-                                          const SkinnyWarp& warp, int chunk, uint8_t* buffer) {
+                                          const SkinnyWarp& warp, const SkinnyCopy& copy, int chunk,
+                                          uint8_t* buffer) {
   constexpr int kChunk = SkinnyChunkStages(kForm);
-  const int rows = work.row_end - work.row_begin;
-  const int count = args.k_parts * kChunk * kTileN * kPieces;
-  for (auto i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
-    const int piece = i % kPieces;
-    const int row = i / kPieces % kTileN;
-    const int slab = i / (kPieces * kTileN);  // [k_parts][kChunk]
-    const int part = slab / kChunk;
-    const int stage =
-        PartBegin(args.num_stages, args.k_parts, part) + chunk * kChunk + slab % kChunk;
-    if (row < rows && stage < PartBegin(args.num_stages, args.k_parts, part + 1)) {
+  const int num_slabs = args.k_parts * kChunk;
+  if (copy.row >= 0) {
+    for (int slab = copy.slab; slab < num_slabs; slab += copy.slab_step) {
+      const int part = slab / kChunk;
+      const int stage = PartBegin(args, part) + chunk * kChunk + slab % kChunk;
+      if (stage >= PartBegin(args, part + 1)) continue;
       CopyTokenPiece<kForm>(args,
-                            buffer + (slab * kTileN + row) * kStageBytes +
-                                SwizzledPiece<kForm>(row, piece) * kPieceBytes,
-                            RowOfA(args, work.row_begin + row),
-                            stage * kStageBytes + piece * kPieceBytes);
+                            buffer + slab * kTileN * static_cast<int>(kStageBytes) + copy.offset,
+                            copy.row, stage * kStageBytes + copy.piece * kPieceBytes);
     }
   }
   if constexpr (IsInt4(kForm)) {
     constexpr int kScales = ScaleStageBytes(kForm) + ZeroStageBytes(kForm);
     uint8_t* const scales =
-        buffer + args.k_parts * kChunk * kTileN * kStageBytes + gpu::WarpId() * kChunk * kScales;
-    if (warp.unit < args.num_units) {
-      for (int c = 0; c < kChunk && warp.stage + chunk * kChunk + c < warp.stage_end; ++c) {
-        CopyScales<kForm, 1>(args, work.weight, scales + c * kScales, warp.unit,
-                             warp.stage + chunk * kChunk + c);
+        buffer + num_slabs * kTileN * kStageBytes + gpu::WarpId() * kChunk * kScales;
+#pragma unroll
+    for (int c = 0; c < kChunk; ++c) {
+      const int stage = warp.stage + chunk * kChunk + c;
+      if (stage < warp.stage_end) {
+        CopyScales<kForm, 1>(args, work.weight, scales + c * kScales, warp.unit, stage);
       }
     }
   }
@@ -88,40 +108,32 @@ __device__ __forceinline__ void CopyChunk(const GemmKernelArgs& args, const Bloc
 template <Form kForm, int kTileN>
 __device__ __forceinline__ void MultiplyChunk(const GemmKernelArgs& args, const BlockWork& work,
                                               const RawChunk<kForm>& raw, int num_stages,
-                                              const int (&offset)[2], const uint8_t* buffer,
-                                              Sum<kForm> (&sums)[kTileN / kTileTokens][4]) {
+                                              const int (&offset)[1][2], const uint8_t* buffer,
+                                              Sum<kForm> (&sums)[1][kTileN / kTileTokens][4]) {
   constexpr int kChunk = SkinnyChunkStages(kForm);
   constexpr int kScales = ScaleStageBytes(kForm) + ZeroStageBytes(kForm);
+  constexpr int kHalfPieces = kRawPieces<kForm> / 2;
   const int warp = gpu::WarpId();
   const uint8_t* const tokens =
-      buffer + warp % args.k_parts * kChunk * kTileN * static_cast<int>(kStageBytes);
+      buffer + (warp & (args.k_parts - 1)) * kChunk * kTileN * static_cast<int>(kStageBytes);
   const uint8_t* const scales =
       buffer + args.k_parts * kChunk * kTileN * kStageBytes + warp * kChunk * kScales;
-  ForGroups<kForm>(args, [&](auto groups) {
-    constexpr int kGroups = decltype(groups)::value;
 #pragma unroll
-    for (int c = 0; c < kChunk; ++c) {
-      if (c >= num_stages) return;
-      uint32_t a[kSteps][4];
-      DecodeStage<kForm, kGroups>(raw[c], scales + c * kScales, work.weight.zeros != nullptr, a);
-      GroupScales<kForm, kGroups> group_scales;
-      if constexpr (kForm == Form::kInteger || kForm == Form::kFloatScales) {
-        ReadScales(scales + c * kScales, offset, &group_scales);
-      }
+  for (int c = 0; c < kChunk; ++c) {
+    if (c >= num_stages) return;
+    const auto pieces = [&](int /*unit*/, int half, uint4(&to)[kHalfPieces]) {
 #pragma unroll
-      for (int tile = 0; tile < kTileN / kTileTokens; ++tile) {
-        uint32_t b[kSteps][2];
-        LoadTokens<kForm>(tokens + (c * kTileN + tile * kTileTokens) * kStageBytes, b);
-        MultiplyStage<kForm, kGroups>(sums[tile], a, b, group_scales);
-      }
-    }
-  });
+      for (int i = 0; i < kHalfPieces; ++i) to[i] = raw[c][half * kHalfPieces + i];
+    };
+    MultiplyStage<kForm>(args, work.weight.zeros != nullptr, pieces, scales + c * kScales, offset,
+                         tokens + c * kTileN * kStageBytes, sums);
+  }
 }
 
 // Sums of all parts, in rising order, to D.
 template <Form kForm, int kTileN>
 __device__ __forceinline__ void ReduceParts(const GemmKernelArgs& args, const BlockWork& work,
-                                            const Sum<kForm> (&sums)[kTileN / kTileTokens][4]) {
+                                            const Sum<kForm> (&sums)[1][kTileN / kTileTokens][4]) {
   auto* const shared = gpu::SharedAs<Sum<kForm>>();  // [warps][kTileN][kSkinnySumPitch]
   const int lane = gpu::LaneId();
   __syncthreads();
@@ -131,7 +143,7 @@ __device__ __forceinline__ void ReduceParts(const GemmKernelArgs& args, const Bl
     for (int i = 0; i < 4; ++i) {
       const int token = tile * kTileTokens + lane % 4 * 2 + i % 2;
       const int channel = lane / 4 + i / 2 * 8;
-      shared[(gpu::WarpId() * kTileN + token) * kSkinnySumPitch + channel] = sums[tile][i];
+      shared[(gpu::WarpId() * kTileN + token) * kSkinnySumPitch + channel] = sums[0][tile][i];
     }
   }
   __syncthreads();
@@ -164,49 +176,48 @@ __global__ __launch_bounds__(512, 1) void SkinnyKernel(const GemmKernelArgs args
   BlockWork work;
   if (!FindWork<kTileN>(args, &work)) return;
   const int num_warps = static_cast<int>(blockDim.x) / gpu::kWarpSize;
-  const int part = gpu::WarpId() % args.k_parts;
+  const int part = (gpu::WarpId() & (args.k_parts - 1));
   SkinnyWarp warp;
-  warp.unit = work.channel_tile * (num_warps / args.k_parts) + gpu::WarpId() / args.k_parts;
-  warp.stage = PartBegin(args.num_stages, args.k_parts, part);
-  warp.stage_end = PartBegin(args.num_stages, args.k_parts, part + 1);
+  warp.unit =
+      work.channel_tile * (num_warps >> args.parts_shift) + (gpu::WarpId() >> args.parts_shift);
+  warp.stage = PartBegin(args, part);
+  warp.stage_end = PartBegin(args, part + 1);
   if (warp.unit >= args.num_units) warp.stage_end = warp.stage;
   const int longest = (args.num_stages + args.k_parts - 1) / args.k_parts;
   const int num_chunks = (longest + kChunk - 1) / kChunk;
-  int offset[2] = {0, 0};
-  if constexpr (kForm == Form::kInteger) {
-    if (warp.unit < args.num_units) {
-      const auto* const offsets =
-          reinterpret_cast<const int*>(work.weight.scales + args.integer_offset) +
-          warp.unit * kUnitChannels + gpu::LaneId() / 4;
-      offset[0] = offsets[0];
-      offset[1] = offsets[8];
-    }
-  }
+  int offset[1][2] = {};
+  LoadOffsets<kForm>(args, work.weight, warp.unit, offset);
+  const SkinnyCopy pieces = PlanCopy<kForm, kTileN>(args, work);
 
   auto* const shared = gpu::SharedAs<uint8_t>();
   const int half_bytes = SkinnyBufferBytes(kForm, kTileN, args.k_parts);
-  Sum<kForm> sums[kTileN / kTileTokens][4] = {};
-  RawChunk<kForm> raw = {};
-  RawChunk<kForm> next = {};
-  LoadRaw<kForm>(args, work.weight.codes, warp, warp.stage, raw);
-  CopyChunk<kForm, kTileN>(args, work, warp, 0, shared);
-  gpu::CopyAsyncCommit();
-  for (int chunk = 0; chunk < num_chunks; ++chunk) {
-    const int stage = warp.stage + chunk * kChunk;
+  Sum<kForm> sums[1][kTileN / kTileTokens][4] = {};
+  const auto load = [&](int chunk, RawChunk<kForm>& raw) {
+    LoadRaw<kForm>(args, work.weight.codes, warp, warp.stage + chunk * kChunk, raw);
+  };
+  const auto copy = [&](int chunk) {
+    if (chunk < num_chunks) {
+      CopyChunk<kForm, kTileN>(args, work, warp, pieces, chunk, shared + chunk % 2 * half_bytes);
+    }
+    gpu::CopyAsyncCommit();
+  };
+  const auto multiply = [&](int chunk, RawChunk<kForm>& raw) {
     gpu::CopyAsyncWait<0>();
-    __syncthreads();
-    if (chunk + 1 < num_chunks) {
-      LoadRaw<kForm>(args, work.weight.codes, warp, stage + kChunk, next);
-      CopyChunk<kForm, kTileN>(args, work, warp, chunk + 1, shared + (chunk + 1) % 2 * half_bytes);
-      gpu::CopyAsyncCommit();
-    }
-    MultiplyChunk<kForm, kTileN>(args, work, raw, warp.stage_end - stage, offset,
-                                 shared + chunk % 2 * half_bytes, sums);
-#pragma unroll
-    for (int c = 0; c < kChunk; ++c) {
-#pragma unroll
-      for (int i = 0; i < kRawPieces<kForm>; ++i) raw[c][i] = next[c][i];
-    }
+    __syncthreads();  // the chunk's tokens are there, and all are done with those before them
+    copy(chunk + 1);
+    MultiplyChunk<kForm, kTileN>(args, work, raw, warp.stage_end - warp.stage - chunk * kChunk,
+                                 offset, shared + chunk % 2 * half_bytes, sums);
+    load(chunk + 2, raw);
+  };
+  // Two chunks of weights are on their way but while one is multiplied.
+  RawChunk<kForm> even = {};
+  RawChunk<kForm> odd = {};
+  load(0, even);
+  load(1, odd);
+  copy(0);
+  for (int chunk = 0; chunk < num_chunks; chunk += 2) {
+    multiply(chunk, even);
+    if (chunk + 1 < num_chunks) multiply(chunk + 1, odd);
   }
   ReduceParts<kForm, kTileN>(args, work, sums);
 }

@@ -8,6 +8,8 @@
 //
 //   stage: [4 warps][2 units] codes | [4 warps][2 units] scales, zero points | [kTileN] tokens
 //
+// and after the last stage the rows of A that the tokens are, -1 beyond the tile's: in registers
+// they would take what sums need. PartTotals may follow.
 // A warp's weights are copied and read by that warp alone; tokens are shared by all.
 #pragma once
 
@@ -37,13 +39,9 @@ struct TiledStage {
   __device__ uint8_t* Tokens() const { return data + kCodes + kScales; }
 };
 
-// The rows of A that a thread copies pieces of: all of one column of pieces. -1: none.
-template <int kTileN>
-using TokenRows = int[kTileN * kPieces / kTiledThreads];
-
 template <Form kForm, int kTileN>
 __device__ __forceinline__ void CopyTiledStage(const GemmKernelArgs& args, const BlockWork& work,
-                                               const TokenRows<kTileN>& rows, int unit, int stage,
+                                               const int* rows, int unit, int stage,
                                                const TiledStage<kForm, kTileN>& to) {
   const int lane = gpu::LaneId();
   const auto thread = static_cast<int>(threadIdx.x);
@@ -78,62 +76,42 @@ __device__ __forceinline__ void CopyTiledStage(const GemmKernelArgs& args, const
 #pragma unroll
   for (int i = 0; i < kTileN * kPieces / kTiledThreads; ++i) {
     const int row = i * (kTiledThreads / kPieces) + thread / kPieces;
-    if (rows[i] < 0) continue;
+    const int from = rows[row];
+    if (from < 0) continue;
     CopyTokenPiece<kForm>(
         args, to.Tokens() + row * kStageBytes + SwizzledPiece<kForm>(row, piece) * kPieceBytes,
-        rows[i], stage * kStageBytes + piece * kPieceBytes);
-  }
-}
-
-template <Form kForm, int kTileN>
-__device__ __forceinline__ void ReadRaw(const TiledStage<kForm, kTileN>& stage, int unit,
-                                        uint4 (&raw)[kRawPieces<kForm>]) {
-  const int lane = gpu::LaneId();
-  const uint8_t* const codes = stage.Codes() + unit * UnitStageBytes(kForm);
-#pragma unroll
-  for (int i = 0; i < kRawPieces<kForm>; ++i) {
-    int at;
-    if constexpr (IsHalf(kForm)) {
-      const int row = i % 2 * 8 + lane / 4;
-      at = row * static_cast<int>(kStageBytes) +
-           SwizzledPiece<kForm>(row, i / 2 * 4 + lane % 4) * kPieceBytes;
-    } else {
-      at = i * static_cast<int>(kUnitBytes) + lane * kPieceBytes;
-    }
-    raw[i] = *reinterpret_cast<const uint4*>(codes + at);
+        from, stage * kStageBytes + piece * kPieceBytes);
   }
 }
 
 template <Form kForm, int kTileN>
 using TiledSums = Sum<kForm>[kUnits][kTileN / kTileTokens][4];
 
-template <Form kForm, int kTileN, int kGroups>
-__device__ __forceinline__ void MultiplyTiledStage(const BlockWork& work,
+template <Form kForm, int kTileN>
+__device__ __forceinline__ void MultiplyTiledStage(const GemmKernelArgs& args,
+                                                   const BlockWork& work,
                                                    const TiledStage<kForm, kTileN>& stage,
                                                    const int (&offset)[kUnits][2],
                                                    TiledSums<kForm, kTileN>& sums) {
-  constexpr int kScales = TiledStage<kForm, kTileN>::kScaleBytes;
-  uint32_t a[kUnits][kSteps][4];
-  GroupScales<kForm, kGroups> scales[kUnits];
+  constexpr int kHalfPieces = kRawPieces<kForm> / 2;
+  const int lane = gpu::LaneId();
+  const auto pieces = [&](int unit, int half, uint4(&to)[kHalfPieces]) {
+    const uint8_t* const codes = stage.Codes() + unit * UnitStageBytes(kForm);
 #pragma unroll
-  for (int u = 0; u < kUnits; ++u) {
-    uint4 raw[kRawPieces<kForm>];
-    ReadRaw<kForm, kTileN>(stage, u, raw);
-    DecodeStage<kForm, kGroups>(raw, stage.Scales() + u * kScales, work.weight.zeros != nullptr,
-                                a[u]);
-    if constexpr (kForm == Form::kInteger || kForm == Form::kFloatScales) {
-      ReadScales(stage.Scales() + u * kScales, offset[u], &scales[u]);
+    for (int i = 0; i < kHalfPieces; ++i) {
+      int at;
+      if constexpr (IsHalf(kForm)) {
+        const int row = i * 8 + lane / 4;
+        at = row * static_cast<int>(kStageBytes) +
+             SwizzledPiece<kForm>(row, half * 4 + lane % 4) * kPieceBytes;
+      } else {
+        at = (half * kHalfPieces + i) * static_cast<int>(kUnitBytes) + lane * kPieceBytes;
+      }
+      to[i] = *reinterpret_cast<const uint4*>(codes + at);
     }
-  }
-#pragma unroll
-  for (int tile = 0; tile < kTileN / kTileTokens; ++tile) {
-    uint32_t b[kSteps][2];
-    LoadTokens<kForm>(stage.Tokens() + tile * kTileTokens * kStageBytes, b);
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      MultiplyStage<kForm, kGroups>(sums[u][tile], a[u], b, scales[u]);
-    }
-  }
+  };
+  MultiplyStage<kForm>(args, work.weight.zeros != nullptr, pieces, stage.Scales(), offset,
+                       stage.Tokens(), sums);
 }
 
 // Through shared memory, 8 tokens at a time: sums lie across lanes by channel, D wants them along
@@ -179,8 +157,65 @@ __device__ __forceinline__ void StoreTile(const GemmKernelArgs& args, const Bloc
   }
 }
 
+// Sums of the parts of k so far, where the order of sums matters: in registers, or in shared
+// memory, each thread's apart, where those are needed for the scales of groups.
 template <Form kForm, int kTileN>
-__global__ __launch_bounds__(kTiledThreads, 2) void TiledKernel(const GemmKernelArgs args) {
+class PartTotals {
+ public:
+  static constexpr bool kShared = kForm == Form::kFloatScales;
+  __device__ __forceinline__ explicit PartTotals(void* shared)
+      : shared_(static_cast<float*>(shared) + threadIdx.x) {
+    if constexpr (!SumsAreExact(kForm)) {
+      ForEach([&](int u, int tile, int i) { At(u, tile, i) = 0.0F; });
+    }
+  }
+  // Takes what `sums` has.
+  __device__ __forceinline__ void Add(TiledSums<kForm, kTileN>* sums) {
+    if constexpr (!SumsAreExact(kForm)) {
+      ForEach([&](int u, int tile, int i) {
+        At(u, tile, i) += (*sums)[u][tile][i];
+        (*sums)[u][tile][i] = 0.0F;
+      });
+    }
+  }
+  __device__ __forceinline__ void Finish(TiledSums<kForm, kTileN>* sums) {
+    if constexpr (!SumsAreExact(kForm)) {
+      ForEach([&](int u, int tile, int i) { (*sums)[u][tile][i] = At(u, tile, i); });
+    }
+  }
+
+ private:
+  template <typename Body>
+  static __device__ __forceinline__ void ForEach(const Body& body) {
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+#pragma unroll
+      for (int tile = 0; tile < kTileN / kTileTokens; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) body(u, tile, i);
+      }
+    }
+  }
+  __device__ __forceinline__ float& At(int u, int tile, int i) {
+    if constexpr (kShared) {
+      return shared_[((u * (kTileN / kTileTokens) + tile) * 4 + i) * kTiledThreads];
+    } else {
+      return registers_[u][tile][i];
+    }
+  }
+  float* shared_;
+  float registers_[kUnits][kTileN / kTileTokens][4];
+};
+
+// Blocks that share a multiprocessor, for the registers they may take.
+constexpr int TiledMinBlocks(Form form, int tile_n) {
+  return tile_n < 128 && (form == Form::kFolded || form == Form::kInt8) ? 3 : 2;
+}
+
+template <Form kForm, int kTileN>
+__global__ __launch_bounds__(kTiledThreads,
+                             TiledMinBlocks(kForm,
+                                            kTileN)) void TiledKernel(const GemmKernelArgs args) {
   constexpr int kStages = TiledStages(kForm, kTileN);
   using Stage = TiledStage<kForm, kTileN>;
   BlockWork work;
@@ -188,28 +223,18 @@ __global__ __launch_bounds__(kTiledThreads, 2) void TiledKernel(const GemmKernel
   const int unit = (work.channel_tile * kTiledWarps + gpu::WarpId()) * kUnits;
   const int parts = args.k_parts / args.split_k;
   const auto first_part = static_cast<int>(blockIdx.y) * parts;
-  const int begin = PartBegin(args.num_stages, args.k_parts, first_part);
-  const int end = PartBegin(args.num_stages, args.k_parts, first_part + parts);
-
-  TokenRows<kTileN> rows;
-#pragma unroll
-  for (int i = 0; i < kTileN * kPieces / kTiledThreads; ++i) {
-    const int row =
-        work.row_begin + i * (kTiledThreads / kPieces) + static_cast<int>(threadIdx.x) / kPieces;
-    rows[i] = row < work.row_end ? RowOfA(args, row) : -1;
-  }
-  int offset[kUnits][2] = {};
-  if constexpr (kForm == Form::kInteger) {
-    if (unit < args.num_units) {
-      const auto* const offsets =
-          reinterpret_cast<const int*>(work.weight.scales + args.integer_offset) +
-          unit * kUnitChannels + gpu::LaneId() / 4;
-#pragma unroll
-      for (int i = 0; i < 2 * kUnits; ++i) offset[i / 2][i % 2] = offsets[i * 8];
-    }
-  }
+  const int begin = PartBegin(args, first_part);
+  const int end = PartBegin(args, first_part + parts);
 
   auto* const shared = gpu::SharedAs<uint8_t>();
+  auto* const rows = reinterpret_cast<int*>(shared + kStages * Stage::kBytes);
+  for (auto i = static_cast<int>(threadIdx.x); i < kTileN; i += kTiledThreads) {
+    rows[i] = work.row_begin + i < work.row_end ? RowOfA(args, work.row_begin + i) : -1;
+  }
+  __syncthreads();
+  int offset[kUnits][2] = {};
+  LoadOffsets<kForm>(args, work.weight, unit, offset);
+
   const auto slot = [&](int stage) {
     return Stage{shared + (stage - begin) % kStages * Stage::kBytes};
   };
@@ -218,7 +243,7 @@ __global__ __launch_bounds__(kTiledThreads, 2) void TiledKernel(const GemmKernel
     gpu::CopyAsyncCommit();
   };
   TiledSums<kForm, kTileN> sums = {};
-  TiledSums<kForm, kTileN> total = {};  // of whole parts, where their order matters
+  PartTotals<kForm, kTileN> totals(rows + kTileN);
   int part = first_part;
   for (int stage = begin; stage < begin + kStages - 1; ++stage) copy(stage);
   for (int stage = begin; stage < end; ++stage) {
@@ -226,35 +251,17 @@ __global__ __launch_bounds__(kTiledThreads, 2) void TiledKernel(const GemmKernel
     __syncthreads();  // the stage is there, and all are done with the one before it
     copy(stage + kStages - 1);
     if (unit < args.num_units) {
-      ForGroups<kForm>(args, [&](auto groups) {
-        MultiplyTiledStage<kForm, kTileN, decltype(groups)::value>(work, slot(stage), offset, sums);
-      });
+      MultiplyTiledStage<kForm, kTileN>(args, work, slot(stage), offset, sums);
     }
-    if constexpr (!SumsAreExact(kForm)) {
-      if (stage + 1 == PartBegin(args.num_stages, args.k_parts, part + 1)) {
-        ++part;
-#pragma unroll
-        for (int u = 0; u < kUnits; ++u) {
-#pragma unroll
-          for (int tile = 0; tile < kTileN / kTileTokens; ++tile) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              total[u][tile][i] += sums[u][tile][i];
-              sums[u][tile][i] = 0.0F;
-            }
-          }
-        }
-      }
+    if (stage + 1 == PartBegin(args, part + 1)) {
+      totals.Add(&sums);
+      ++part;
     }
   }
+  totals.Finish(&sums);
   gpu::CopyAsyncWait<0>();
   __syncthreads();
-  if (unit >= args.num_units) return;
-  if constexpr (SumsAreExact(kForm)) {
-    StoreTile<kForm, kTileN>(args, work, unit, sums);
-  } else {
-    StoreTile<kForm, kTileN>(args, work, unit, total);
-  }
+  if (unit < args.num_units) StoreTile<kForm, kTileN>(args, work, unit, sums);
 }
 
 // Adds the partial sums of the blocks that shared k, in rising order: 8 channels of a row a thread.
