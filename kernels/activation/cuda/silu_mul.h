@@ -20,7 +20,13 @@ struct SiluMulArgs {
   RowOutput out;         // [num_rows, intermediate]
   // In device memory, or null: rows from *valid_rows on are left alone.
   const int32_t* valid_rows = nullptr;
+  // SiluMulWorkspaceBytes() of device memory, aligned to 16 bytes, or null. With it few rows to
+  // int8 (decode) are cut among blocks, which find the scale together; without it one block has a
+  // row. The bits are the same. Zero before the first call, and left so by each; one call at a
+  // time.
+  void* workspace = nullptr;
 };
+int64_t SiluMulWorkspaceBytes(int64_t max_rows);
 
 absl::Status SiluMul(const SiluMulArgs& args, cudaStream_t stream);
 

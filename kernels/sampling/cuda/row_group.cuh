@@ -31,9 +31,9 @@ struct Slot {
 };
 static_assert(sizeof(Slot) == sizeof(uint4));
 
-// In device memory, of a group of two blocks or more. Each part is written again only after a
-// barrier that all blocks passed after reading it: hence two and three, by turns. Candidates are
-// read by the first block alone, which is waited for at the next row's first barrier.
+// In device memory, of a group of two blocks or more, which has one row. What is written several
+// times is so only after a barrier that all blocks passed after reading it: hence two and three, by
+// turns.
 struct GroupMemory {
   uint64_t bins[3][kBins];
   Slot slots[2][kMaxBlocksPerRow];
@@ -94,9 +94,9 @@ class RowGroup {
   __device__ int num_blocks() const { return num_blocks_; }
   __device__ int block() const { return block_; }
 
-  // Every block's slot, in shared->slots. All threads call; `own` is thread 0's.
+  // Every block's slot, in shared->slots. All threads call, after a barrier of the block since they
+  // read those of before; `own` is thread 0's.
   __device__ void Exchange(const Slot& own, SampleShared* shared) {
-    __syncthreads();  // the slots of before have been read
     if (num_blocks_ == 1) {
       if (threadIdx.x == 0) shared->slots[0] = own;
       __syncthreads();
@@ -160,7 +160,6 @@ class RowGroup {
     if (num_blocks_ > 1) {
       Barrier();
       if (block_ > 0) return;
-      if (threadIdx.x == 0) counters_->num_candidates = 0;
       for (int i = 2 * static_cast<int>(threadIdx.x); i < count; i += 2 * kSampleThreads) {
         const uint4 words = gpu::LoadVolatile16(memory_->candidates + i);
         shared->candidates[i] = uint64_t{words.y} << 32 | words.x;

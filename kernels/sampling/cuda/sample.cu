@@ -6,6 +6,7 @@
 #include "base/cuda/buffer.h"
 #include "base/cuda/launch.h"
 #include "base/cuda/shared_memory.cuh"
+#include "kernels/quant/cuda/row_plan.h"
 #include "kernels/sampling/cuda/candidates.cuh"
 #include "kernels/sampling/cuda/sample.h"
 #include "kernels/sampling/cuda/weighted_row.cuh"
@@ -113,20 +114,16 @@ int64_t SampleWorkspaceBytes(int64_t max_rows, int64_t vocab_size) {
 absl::Status Sample(const SampleArgs& args, cudaStream_t stream) {
   NIBBLE_RETURN_IF_ERROR(Check(args));
   if (args.num_rows == 0) return absl::OkStatus();
-  int device = 0;
-  int num_sms = 0;
-  NIBBLE_RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
-  NIBBLE_RETURN_IF_CUDA_ERROR(
-      cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
-
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t num_sms, CurrentNumSms());
   // All blocks are there at the same time: they wait for each other.
-  const int64_t max_blocks = int64_t{num_sms} * kBlocksPerSm;
+  const int64_t max_blocks = num_sms * kBlocksPerSm;
   int64_t blocks_per_row = 1;
   if (args.num_rows <= kMaxGroups) {
     const int64_t useful = (args.vocab_size + kMinTokensPerBlock - 1) / kMinTokensPerBlock;
     blocks_per_row = std::clamp<int64_t>(max_blocks / args.num_rows, 1,
                                          std::min<int64_t>(useful, kMaxBlocksPerRow));
   }
+  // One for each row, unless rows are more than blocks.
   const int64_t groups = std::min(args.num_rows, max_blocks / blocks_per_row);
   GroupCounters* counters = nullptr;
   GroupMemory* memory = nullptr;

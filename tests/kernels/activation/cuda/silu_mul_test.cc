@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <limits>
+#include <tuple>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -81,6 +82,54 @@ TEST_F(DeviceSiluMul, IsTheReference) {
       EXPECT_TRUE(AllEqual<float>({alone.values.data(), rows, n, alone.stride},
                                   {y.values.data(), rows, n, y.stride}));
       ExpectQuantized(y8, y.values, y.stride, rows);
+    }
+  }
+}
+
+// Few long rows are cut among blocks that find the scale together: the same bits, and the workspace
+// is as it was.
+TEST_F(DeviceSiluMul, FewRowsByManyBlocks) {
+  Random random(3);
+  for (const auto& [n, rows, valid] : {std::tuple<int64_t, int64_t, int32_t>{2056, 3, 3},
+                                       {4104, 2, 1},
+                                       {16384, 1, 1},
+                                       {2056, 9, 9},
+                                       {8, 2, 2}}) {
+    std::vector<float> values = random.Normals(rows * 2 * n, 4.0F);
+    if (n == 4104) values[4000] = kNaN;
+    for (const DType dtype : {DType::kF32, DType::kBf16}) {
+      const Rows gate_up = MakeRows(dtype, rows, 2 * n, 2 * n, values);
+      const auto valid_rows = Upload(std::vector<int32_t>{valid});
+      Rows whole = MakeOutput(DType::kF32, rows, n, n);
+      ASSERT_TRUE(SiluMul({.num_rows = rows,
+                           .intermediate = n,
+                           .gate_up = gate_up.View(),
+                           .out = {.values = whole.View()}},
+                          stream_.get())
+                      .ok());
+      Read(&whole);
+      const auto bytes = static_cast<size_t>(SiluMulWorkspaceBytes(rows));
+      const auto workspace = Upload(std::vector<uint8_t>(bytes));
+      for (const bool with_values : {true, false, true}) {
+        Rows y = MakeOutput(DType::kF32, rows, n, n);
+        Int8Rows y8 = MakeInt8Output(rows, n, (n + 15) / 16 * 16);
+        SiluMulArgs args{.num_rows = rows,
+                         .intermediate = n,
+                         .gate_up = gate_up.View(),
+                         .out = {.quantized = y8.View()},
+                         .valid_rows = valid_rows.data(),
+                         .workspace = workspace.data()};
+        if (with_values) args.out.values = y.View();
+        ASSERT_TRUE(SiluMul(args, stream_.get()).ok());
+        Read(&y);
+        Read(&y8);
+        if (with_values) {
+          EXPECT_TRUE(
+              AllEqual<float>({y.values.data(), valid, n, n}, {whole.values.data(), valid, n, n}));
+        }
+        ExpectQuantized(y8, whole.values, n, valid);
+        EXPECT_EQ(Download(workspace), std::vector<uint8_t>(bytes));
+      }
     }
   }
 }

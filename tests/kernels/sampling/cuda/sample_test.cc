@@ -127,6 +127,14 @@ TEST_F(DeviceSample, Ties) {
     }
     ExpectTheHosts(rows);
   }
+  // Three logits, so that top_p cuts among equals that lie between better ones.
+  std::vector<Row> few_logits;
+  for (int i = 0; i < 150; ++i) {
+    std::vector<float> logits(200);
+    for (float& logit : logits) logit = static_cast<float>(random.Int(0, 2));
+    few_logits.push_back({logits, {.top_p = random.Uniform(0.05F, 1.0F), .seed = random.Bits()}});
+  }
+  ExpectTheHosts(few_logits);
   // All are equal: the first top_k tokens.
   std::vector<Row> rows;
   for (const int32_t top_k : {0, 1, 17, 2999, 3000, 9999}) {
@@ -176,6 +184,15 @@ TEST_F(DeviceSample, RowsWithNaNsAndInfinities) {
   logits[1] = -0.0F;
   logits[2] = 1e-40F;
   add(logits);
+  ExpectTheHosts(rows);
+
+  // Fewer tokens than top_k, of several rows that a block has one after the other.
+  rows.clear();
+  for (int i = 0; i < 60; ++i) {
+    std::vector<float> few(vocab_size, i % 2 == 0 ? kNaN : -kInfinity);
+    for (int j = 0; j < 20; ++j) few[random.Bits() % few.size()] = random.Normal();
+    rows.push_back({few, {.top_k = i % 3 == 0 ? 5 : 250, .seed = random.Bits()}});
+  }
   ExpectTheHosts(rows);
 }
 
