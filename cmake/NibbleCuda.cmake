@@ -9,6 +9,7 @@ if(NIBBLE_SANITIZE STREQUAL "thread" OR NIBBLE_SANITIZE STREQUAL "fuzzer")
 endif()
 
 if(NIBBLE_CUDA)
+  add_custom_target(gpu_tests)  # every *_gpu_test
   set(NIBBLE_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING "as CMAKE_CUDA_ARCHITECTURES; daily work: one")
   set(CMAKE_CUDA_ARCHITECTURES ${NIBBLE_CUDA_ARCHITECTURES})
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # one binary that starts on hosts without CUDA
@@ -24,8 +25,10 @@ if(NIBBLE_CUDA)
 endif()
 
 # nvcc's host compiler gets our warnings too, but for those that its own generated code gives. -fmad=false: sums are
-# the reference's bits; kernels that want a fused multiply-add say fmaf.
-set(NIBBLE_NVCC_FLAGS -fmad=false --expt-relaxed-constexpr -Werror=all-warnings -lineinfo
+# the reference's bits; kernels that want a fused multiply-add say fmaf. Device code is not compressed, so that
+# tests/cuda/count_opcodes.py can read it. fmt 9 takes nvcc for a compiler without constexpr and is then ill-formed.
+set(NIBBLE_NVCC_FLAGS -fmad=false --expt-relaxed-constexpr -Werror=all-warnings -lineinfo --compress-mode=none
+                      -DFMT_USE_CONSTEXPR=1
                       -Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-ffp-contract=off)
 
 # nibble_cuda_library(NAME kernels_norm_cuda HDRS ... SRCS x.cu y.cc DEPS nibble::base CUDA_DEPS base_cuda ...)
@@ -108,5 +111,6 @@ function(nibble_cuda_test)
     endforeach()
     nibble_test(NAME ${ARG_NAME}_gpu_test SRCS ${ARG_SRCS} ${ARG_GPU_SRCS} DEPS ${deps} ${ARG_DEPS} LABELS gpu
                 TIMEOUT "${ARG_TIMEOUT}")
+    add_dependencies(gpu_tests ${ARG_NAME}_gpu_test)
   endif()
 endfunction()

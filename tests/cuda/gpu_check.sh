@@ -1,0 +1,247 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: The nibble authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Checks nibble's CUDA engine on a machine with a GPU: kernels against their references, the sanitizers, CPU against
+# GPU text, benchmarks. Needs bash and a driver; lies in the pack of ./dev gpu-pack, or runs by ./dev gpu-check.
+set -uo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: gpu-check [--out FOLDER] [--bin FOLDER] [--models FOLDER] [--quick] [--without-gpu] [STEP...]
+
+Steps (default: all): tests memcheck racecheck text bench models
+  tests      every *_gpu_test
+  memcheck   the same under compute-sanitizer (in PATH or /usr/local/cuda/bin)
+  racecheck  the same, for shared memory
+  text       greedy text of the bundled models: CUDA against the CPU's float32
+  bench      the kernels against rooflines
+  models     decode and prefill of the bundled models
+
+--quick shortens the time limits. --without-gpu runs the tests anyway, where they must skip.
+Output goes to FOLDER (default ./gpu-check-out): results.json, a log for each step, JSON of each benchmark.
+Exit status: 0 all passed, 1 something failed, 2 no GPU or bad arguments.
+TEXT
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+out=gpu-check-out bin=$here/bin models=$here quick= without_gpu= steps=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --out | --bin | --models)
+      [ $# -ge 2 ] || { usage >&2; exit 2; }
+      declare "${1#--}=$2"
+      shift
+      ;;
+    --quick) quick=1 ;;
+    --without-gpu) without_gpu=1 ;;
+    -h | --help) usage; exit 0 ;;
+    tests | memcheck | racecheck | text | bench | models) steps+=("$1") ;;
+    *) echo "gpu-check: unknown argument '$1'" >&2; usage >&2; exit 2 ;;
+  esac
+  shift
+done
+[ ${#steps[@]} -gt 0 ] || steps=(tests memcheck racecheck text bench models)
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
+[ -x "$bin/nibble" ] || { echo "gpu-check: no nibble in $bin" >&2; exit 2; }
+
+# The pack's libraries; its C library only where the machine's is older than what nibble was built with.
+run=(env)
+if [ -d "$here/lib" ]; then
+  run=(env "LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
+  if ! "${run[@]}" "$bin/nibble" --version >/dev/null 2>&1; then
+    run=("$here/glibc/ld-linux-x86-64.so.2" --library-path "$here/glibc:$here/lib:/usr/local/cuda/lib64")
+  fi
+fi
+"${run[@]}" "$bin/nibble" --version >"$out/version.log" 2>&1 || { cat "$out/version.log" >&2; exit 2; }
+
+has_gpu=
+if command -v nvidia-smi >/dev/null; then
+  fields=index,name,compute_cap,memory.total,driver_version,clocks.max.sm,clocks.max.mem
+  nvidia-smi --query-gpu=$fields --format=csv >"$out/device.log" 2>&1 && has_gpu=1
+elif [ -e /dev/nvidiactl ]; then
+  has_gpu=1
+fi
+echo "$(cat "$out/version.log") on $(uname -n), $(nproc) CPUs"
+if [ -n "$has_gpu" ]; then
+  cat "$out/device.log" 2>/dev/null
+elif [ -z "$without_gpu" ]; then
+  echo "gpu-check: no GPU here: nvidia-smi finds none, and there is no /dev/nvidiactl" >&2
+  exit 2
+fi
+
+rows=()  # "step|name|result|seconds|note"
+failed=0
+row() {
+  rows+=("$1|$2|$3|$4|$5")
+  [ "$3" = FAIL ] && failed=1
+  printf '%-10s %-34s %-5s %5s s  %s\n' "$1" "$2" "$3" "$4" "$5"
+}
+# limited SECONDS LOG COMMAND...: sets status and seconds.
+limited() {
+  local limit=$1 log=$2 start=$SECONDS
+  shift 2
+  timeout --kill-after=5 "$limit" "$@" >"$log" 2>&1
+  status=$?
+  seconds=$((SECONDS - start))
+}
+within() { if [ -n "$quick" ]; then echo "$2"; else echo "$1"; fi; }  # within SECONDS SECONDS-IF-QUICK
+why() { [ "$1" = 124 ] || [ "$1" = 137 ] && echo "past its time limit" || echo "exit status $1"; }
+
+# What a gtest binary said.
+judge() {  # judge STEP NAME LOG
+  local passed skipped bad
+  passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) tests*\..*/\1/p' "$3" | tail -1)
+  skipped=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) tests*, listed.*/\1/p' "$3" | tail -1)
+  bad=$(grep -c '^\[  FAILED  \] .*ms)' "$3")
+  if [ "$status" != 0 ]; then
+    row "$1" "$2" FAIL "$seconds" "$(why "$status"); $bad failed, see $(basename "$3")"
+  elif [ "${passed:-0}" = 0 ]; then
+    row "$1" "$2" skip "$seconds" "${skipped:-0} skipped$(sed -n 's/^.*\(no CUDA device[^"]*\).*/: \1/p' "$3" | head -1)"
+  else
+    row "$1" "$2" ok "$seconds" "$passed passed${skipped:+, $skipped skipped}"
+  fi
+}
+
+gpu_tests() {
+  local test found=
+  for test in "$bin"/*_gpu_test; do
+    [ -x "$test" ] || continue
+    found=1
+    limited "$(within 300 60)" "$out/tests-$(basename "$test").log" "${run[@]}" "$test"
+    judge tests "$(basename "$test")" "$out/tests-$(basename "$test").log"
+  done
+  [ -n "$found" ] || row tests "*_gpu_test" FAIL 0 "none in $bin"
+}
+
+sanitize() {  # sanitize memcheck|racecheck
+  local tool=$1 sanitizer test log
+  sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer)
+  if [ -z "$sanitizer" ]; then
+    row "$tool" compute-sanitizer skip 0 "not in PATH, nor in /usr/local/cuda/bin"
+    return
+  fi
+  for test in "$bin"/*_gpu_test; do
+    log=$out/$tool-$(basename "$test").log
+    limited "$(within 600 120)" "$log" "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all \
+      "${run[@]}" "$test"
+    judge "$tool" "$(basename "$test")" "$log"
+    [ "$status" = 9 ] && grep -m3 -h '=========' "$log"
+  done
+}
+
+# request PORT BODY: the answer's body, over bash's own TCP.
+request() {
+  exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
+  printf 'POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n' "${#2}" >&3
+  printf 'Connection: close\r\n\r\n%s' "$2" >&3
+  timeout 120 cat <&3 | tr -d '\r' | sed '1,/^$/d'
+  exec 3>&-
+}
+
+# texts DEVICE MODEL FILE [OPTIONS]: greedy answers of a server.
+texts() {
+  local device=$1 model=$2 file=$3 log=$out/serve-$1-$(basename "$2").log port= prompt pid i
+  shift 3
+  timeout 300 "${run[@]}" "$bin/nibble" serve "$model" --device "$device" --port 0 --grpc-port 0 "$@" >"$log" 2>&1 &
+  pid=$!
+  for ((i = 0; i < 600; ++i)); do
+    port=$(sed -n 's#.*HTTP  *http://127\.0\.0\.1:\([0-9]*\)/v1.*#\1#p' "$log" | head -1)
+    grep -q -- "-d '{" "$log" && break
+    kill -0 "$pid" 2>/dev/null || break
+    sleep 0.2
+  done
+  : >"$file"
+  if [ -n "$port" ]; then
+    for prompt in "Once upon a time" "The little dog" "Lily and Tom went to the park" "One day, a big"; do
+      request "$port" '{"model": "'"$(basename "$model")"'", "prompt": "'"$prompt"'", "max_tokens": 100, "temperature": 0}' |
+        grep -o '"text": *"\([^"\\]\|\\.\)*"' >>"$file"
+    done
+  fi
+  kill "$pid" 2>/dev/null
+  wait "$pid" 2>/dev/null
+  [ "$(wc -l <"$file")" = 4 ]
+}
+
+same_text() {
+  local model name start
+  for model in "$models"/stories-*; do
+    name=$(basename "$model") start=$SECONDS
+    if ! texts cpu "$model" "$out/text-cpu-$name.txt" --dtype float32; then
+      row text "$name" FAIL $((SECONDS - start)) "no answers from the CPU, see serve-cpu-$name.log"
+    elif ! texts cuda "$model" "$out/text-cuda-$name.txt" --dtype float32; then
+      row text "$name" FAIL $((SECONDS - start)) "no answers from CUDA, see serve-cuda-$name.log"
+    elif cmp -s "$out/text-cpu-$name.txt" "$out/text-cuda-$name.txt"; then
+      row text "$name" ok $((SECONDS - start)) "4 greedy answers of 100 tokens are the CPU's"
+    else
+      row text "$name" FAIL $((SECONDS - start)) "answers differ: text-cpu-$name.txt, text-cuda-$name.txt"
+    fi
+  done
+}
+
+bench() {  # bench STEP NAME ARGUMENTS...
+  local step=$1 name=$2
+  shift 2
+  limited "$(within 300 120)" "$out/$name.log" "${run[@]}" "$bin/nibble" bench "$@" --device cuda
+  sed -n '/^[[{]/,$p' "$out/$name.log" >"$out/$name.json"
+  [ "$status" = 0 ] && row "$step" "$name" ok "$seconds" "$name.json" || row "$step" "$name" FAIL "$seconds" "$(why "$status"), see $name.log"
+}
+
+kernel_benches() {
+  local subject
+  for subject in gemm grouped-gemm attention codec allreduce; do
+    "${run[@]}" "$bin/nibble" bench "$subject" --help 2>&1 | grep -q -- --device || continue
+    bench bench "bench-$subject" "$subject"
+  done
+}
+
+model_benches() {
+  local model name subject options
+  for model in "$models"/stories-*; do
+    for subject in decode prefill; do
+      for options in "" "--quantization w4a8"; do
+        name=bench-$subject-$(basename "$model")${options:+-w4a8}
+        # shellcheck disable=SC2086
+        bench models "$name" "$subject" "$model" $options
+      done
+    done
+  done
+}
+
+for step in "${steps[@]}"; do
+  if [ -z "$has_gpu" ] && [ "$step" != tests ]; then
+    row "$step" "-" skip 0 "no GPU"
+    continue
+  fi
+  case $step in
+    tests) gpu_tests ;;
+    memcheck | racecheck) sanitize "$step" ;;
+    text) same_text ;;
+    bench) kernel_benches ;;
+    models) model_benches ;;
+  esac
+done
+
+{
+  printf '{"version": "%s", "device": "%s", "passed": %s, "rows": [\n' "$(tr -d '"\\\n' <"$out/version.log")" \
+    "$(sed 1d "$out/device.log" 2>/dev/null | head -1 | tr -d '"\\\n')" "$([ $failed = 0 ] && echo true || echo false)"
+  separator=
+  for entry in "${rows[@]}"; do
+    IFS='|' read -r step name result seconds note <<<"$entry"
+    printf '%s  {"step": "%s", "name": "%s", "result": "%s", "seconds": %s, "note": "%s"}' "$separator" "$step" "$name" \
+      "$result" "$seconds" "$(tr -d '"\\' <<<"$note")"
+    separator=$',\n'
+  done
+  printf '\n]}\n'
+} >"$out/results.json"
+
+echo
+printf '%-10s %-34s %-6s %s\n' step name result note
+for entry in "${rows[@]}"; do
+  IFS='|' read -r step name result seconds note <<<"$entry"
+  printf '%-10s %-34s %-6s %s (%s s)\n' "$step" "$name" "$result" "$note" "$seconds"
+done
+echo
+if [ $failed = 1 ]; then echo "gpu-check: FAILED; logs are in $out"; exit 1; fi
+echo "gpu-check: nothing failed; results are in $out/results.json"
+if [ -z "$has_gpu" ]; then exit 2; fi

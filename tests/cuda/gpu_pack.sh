@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: The nibble authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# gpu_pack.sh BIN PACK: packs the GPU tests and nibble of BIN with the libraries that a bare machine lacks, the bundled
+# models and gpu-check into PACK (.tar.zst), and checks its size. ./dev gpu-pack calls it.
+set -euo pipefail
+bin=$1 pack=$2
+limit=$((60 << 20))
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+folder=$work/nibble-gpu
+mkdir -p "$folder"/{bin,lib,glibc}
+
+for program in "$bin/nibble" "$bin"/*_gpu_test; do
+  strip -o "$folder/bin/$(basename "$program")" "$program"
+  # "name => path (address)"; the driver's libraries are opened at run time and are the machine's.
+  ldd "$program" | awk '$2 == "=>" && $3 ~ /^\// {print $3}'
+done | sort -u | while read -r library; do
+  case $(basename "$library") in
+    libc.so.* | libm.so.* | libdl.so.* | librt.so.* | libpthread.so.* | libresolv.so.*) to=$folder/glibc ;;
+    *) to=$folder/lib ;;
+  esac
+  strip -o "$to/$(basename "$library")" "$library" 2>/dev/null || cp -L "$library" "$to/"
+done
+cp -L /lib64/ld-linux-x86-64.so.2 "$folder/glibc/"
+for model in stories-llama stories-mixtral; do
+  mkdir "$folder/$model"
+  cp "$root/models/$model"/{*.json,model.safetensors} "$folder/$model/"
+done
+cp "$root/tests/cuda/gpu_check.sh" "$folder/gpu-check"
+cp "$root/LICENSE" "$folder/"
+cat >"$folder/README" <<'TEXT'
+nibble's GPU tests and benchmarks. On a machine with an NVIDIA GPU (Ampere or later) and a driver for CUDA 13:
+
+    ./gpu-check          # everything; ./gpu-check --help
+
+What it prints last is a table; results.json and all logs are in ./gpu-check-out.
+TEXT
+tar -C "$work" --sort=name --owner=0 --group=0 --mtime=@0 -cf - nibble-gpu | zstd -q -f -T0 -19 --long=27 -o "$pack"
+size=$(stat -c %s "$pack")
+echo "$pack: $((size >> 20)) MiB ($(du -sm "$folder" | cut -f1) MiB unpacked, by tar --zstd -xf)"
+if [ "$size" -gt "$limit" ]; then
+  echo "gpu-pack: $size bytes, the limit is $limit" >&2
+  exit 1
+fi
