@@ -27,7 +27,7 @@ namespace {
 // Rounds over all threads in which none got anywhere, and none is there who could help from
 // outside. With other threads in the process (ranks whose kernels wait for each other): so much
 // time of the processor.
-constexpr int kMaxIdleRounds = 20'000;
+constexpr int kMaxIdleRounds = 50'000;
 constexpr double kMaxIdleSeconds = 30;
 
 // Of one host thread; used again from launch to launch.

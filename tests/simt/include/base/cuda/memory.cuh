@@ -32,6 +32,7 @@ inline uint4 LoadStreaming16(const void* data) {
 inline void StoreStreaming16(void* data, uint4 value) {
   simt::CheckAligned(data, 16, "StoreStreaming16");
   *static_cast<uint4*>(data) = value;
+  simt::Progress();
 }
 inline uint4 LoadVolatile16(const void* data) {
   simt::CheckAligned(data, 16, "LoadVolatile16");
