@@ -3,13 +3,17 @@
 
 #include "comm/gpu/device_communicator.h"
 
+#include <algorithm>
+#include <array>
 #include <vector>
 
 #include "base/cuda/buffer.h"
+#include "base/cuda/error.h"
 #include "base/log.h"
 #include "comm/gpu/agree.h"
 #include "comm/gpu/device_args.h"
 #include "comm/gpu/host_transport.h"
+#include "comm/gpu/nccl_communicator.h"
 #include "comm/gpu/p2p_communicator.h"
 
 namespace nibble::comm {
@@ -67,6 +71,20 @@ class OneRank final : public DeviceCommunicator {
   const int64_t max_values_;
 };
 
+// Whether no two ranks are on one device: which kernels of one run at a time is its driver's
+// choice.
+absl::StatusOr<bool> HaveDevicesEach(Communicator* host, int device) {
+  using Id = std::array<char, 16>;
+  static_assert(sizeof(Id) == sizeof(cudaDeviceProp::uuid));
+  cudaDeviceProp properties{};
+  NIBBLE_RETURN_IF_ERROR(Agree(host, gpu::ToStatus(cudaGetDeviceProperties(&properties, device),
+                                                   "cudaGetDeviceProperties")));
+  std::vector<Id> all(static_cast<size_t>(host->size()));
+  NIBBLE_RETURN_IF_ERROR(host->AllGather(&properties.uuid, sizeof(Id), all.data()));
+  std::sort(all.begin(), all.end());
+  return std::adjacent_find(all.begin(), all.end()) == all.end();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DeviceCommunicator>> DeviceCommunicator::Create(
@@ -77,13 +95,24 @@ absl::StatusOr<std::unique_ptr<DeviceCommunicator>> DeviceCommunicator::Create(
   if (host->size() == 1 && wanted != DeviceTransport::kHost) {
     return std::make_unique<OneRank>(options.max_values);
   }
-  if (any || wanted == DeviceTransport::kP2p) {
-    // By name, ranks may share a device, as tests do.
-    auto p2p = P2pCommunicator::Create(host, options, /*may_share_device=*/!any, pool);
+  // By name, ranks may share a device, as tests do.
+  bool between_devices = true;
+  if (any) {
+    NIBBLE_ASSIGN_OR_RETURN(between_devices, HaveDevicesEach(host, options.caps.index));
+  }
+  const auto note = [&](const char* what, const absl::Status& status) {
+    if (host->rank() == 0)
+      log::Info("devices are not connected by {}: {}", what, status.ToString());
+  };
+  if ((any && between_devices) || wanted == DeviceTransport::kP2p) {
+    auto p2p = P2pCommunicator::Create(host, options);
     if (p2p.ok() || !any) return p2p;
-    if (host->rank() == 0) {
-      log::Info("devices do not reach each other's memory: {}", p2p.status().ToString());
-    }
+    note("mapped memory", p2p.status());
+  }
+  if ((any && between_devices) || wanted == DeviceTransport::kNccl) {
+    auto nccl = NcclCommunicator::Create(NcclLibrary::Get(), host, options);
+    if (nccl.ok() || !any) return nccl;
+    note("NCCL", nccl.status());
   }
   auto transport = HostTransport::Create(host, options, pool);
   NIBBLE_RETURN_IF_ERROR(Agree(host, transport.status()));

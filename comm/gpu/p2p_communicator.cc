@@ -68,12 +68,10 @@ P2pMessage MessageOf(const CodecDesc& codec, const DeviceAllReduceArgs& args, Al
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<P2pCommunicator>> P2pCommunicator::Create(
-    Communicator* host, const DeviceCommunicatorOptions& options, bool may_share_device,
-    ThreadPool*) {
+    Communicator* host, const DeviceCommunicatorOptions& options) {
   const int64_t region_bytes = RegionBytes(host->size(), options.max_values);
-  NIBBLE_ASSIGN_OR_RETURN(
-      P2pMemory memory,
-      P2pMemory::Create(host, options.caps, P2pMemoryBytes(region_bytes, 2), may_share_device));
+  NIBBLE_ASSIGN_OR_RETURN(P2pMemory memory,
+                          P2pMemory::Create(host, options.caps, P2pMemoryBytes(region_bytes, 2)));
   std::unique_ptr<P2pCommunicator> p2p(new P2pCommunicator(host, options, std::move(memory)));
   NIBBLE_RETURN_IF_ERROR(Agree(host, p2p->Prepare(region_bytes)));
   uint32_t nonce = std::random_device()();

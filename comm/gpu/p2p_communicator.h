@@ -21,10 +21,9 @@ class P2pCommunicator final : public DeviceCommunicator {
  public:
   // Every rank calls; all succeed or all fail with the first rank's reason. Memory is written and
   // read between every two ranks, and the kernels' sums are compared with the CPU's, before it is
-  // trusted. `may_share_device` as P2pMemory's.
+  // trusted. Of ranks that share a device, kernels run at the same time or not as the driver likes.
   static absl::StatusOr<std::unique_ptr<P2pCommunicator>> Create(
-      Communicator* host, const DeviceCommunicatorOptions& options, bool may_share_device,
-      ThreadPool* pool);
+      Communicator* host, const DeviceCommunicatorOptions& options);
 
   int rank() const override { return link_.rank; }
   int size() const override { return link_.size; }

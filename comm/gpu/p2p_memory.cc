@@ -45,12 +45,11 @@ struct P2pMemory::Handle {
   uint64_t process = 0;
   uint64_t address = 0;  // in that process
   int64_t device_index = 0;
-  char device[16] = {};  // which one it is in the world
   cudaIpcMemHandle_t ipc = {};
 };
 
 absl::StatusOr<P2pMemory> P2pMemory::Create(Communicator* host, const gpu::DeviceCaps& caps,
-                                            int64_t bytes, bool may_share_device) {
+                                            int64_t bytes) {
   if (host->size() > kMaxP2pRanks) {
     return InvalidArgument("{} ranks, the limit of peer-to-peer access is {}", host->size(),
                            kMaxP2pRanks);
@@ -62,7 +61,7 @@ absl::StatusOr<P2pMemory> P2pMemory::Create(Communicator* host, const gpu::Devic
   NIBBLE_RETURN_IF_ERROR(Agree(host, status));
   std::vector<Handle> handles(static_cast<size_t>(host->size()));
   NIBBLE_RETURN_IF_ERROR(host->AllGather(&own, sizeof(own), handles.data()));
-  NIBBLE_RETURN_IF_ERROR(Agree(host, memory.Map(host->rank(), handles, may_share_device)));
+  NIBBLE_RETURN_IF_ERROR(Agree(host, memory.Map(host->rank(), handles)));
   return memory;
 }
 
@@ -78,15 +77,11 @@ absl::Status P2pMemory::DescribeOwn(const gpu::DeviceCaps& caps, Handle* own) co
   own->process = ProcessId();
   own->address = reinterpret_cast<uint64_t>(own_.data());
   own->device_index = caps.index;
-  cudaDeviceProp properties{};
-  NIBBLE_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, caps.index));
-  static_assert(sizeof(own->device) == sizeof(properties.uuid));
-  std::memcpy(own->device, &properties.uuid, sizeof(own->device));
   NIBBLE_RETURN_IF_CUDA_ERROR(cudaIpcGetMemHandle(&own->ipc, own_.data()));
   return absl::OkStatus();
 }
 
-absl::Status P2pMemory::Map(int rank, const std::vector<Handle>& handles, bool may_share_device) {
+absl::Status P2pMemory::Map(int rank, const std::vector<Handle>& handles) {
   const Handle& own = handles[static_cast<size_t>(rank)];
   for (size_t r = 0; r < handles.size(); ++r) {
     const Handle& handle = handles[r];
@@ -94,12 +89,8 @@ absl::Status P2pMemory::Map(int rank, const std::vector<Handle>& handles, bool m
       of_rank_[r] = own_.data();
       continue;
     }
-    const bool same_device = std::memcmp(handle.device, own.device, sizeof(own.device)) == 0;
-    if (same_device && !may_share_device) {
-      return Unavailable("rank {} is on the same device", r);
-    }
     if (handle.process == own.process) {
-      if (!same_device) {
+      if (handle.device_index != own.device_index) {
         NIBBLE_RETURN_IF_ERROR(EnablePeer(static_cast<int>(handle.device_index)));
       }
       of_rank_[r] = reinterpret_cast<uint8_t*>(handle.address);

@@ -21,10 +21,9 @@ namespace nibble::comm {
 class P2pMemory {
  public:
   // Every rank calls, with the same bytes; all succeed or all fail, with the first rank's reason.
-  // The memory is zero. `may_share_device`: ranks on one device are let through, whose kernels run
-  // at the same time or not as the driver likes: for tests.
+  // The memory is zero.
   static absl::StatusOr<P2pMemory> Create(Communicator* host, const gpu::DeviceCaps& caps,
-                                          int64_t bytes, bool may_share_device);
+                                          int64_t bytes);
   P2pMemory(P2pMemory&& other) noexcept { *this = std::move(other); }
   P2pMemory& operator=(P2pMemory&& other) noexcept;
   ~P2pMemory();
@@ -38,7 +37,7 @@ class P2pMemory {
   P2pMemory() = default;
   absl::Status Allocate(int64_t bytes);
   absl::Status DescribeOwn(const gpu::DeviceCaps& caps, Handle* own) const;
-  absl::Status Map(int rank, const std::vector<Handle>& handles, bool may_share_device);
+  absl::Status Map(int rank, const std::vector<Handle>& handles);
 
   gpu::DeviceBuffer<uint8_t> own_;
   std::array<uint8_t*, kMaxP2pRanks> of_rank_{};
