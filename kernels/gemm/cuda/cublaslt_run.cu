@@ -5,9 +5,9 @@
 
 #include <algorithm>
 
-#include "base/cuda/float16.cuh"
 #include "base/cuda/launch.h"
 #include "kernels/gemm/cuda/cublaslt.h"
+#include "kernels/gemm/cuda/store_one.cuh"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -15,24 +15,11 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kMaxBlocks = 0x7FFFFFFF;
 
-__device__ __forceinline__ void Store(const DeviceMatrix& d, int64_t index, float value) {
-  switch (d.dtype) {
-    case DType::kBf16:
-      static_cast<gpu::Bf16*>(d.data)[index] = gpu::ToBf16(value);
-      return;
-    case DType::kF16:
-      static_cast<gpu::Half*>(d.data)[index] = gpu::ToHalf(value);
-      return;
-    default:
-      static_cast<float*>(d.data)[index] = value;
-  }
-}
-
 // Column blockIdx.y * 256 + thread of row blockIdx.x.
 __global__ void __launch_bounds__(kThreads)
     BiasKernel(const float* bias, int64_t n, DeviceMatrix d) {
   const int64_t column = int64_t{blockIdx.y} * kThreads + threadIdx.x;
-  if (column < n) Store(d, blockIdx.x * d.stride + column, bias[column]);
+  if (column < n) StoreOne(d, blockIdx.x * d.stride + column, bias[column]);
 }
 
 struct ScaleArgs {
@@ -51,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) ScaleKernel(ScaleArgs args) {
   const auto sum = static_cast<float>(args.sums[row * args.sums_stride + column]);
   float value = sum * (args.a_scales[row] * args.b_scales[column]);
   if (args.bias != nullptr) value += args.bias[column];
-  Store(args.d, row * args.d.stride + column, value);
+  StoreOne(args.d, row * args.d.stride + column, value);
 }
 
 absl::Status CheckGrid(int64_t m, int64_t n) {

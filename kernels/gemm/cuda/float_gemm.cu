@@ -21,7 +21,7 @@ struct Shared {
   float tokens[kFloatTokens][kPitch];
 };
 
-__global__ __launch_bounds__(kThreads) void FloatKernel(const GemmKernelArgs args) {
+__global__ __launch_bounds__(kThreads, 2) void FloatKernel(const GemmKernelArgs args) {
   auto* const shared = gpu::SharedAs<Shared>();
   BlockWork work;
   if (!FindWork<kFloatTokens>(args, &work)) return;

@@ -25,6 +25,7 @@
 #include "kernels/device/mma.cuh"
 #include "kernels/gemm/cuda/gemm_kernels.h"
 #include "kernels/gemm/cuda/int4_decode.cuh"
+#include "kernels/gemm/cuda/store_one.cuh"
 
 namespace nibble::kernels::cuda {
 
@@ -436,19 +437,6 @@ __device__ __forceinline__ float FinishSum(Sum<kForm> sum, float token_scale, fl
     return sum * token_scale;
   } else {
     return sum;
-  }
-}
-
-__device__ __forceinline__ void StoreOne(const DeviceMatrix& d, int64_t index, float value) {
-  switch (d.dtype) {
-    case DType::kBf16:
-      static_cast<gpu::Bf16*>(d.data)[index] = gpu::ToBf16(value);
-      return;
-    case DType::kF16:
-      static_cast<gpu::Half*>(d.data)[index] = gpu::ToHalf(value);
-      return;
-    default:
-      static_cast<float*>(d.data)[index] = value;
   }
 }
 

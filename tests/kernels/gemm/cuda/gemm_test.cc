@@ -4,6 +4,7 @@
 #include "gmock/gmock.h"
 
 #include "kernels/gemm/cuda/cublaslt.h"
+#include "kernels/gemm/cuda/wgmma_gemm.h"
 #include "tests/kernels/gemm/cuda/gemm_rig.h"
 
 namespace nibble::kernels::cuda {
@@ -67,6 +68,9 @@ class GemmTest : public ::testing::TestWithParam<WeightKind> {
       plans.push_back(PlanTiled(desc, 128, 1, rows));
     }
     if (KParts(desc) > 1) plans.push_back(PlanTiled(desc, 32, KParts(desc), rows));
+    if (SupportsWgmma(desc, rig_->caps()).ok()) {
+      plans.push_back(PlanWgmma(desc, rows, rig_->caps()));
+    }
     return plans;
   }
 
