@@ -3,8 +3,11 @@
 
 #include "kernels/attention/cuda/attention_plan.h"
 
+#include <algorithm>
 #include <cstring>
+#include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -70,7 +73,7 @@ struct Plan {
   template <typename T>
   std::vector<T> Read(int64_t begin, int64_t count) const {
     std::vector<T> items(static_cast<size_t>(count));
-    std::memcpy(items.data(), ints.data() + begin, items.size() * sizeof(T));
+    if (count > 0) std::memcpy(items.data(), ints.data() + begin, items.size() * sizeof(T));
     return items;
   }
   std::vector<AttentionUnit> Units(int kind) const {

@@ -131,48 +131,85 @@ std::vector<float> Rows(const AttentionShape& shape, const std::vector<float>& w
   return {whole.begin() + begin * columns, whole.begin() + end * columns};
 }
 
+struct Case {
+  DType activation;
+  DType cache;
+  int64_t window;
+};
+std::vector<Case> CasesWithWindow(int64_t window) {
+  return {{DType::kF32, DType::kBf16, 0},
+          {DType::kF32, DType::kI8, window},
+          {DType::kBf16, DType::kBf16, window},
+          {DType::kBf16, DType::kI8, 0}};
+}
+
 // Neither the chunk that a token came in nor what else is in the step, nor how work is split.
 TEST_F(CudaAttention, ATokensBitsDependOnNothingAroundIt) {
   Random random(3);
   uint32_t seed = 400;
-  for (const DType activation : {DType::kF32, DType::kBf16}) {
-    for (const int64_t window : {0, 90}) {
-      for (const DType dtype : {DType::kBf16, DType::kI8}) {
-        ++seed;
-        AttentionShape shape{.num_heads = 6,
-                             .num_kv_heads = 2,
-                             .head_dim = 64,
-                             .sliding_window = window,
-                             .dtype = dtype};
-        constexpr int64_t kLength = 620;  // more than one segment
-        const SequenceData sequence = Rounded(MakeSequence(shape, kLength, seed), activation);
-        const SequenceData other = Rounded(MakeSequence(shape, 40, seed + 50), activation);
-        constexpr int64_t kBegin = 470;
-        const auto whole =
-            AttendOnDevice(shape, {{&sequence, kBegin, kLength}},
-                           {.activation = activation, .num_sms = 1, .num_layers = 1}, &pool_)[0];
-        for (int64_t begin = kBegin; begin < kLength;) {
-          const int64_t end = std::min(kLength, begin + random.Int(1, 110));
-          shape.block_size = random.Int(1, 32);
-          const auto results =
-              AttendOnDevice(shape, {{&other, 0, 10}, {&sequence, begin, end}, {&other, 39, 40}},
-                             {.activation = activation,
-                              .num_sms = static_cast<int>(random.Int(1, 60)),
-                              .num_layers = 1},
-                             &pool_, random.Bits());
-          ASSERT_TRUE(SameBits(results[1], Rows(shape, whole, begin - kBegin, end - kBegin)))
-              << Describe(shape, {&sequence, begin, end}) << " " << ToString(activation);
-          begin = end;
-        }
-        for (const int64_t position : {511, 512, 619}) {
-          const auto alone = AttendOnDevice(shape, {{&sequence, position, position + 1}},
-                                            {.activation = activation, .num_sms = 40}, &pool_)[0];
-          ASSERT_TRUE(SameBits(alone, Rows(shape, whole, position - kBegin, position - kBegin + 1)))
-              << Describe(shape, {&sequence, position, position + 1}) << " "
-              << ToString(activation);
-        }
-      }
+  for (const auto& [activation, dtype, window] : CasesWithWindow(90)) {
+    ++seed;
+    AttentionShape shape{.num_heads = 6,
+                         .num_kv_heads = 2,
+                         .head_dim = 64,
+                         .sliding_window = window,
+                         .dtype = dtype};
+    constexpr int64_t kLength = 620;  // more than one segment
+    const SequenceData sequence = Rounded(MakeSequence(shape, kLength, seed), activation);
+    const SequenceData other = Rounded(MakeSequence(shape, 40, seed + 50), activation);
+    constexpr int64_t kBegin = 470;
+    const auto whole =
+        AttendOnDevice(shape, {{&sequence, kBegin, kLength}},
+                       {.activation = activation, .num_sms = 1, .num_layers = 1}, &pool_)[0];
+    for (int64_t begin = kBegin; begin < kLength;) {
+      const int64_t end = std::min(kLength, begin + random.Int(1, 110));
+      shape.block_size = random.Int(1, 32);
+      const auto results =
+          AttendOnDevice(shape, {{&other, 0, 10}, {&sequence, begin, end}, {&other, 39, 40}},
+                         {.activation = activation,
+                          .num_sms = static_cast<int>(random.Int(1, 60)),
+                          .num_layers = 1},
+                         &pool_, random.Bits());
+      ASSERT_TRUE(SameBits(results[1], Rows(shape, whole, begin - kBegin, end - kBegin)))
+          << Describe(shape, {&sequence, begin, end}) << " " << ToString(activation);
+      begin = end;
     }
+    for (const int64_t position : {511, 512, 619}) {
+      const auto alone = AttendOnDevice(shape, {{&sequence, position, position + 1}},
+                                        {.activation = activation, .num_sms = 40}, &pool_)[0];
+      ASSERT_TRUE(SameBits(alone, Rows(shape, whole, position - kBegin, position - kBegin + 1)))
+          << Describe(shape, {&sequence, position, position + 1}) << " " << ToString(activation);
+    }
+  }
+}
+
+// Three segments of the plain kernels, five of the others: one block that goes through them adds in
+// the order of the block that merges what others left.
+TEST_F(CudaAttention, SplittingShowsInNoBit) {
+  uint32_t seed = 500;
+  for (const auto& [activation, dtype, window] : CasesWithWindow(600)) {
+    const AttentionShape shape{.num_heads = 4,
+                               .num_kv_heads = 1,
+                               .head_dim = 64,
+                               .sliding_window = window,
+                               .dtype = dtype};
+    constexpr int64_t kLength = 1110;
+    const SequenceData sequence = Rounded(MakeSequence(shape, kLength, ++seed), activation);
+    const std::vector<Chunk> chunks = {{&sequence, kLength - 4, kLength},
+                                       {&sequence, kLength - 20, kLength}};
+    std::vector<std::vector<float>> results[3];
+    const int num_sms[] = {1, 2, 60};
+    for (size_t i = 0; i < 3; ++i) {
+      results[i] = AttendOnDevice(
+          shape, chunks,
+          {.activation = activation, .num_sms = num_sms[i], .num_layers = i == 2 ? 2 : 1}, &pool_);
+    }
+    for (size_t i = 1; i < 3; ++i) {
+      EXPECT_TRUE(SameBits(results[i][0], results[0][0])) << ToString(dtype) << num_sms[i];
+      EXPECT_TRUE(SameBits(results[i][1], results[0][1])) << ToString(dtype) << num_sms[i];
+    }
+    // Four rows are a chunk's own last ones, by the narrow form.
+    EXPECT_TRUE(SameBits(results[0][0], Rows(shape, results[0][1], 16, 20)));
   }
 }
 
