@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Causal attention over the paged KV cache on a device: kernels/attention/paged_attention.h, for
-// prefill chunks and decode alike, batch invariant in the same sense.
+// prefill chunks and decode alike. kNibble is batch invariant in the same sense; kFlashInfer is for
+// decode steps, but not for steps with chunks (README.md).
 //
 // A step is planned once on the host (which blocks of the grid do what), and run for every layer:
 //
@@ -42,6 +43,8 @@ struct AttentionLimits {
 enum class AttentionBackend {
   kAuto,  // kFlashInfer where it has the shape and the build has it, else kNibble
   kNibble,
+  // Steps that have a sequence of several new tokens and no window that hides something; others,
+  // captured graphs among them, are kNibble's.
   kFlashInfer,
 };
 
@@ -53,7 +56,7 @@ struct AttentionStep {
   const int32_t* block_tables = nullptr;  // [num_seqs, max_blocks_per_seq]
   int64_t max_blocks_per_seq = 0;
   // Decode steps that a captured graph will replay: the launches of Run() depend on this and the
-  // limits alone, and not on the step. 0: any step.
+  // limits alone, and not on the step; outputs of sequences beyond num_seqs are zeros. 0: any step.
   int64_t graph_seqs = 0;  // sequences of the graph, >= num_seqs, one query token each
 };
 
@@ -64,6 +67,7 @@ struct AttentionArgs {
   int64_t sliding_window = 0;  // 0: none
 };
 
+// Plans and intermediate results lie in memory of the object: one stream, one thread at a time.
 class DeviceAttention {
  public:
   // Takes the memory that steps within the limits need. UNIMPLEMENTED, naming the field and the
