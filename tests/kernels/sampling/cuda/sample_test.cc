@@ -238,6 +238,17 @@ TEST_F(DeviceSample, TopOfThousands) {
   }
 }
 
+// Nearly equal weights: the largest sums there are.
+TEST_F(DeviceSample, TheLargestVocabulary) {
+  Random random(7);
+  std::vector<float> logits(1 << 18);
+  for (float& logit : logits) logit = random.Uniform(-0.01F, 0.0F);
+  for (const auto& [top_k, top_p] :
+       {std::pair<int32_t, float>{0, 1.0F}, {0, 0.5F}, {200'000, 0.9F}, {50, 1.0F}}) {
+    ExpectTheHosts({{logits, {.top_p = top_p, .top_k = top_k, .seed = random.Bits()}}});
+  }
+}
+
 // What filters everything leaves the most likely token.
 TEST_F(DeviceSample, NothingKept) {
   std::vector<float> logits(100, 0.0F);
