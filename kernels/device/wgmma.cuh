@@ -32,8 +32,8 @@
 //   WgmmaWait<0>();                            // until at most so many groups are under way
 //
 // From WgmmaS8 to the wait for its group the registers of `d` and `a` are the hardware's: they must
-// not be read or written, and the arrays stay in scope. After the wait WgmmaFenceOperand(d[i]) keeps
-// the compiler from moving reads before it.
+// not be read or written, and the arrays stay in scope. After the wait WgmmaFenceOperand(d[i])
+// keeps the compiler from moving reads before it.
 #pragma once
 
 #include <cuda_runtime.h>
