@@ -28,4 +28,7 @@ struct RmsNormArgs {
 // Enqueued on `stream`; INVALID_ARGUMENT for sizes beyond the limits above.
 absl::Status RmsNorm(const RmsNormArgs& args, cudaStream_t stream);
 
+// What RmsNorm refuses, for kernels that do it on their way (rms_norm_row.cuh).
+absl::Status CheckRmsNorm(const RmsNormArgs& args);
+
 }  // namespace nibble::kernels::cuda
