@@ -19,18 +19,31 @@ namespace nibble::kernels::cuda {
 
 // What a warp of a block does.
 struct SkinnyWarp {
-  int unit;   // of 16 channels; beyond the weight: nothing to multiply
-  int stage;  // of the chunk
+  const uint8_t* codes;  // of this lane
+  int unit;              // of 16 channels; beyond the weight: nothing to multiply
+  int stage;             // of the chunk
   int stage_end;
 };
 
 template <Form kForm>
 using RawChunk = uint4[SkinnyChunkStages(kForm)][kRawPieces<kForm>];
 
+// The lane's first piece of a warp's channels: of the unit, or of rows g (and g + 8).
 template <Form kForm>
-__device__ __forceinline__ void LoadRaw(const GemmKernelArgs& args, const uint8_t* codes,
-                                        const SkinnyWarp& warp, int stage, RawChunk<kForm>& raw) {
+__device__ __forceinline__ const uint8_t* LaneCodes(const GemmKernelArgs& args,
+                                                    const uint8_t* codes, int unit) {
   const int lane = gpu::LaneId();
+  if constexpr (IsHalf(kForm)) {
+    return codes + (unit * kUnitChannels + lane / 4) * args.num_stages * kStageBytes +
+           lane % 4 * kPieceBytes;
+  } else {
+    return codes + int64_t{unit} * args.num_stages * UnitStageBytes(kForm) + lane * kPieceBytes;
+  }
+}
+
+template <Form kForm>
+__device__ __forceinline__ void LoadRaw(const GemmKernelArgs& args, const SkinnyWarp& warp,
+                                        int stage, RawChunk<kForm>& raw) {
 #pragma unroll
   for (int c = 0; c < SkinnyChunkStages(kForm); ++c) {
     if (stage + c >= warp.stage_end) return;
@@ -38,26 +51,21 @@ __device__ __forceinline__ void LoadRaw(const GemmKernelArgs& args, const uint8_
     for (int i = 0; i < kRawPieces<kForm>; ++i) {
       int64_t at;
       if constexpr (IsHalf(kForm)) {
-        // Rows g and g + 8, 64 bytes of each.
-        const int64_t row = warp.unit * kUnitChannels + i % 2 * 8 + lane / 4;
-        at =
-            (row * args.num_stages + stage + c) * kStageBytes + i / 2 * 64 + lane % 4 * kPieceBytes;
+        at = (int64_t{i % 2 * 8} * args.num_stages + stage + c) * kStageBytes + i / 2 * 64;
       } else {
-        at = (int64_t{warp.unit} * args.num_stages + stage + c) * UnitStageBytes(kForm) +
-             i * kUnitBytes + lane * kPieceBytes;
+        at = int64_t{stage + c} * UnitStageBytes(kForm) + i * kUnitBytes;
       }
-      raw[c][i] = gpu::LoadStreaming16(codes + at);
+      raw[c][i] = gpu::LoadStreaming16(warp.codes + at);
     }
   }
 }
 
-// What a thread copies of the tokens: one piece of one row, of every slab_step-th slab.
+// What a thread copies of the tokens: one piece of one row, of some slabs.
 struct SkinnyCopy {
   int row;     // of A; -1: none
   int offset;  // in a slab, swizzled
   int piece;
   int slab;  // the first one, of [k_parts][stages of a chunk]
-  int slab_step;
 };
 
 template <Form kForm, int kTileN>
@@ -70,7 +78,6 @@ __device__ __forceinline__ SkinnyCopy PlanCopy(const GemmKernelArgs& args, const
   copy.offset =
       row * static_cast<int>(kStageBytes) + SwizzledPiece<kForm>(row, copy.piece) * kPieceBytes;
   copy.slab = thread / (kPieces * kTileN);
-  copy.slab_step = static_cast<int>(blockDim.x) / (kPieces * kTileN);
   return copy;
 }
 
@@ -82,7 +89,8 @@ __device__ __forceinline__ void CopyChunk(const GemmKernelArgs& args, const Bloc
   constexpr int kChunk = SkinnyChunkStages(kForm);
   const int num_slabs = args.k_parts * kChunk;
   if (copy.row >= 0) {
-    for (int slab = copy.slab; slab < num_slabs; slab += copy.slab_step) {
+    const int slab_step = static_cast<int>(blockDim.x) / (kPieces * kTileN);
+    for (int slab = copy.slab; slab < num_slabs; slab += slab_step) {
       const int part = slab / kChunk;
       const int stage = PartBegin(args, part) + chunk * kChunk + slab % kChunk;
       if (stage >= PartBegin(args, part + 1)) continue;
@@ -180,6 +188,7 @@ __global__ __launch_bounds__(512, 1) void SkinnyKernel(const GemmKernelArgs args
   SkinnyWarp warp;
   warp.unit =
       work.channel_tile * (num_warps >> args.parts_shift) + (gpu::WarpId() >> args.parts_shift);
+  warp.codes = LaneCodes<kForm>(args, work.weight.codes, warp.unit);
   warp.stage = PartBegin(args, part);
   warp.stage_end = PartBegin(args, part + 1);
   if (warp.unit >= args.num_units) warp.stage_end = warp.stage;
@@ -193,7 +202,7 @@ __global__ __launch_bounds__(512, 1) void SkinnyKernel(const GemmKernelArgs args
   const int half_bytes = SkinnyBufferBytes(kForm, kTileN, args.k_parts);
   Sum<kForm> sums[1][kTileN / kTileTokens][4] = {};
   const auto load = [&](int chunk, RawChunk<kForm>& raw) {
-    LoadRaw<kForm>(args, work.weight.codes, warp, warp.stage + chunk * kChunk, raw);
+    LoadRaw<kForm>(args, warp, warp.stage + chunk * kChunk, raw);
   };
   const auto copy = [&](int chunk) {
     if (chunk < num_chunks) {
