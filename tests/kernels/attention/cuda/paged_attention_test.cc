@@ -235,5 +235,83 @@ TEST_F(CudaAttention, EmptyStepsAndSequencesWithoutNewTokens) {
   ExpectMatches(shape, {20}, {{0, 20, 20}}, {}, 2, &pool_);
 }
 
+TEST_F(CudaAttention, ShapesThatThereAreNot) {
+  namespace cuda = kernels::cuda;
+  using enum cuda::AttentionBackend;
+  const gpu::DeviceCaps caps = Must(gpu::ListDevices())[0];
+  const cuda::AttentionLimits limits{.max_tokens = 4, .max_seqs = 2, .max_blocks_per_seq = 3};
+  const cuda::AttentionShape good{.num_heads = 4, .num_kv_heads = 2, .head_dim = 64};
+  const auto complaint = [&](const cuda::AttentionShape& shape, cuda::AttentionBackend backend) {
+    return std::string(
+        cuda::DeviceAttention::Create(shape, limits, caps, backend).status().message());
+  };
+  cuda::AttentionShape shape = good;
+  shape.head_dim = 260;
+  EXPECT_EQ(complaint(shape, kAuto),
+            "attention: head_dim is 260, the rule is a multiple of 8 up to 256");
+  shape = good;
+  shape.num_heads = 5;
+  EXPECT_EQ(complaint(shape, kAuto),
+            "attention: num_heads is 5, the rule is a multiple of num_kv_heads, 2");
+  shape = good;
+  shape.kv_dtype = DType::kF16;
+  EXPECT_EQ(complaint(shape, kNibble),
+            "attention: kv_dtype is float16, the choices are float32, bfloat16 and int8");
+  shape = good;
+  shape.activation = DType::kF32;
+  EXPECT_EQ(cuda::DeviceAttention::Create(shape, limits, caps, kFlashInfer).status().code(),
+            absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(Must(cuda::DeviceAttention::Create(shape, limits, caps, kAuto))->name(), "nibble");
+}
+
+TEST_F(CudaAttention, WhatDoesNotFitTheShapeIsRefused) {
+  namespace cuda = kernels::cuda;
+  const gpu::DeviceCaps caps = Must(gpu::ListDevices())[0];
+  const auto attention =
+      Must(cuda::DeviceAttention::Create({.num_heads = 4, .num_kv_heads = 2, .head_dim = 64},
+                                         {.max_tokens = 4, .max_seqs = 2, .max_blocks_per_seq = 3},
+                                         caps, cuda::AttentionBackend::kNibble));
+  const gpu::Stream stream = Must(gpu::Stream::Create());
+  const int32_t query_start[] = {0, 1};
+  const int32_t context_lens[] = {20};
+  const int32_t block_table[] = {1, 7};
+  MustBeOk(attention->Plan({.num_seqs = 1,
+                            .query_start = query_start,
+                            .context_lens = context_lens,
+                            .block_tables = block_table,
+                            .max_blocks_per_seq = 2},
+                           stream.get()));
+  const auto memory = Must(gpu::DeviceBuffer<uint16_t>::Create(8 * 2 * 16 * 64));
+  const cuda::KvCacheView cache{.keys = memory.data(),
+                                .values = memory.data(),
+                                .num_blocks = 8,
+                                .num_kv_heads = 2,
+                                .head_dim = 64};
+  const cuda::AttentionArgs args{.q = {.data = memory.data(), .stride = 256},
+                                 .out = {.data = memory.data() + 256, .stride = 256}};
+  const auto complaint = [&](const cuda::KvCacheView& view, const cuda::AttentionArgs& changed) {
+    return std::string(attention->Run(view, changed, stream.get()).message());
+  };
+  EXPECT_EQ(complaint(cache, args), "");
+  MustBeOk(stream.Synchronize());
+  cuda::KvCacheView view = cache;
+  view.num_blocks = 7;
+  EXPECT_EQ(complaint(view, args), "attention: the step has block 7, the limit is 6");
+  view = cache;
+  view.dtype = DType::kI8;
+  EXPECT_NE(complaint(view, args), "");
+  cuda::AttentionArgs changed = args;
+  changed.q.stride = 255;
+  EXPECT_EQ(
+      complaint(cache, changed),
+      "attention: q has a stride of 255 elements, the least is 256, in multiples of 16 bytes");
+  changed = args;
+  changed.out.dtype = DType::kF32;
+  EXPECT_EQ(complaint(cache, changed), "attention: out is float32, the shape says bfloat16");
+  changed = args;
+  changed.sliding_window = -1;
+  EXPECT_NE(complaint(cache, changed), "");
+}
+
 }  // namespace
 }  // namespace nibble::testing
