@@ -96,6 +96,11 @@ int RunOnGroup(const Options& options, const Bench& run) {
 
 int RunBenchGemm(const BenchOptions& options) {
   return Print([&] {
+    if (options.gemm_device == "cuda") {
+      return RunOnPool(options.threads, options.cuda_gemm, [&](ThreadPool* pool) {
+        return bench::RunCudaGemmBench(options.cuda_gemm, pool, Table());
+      });
+    }
     return RunOnPool(options.threads, options.gemm, [&](ThreadPool* pool) {
       return bench::RunGemmBench(options.gemm, pool, Table());
     });

@@ -10,6 +10,7 @@
 #include "bench/allreduce_bench.h"
 #include "bench/attention_bench.h"
 #include "bench/codec_bench.h"
+#include "bench/cuda_gemm_bench.h"
 #include "bench/gemm_bench.h"
 #include "bench/grouped_gemm_bench.h"
 #include "bench/layer_bench.h"
@@ -24,6 +25,8 @@ namespace nibble::cli {
 struct BenchOptions {
   int threads = 0;  // of the commands that load no model; 0: all CPUs of this process
   bench::GemmBenchOptions gemm;
+  std::string gemm_device = "cpu";  // cpu or cuda
+  bench::CudaGemmBenchOptions cuda_gemm;
   bench::GroupedGemmBenchOptions grouped_gemm;
   bench::LayerBenchOptions layer;
   bench::AttentionBenchOptions attention;

@@ -6,14 +6,17 @@
 #include <string>
 #include <vector>
 
+#include "fmt/core.h"
+
 #include "CLI/CLI.hpp"
 #include "server/cli/options.h"
 
 namespace nibble::cli {
 namespace {
 
-// Comma-separated numbers.
-void AddList(CLI::App* app, const std::string& name, std::vector<int64_t>* values,
+// Comma-separated numbers or names.
+template <typename T>
+void AddList(CLI::App* app, const std::string& name, std::vector<T>* values,
              const std::string& description) {
   app->add_option(name, *values, description + " (comma-separated)")
       ->delimiter(',')
@@ -33,7 +36,26 @@ void AddBenchGemm(CLI::App* app, BenchOptions* options) {
   AddList(app, "--m", &gemm->m, "rows of activations");
   app->add_option("--filter", gemm->filter, "only variants with this in their name");
   app->add_option("--seconds", gemm->seconds, "time for each figure")->capture_default_str();
+  bench::CudaGemmBenchOptions* cuda = &options->cuda_gemm;
+  app->add_option("--device", options->gemm_device, "cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  AddList(app, "--shapes", &cuda->shapes, "of weights, on cuda: names of models' layers, or NxK");
   AddBenchThreads(app, options);
+  // The other device has defaults of its own for what both take.
+  app->parse_complete_callback([=] {
+    if (options->gemm_device == "cpu") {
+      if (app->count("--shapes") > 0)
+        throw CLI::ValidationError("--shapes", "goes with --device cuda");
+      return;
+    }
+    if (app->count("--n") + app->count("--k") > 0) {
+      cuda->shapes = {fmt::format("{}x{}", gemm->n, gemm->k)};
+    }
+    if (app->count("--m") > 0) cuda->m = gemm->m;
+    if (app->count("--seconds") > 0) cuda->seconds = gemm->seconds;
+    cuda->filter = gemm->filter;
+  });
 }
 
 void AddBenchGroupedGemm(CLI::App* app, BenchOptions* options) {
