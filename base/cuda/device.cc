@@ -38,6 +38,13 @@ absl::StatusOr<DeviceCaps> GetDeviceCaps(int index) {
                     .max_shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin)};
 }
 
+absl::StatusOr<std::string> DriverVersion() {
+  int version = 0;
+  NIBBLE_RETURN_IF_CUDA_ERROR(cudaDriverGetVersion(&version));
+  if (version == 0) return Unavailable("no CUDA driver");
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
 absl::StatusOr<DeviceMemory> GetDeviceMemory() {
   size_t free_bytes = 0;
   size_t total_bytes = 0;

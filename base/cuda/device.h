@@ -30,6 +30,9 @@ struct DeviceCaps {
 absl::StatusOr<std::vector<DeviceCaps>> ListDevices();
 absl::StatusOr<DeviceCaps> GetDeviceCaps(int index);
 
+// The newest CUDA that the driver knows, "13.0"; UNAVAILABLE without a driver.
+absl::StatusOr<std::string> DriverVersion();
+
 struct DeviceMemory {
   int64_t free_bytes = 0;
   int64_t total_bytes = 0;

@@ -295,6 +295,7 @@ void RankServer::Connect(const ConnectPayload& payload) {
   if (!joined.ok()) return GenerationFailed(payload.generation, joined.status());
   pool_->BindCaller();
   communicator_ = std::make_unique<LoggedCommunicator>(joined->communicator, &activity_);
+  model_->SetAllReduce(payload.all_reduce);
   model_->SetCommunicator(communicator_.get());
   if (joined->link != nullptr) {
     link_ = std::make_unique<LoggedStageLink>(joined->link, &activity_);

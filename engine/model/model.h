@@ -17,6 +17,7 @@
 #include "base/dtype.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "comm/all_reduce.h"
 #include "comm/communicator.h"
 #include "comm/stage_link.h"
 #include "engine/model/model_config.h"
@@ -153,6 +154,9 @@ class Model {
   // Of the ranks of this stage; with several, set before the first Forward and after every group
   // that broke. Not owned.
   virtual void SetCommunicator(comm::Communicator* communicator) = 0;
+  // What its sums were asked to travel as, before SetCommunicator: a device whose ranks reach each
+  // other by links of their own measures these where the communicator's were measured.
+  virtual void SetAllReduce(const comm::AllReduceOptions& /*options*/) {}
   // To the stages before and after; the same, with several stages.
   virtual void SetStageLink(comm::StageLink* link) = 0;
   // Whether Forward gives logits here: on rank 0 of the last stage.

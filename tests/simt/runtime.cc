@@ -133,6 +133,10 @@ const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(erro
 cudaError_t cudaGetLastError() { return Global().sticky; }
 cudaError_t cudaPeekAtLastError() { return Global().sticky; }
 
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = Global().device.count;
   return *count > 0 ? cudaSuccess : cudaErrorNoDevice;

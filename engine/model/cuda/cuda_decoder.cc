@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/cuda/error.h"
 #include "engine/model/cuda/device_memory.h"
+#include "kernels/gemm/cuda/cublaslt.h"
 #include "kernels/rope/rope.h"
 #include "kernels/sampling/cuda/sample.h"
 
@@ -95,6 +96,12 @@ absl::Status CudaDecoderModel::Upload(const LoadOptions& load) {
                                   DType::kF32);  // of every rank
   }
   gemm_.caps = caps_;
+  if (options_.use_cublaslt) {
+    absl::StatusOr<std::unique_ptr<kernels::cuda::CublasLt>> cublaslt =
+        kernels::cuda::CublasLt::Open();
+    if (cublaslt.ok()) cublaslt_ = *std::move(cublaslt);
+  }
+  gemm_.cublaslt = cublaslt_.get();
   if (!config_.moe.has_value()) return absl::OkStatus();
   std::vector<const MoeWeights*> experts;
   for (const DecoderLayer& layer : weights_.layers) {
@@ -124,10 +131,14 @@ absl::Status CudaDecoderModel::UploadLayer(const DecoderLayer& layer, int64_t nu
 }
 
 std::string CudaDecoderModel::device_name() const {
-  return fmt::format("{} (device {}, sm_{}, {:.1f} GB), attention {}, {}", caps_.name, caps_.index,
-                     caps_.sm, static_cast<double>(caps_.memory_bytes) * 1e-9,
-                     attention_op_ == nullptr ? "as the step needs" : attention_op_->name(),
-                     options_.enforce_eager ? "no graphs" : "graphs of decode steps");
+  const absl::StatusOr<std::string> driver = gpu::DriverVersion();
+  return fmt::format(
+      "{} (device {}, sm_{}, {:.1f} GB, driver for CUDA {}), attention {}, {} cuBLASLt, {}",
+      caps_.name, caps_.index, caps_.sm, static_cast<double>(caps_.memory_bytes) * 1e-9,
+      driver.ok() ? *driver : "?",
+      attention_op_ == nullptr ? "as the step needs" : attention_op_->name(),
+      cublaslt_ == nullptr ? "no" : "with",
+      options_.enforce_eager ? "no graphs" : "graphs of decode steps");
 }
 
 ExpertLoad CudaDecoderModel::expert_load() const {

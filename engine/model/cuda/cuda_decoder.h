@@ -58,6 +58,7 @@ class CudaDecoderModel final : public Model {
   std::vector<std::string> warnings() const override { return weights_.warnings; }
   const ModelConfig& rank_config() const override { return rank_config_; }
   void SetCommunicator(comm::Communicator* communicator) override;
+  void SetAllReduce(const comm::AllReduceOptions& options) override { all_reduce_ = options; }
   void SetStageLink(comm::StageLink* link) override { stage_link_ = link; }
   bool has_logits() const override { return place_.rank == 0 && place_.is_last_stage(); }
   ExpertLoad expert_load() const override;
@@ -171,6 +172,7 @@ class CudaDecoderModel final : public Model {
   std::unique_ptr<DeviceMoe> moe_;  // of a model with experts
   PlanChecker checker_;
 
+  comm::AllReduceOptions all_reduce_ = {.mode = comm::AllReduceOptions::Mode::kNone};
   comm::Communicator* host_communicator_ = nullptr;  // not owned
   comm::StageLink* stage_link_ = nullptr;            // not owned
   std::mutex communicator_mutex_;
@@ -193,6 +195,7 @@ class CudaDecoderModel final : public Model {
   gpu::DeviceBuffer<uint8_t> gate_up_;         // [rows, 2 * intermediate_size]
   DeviceActivations activations_;              // the input of the next linear layer
   gpu::DeviceBuffer<uint8_t> gemm_workspace_;
+  std::unique_ptr<kernels::cuda::CublasLt> cublaslt_;  // null: not found, or not wanted
   kernels::cuda::GemmContext gemm_;
   gpu::DeviceBuffer<float> rope_cos_;  // [positions, rotary_dim / 2]
   gpu::DeviceBuffer<float> rope_sin_;

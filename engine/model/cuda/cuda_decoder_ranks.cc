@@ -46,12 +46,16 @@ absl::Status CudaDecoderModel::Connect(ThreadPool* pool) {
   if (place_.size == 1) return absl::OkStatus();
   if (communicator_ != nullptr && communicator_rows_ >= row_capacity_) return absl::OkStatus();
   graphs_.clear();
-  NIBBLE_ASSIGN_OR_RETURN(auto communicator, comm::DeviceCommunicator::Create(
-                                                 host_communicator_,
-                                                 {.caps = caps_,
-                                                  .max_values = row_capacity_ * config_.hidden_size,
-                                                  .row_size = config_.hidden_size},
-                                                 pool));
+  NIBBLE_ASSIGN_OR_RETURN(
+      auto communicator,
+      comm::DeviceCommunicator::Create(
+          host_communicator_,
+          {.caps = caps_,
+           .max_values = row_capacity_ * config_.hidden_size,
+           .measure_policy = all_reduce_.mode == comm::AllReduceOptions::Mode::kAuto,
+           .codec = all_reduce_.codec,
+           .row_size = config_.hidden_size},
+          pool));
   log::Info("rank {} of {}: sums of CUDA device {} travel by {}", place_.rank, place_.size,
             caps_.index, communicator->name());
   const std::lock_guard lock(communicator_mutex_);

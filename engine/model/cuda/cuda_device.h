@@ -41,6 +41,9 @@ struct CudaOptions {
   double memory_utilization = 0.9;
   bool enforce_eager = false;  // no captured graphs for decode steps
   CudaAttention attention = CudaAttention::kAuto;
+  // For dense layers, where the library is found: faster for many tokens, but a row's bits then
+  // depend on the batch that it is in.
+  bool use_cublaslt = true;
 };
 
 // INVALID_ARGUMENT, naming the devices there are, for an index that is none of them; UNAVAILABLE,

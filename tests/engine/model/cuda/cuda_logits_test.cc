@@ -135,9 +135,11 @@ TEST_F(CudaLogitsTest, SharedExperts) {
 }
 
 TEST_F(CudaLogitsTest, Bf16LogitsAreCloseToFloatArithmetic) {
-  for (const char* name : {"llama3", "mixtral"}) {
+  for (const auto& [name, use_cublaslt] :
+       {std::pair("llama3", false), {"llama3", true}, {"mixtral", false}}) {
     const auto cpu = LoadOnCpu(FixtureModel(name), {});
-    const auto device = LoadOnDevice(FixtureModel(name), {});
+    const auto device =
+        LoadOnDevice(FixtureModel(name), {}, CudaOptions{.use_cublaslt = use_cublaslt});
     ASSERT_TRUE(cpu != nullptr && device != nullptr);
     EXPECT_EQ(device->kv_dtype(), DType::kBf16);
     const std::vector<int32_t> ids = SomeIds(6, cpu->config().vocab_size);

@@ -29,9 +29,11 @@ class CudaModelTest : public ::testing::Test {
     if (devices.usable.empty()) GTEST_SKIP() << devices.why_none;
   }
 
-  // `load` with a device; null (and a failed test) when it cannot be had.
+  // `load` with a device (and a failed test when it cannot be had). Rows have the same bits in
+  // every batch by our own kernels alone.
   static engine::LoadOptions OnDevice(engine::LoadOptions load,
-                                      const engine::CudaOptions& options = {}) {
+                                      const engine::CudaOptions& options = {
+                                          .use_cublaslt = false}) {
     auto device = engine::OpenCudaDevice(options);
     EXPECT_TRUE(device.ok()) << device.status();
     if (device.ok()) load.device = *std::move(device);
@@ -39,7 +41,8 @@ class CudaModelTest : public ::testing::Test {
   }
   std::unique_ptr<engine::Model> LoadOnDevice(const std::string& dir,
                                               const engine::LoadOptions& load,
-                                              const engine::CudaOptions& options = {}) {
+                                              const engine::CudaOptions& options = {
+                                                  .use_cublaslt = false}) {
     return LoadOrFail(dir, OnDevice(load, options), &pool_);
   }
   std::unique_ptr<engine::Model> LoadOnCpu(const std::string& dir, engine::LoadOptions load) {
