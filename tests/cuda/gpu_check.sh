@@ -96,6 +96,8 @@ judge() {  # judge STEP NAME LOG
   bad=$(grep -c '^\[  FAILED  \] .*ms)' "$3")
   if [ "$status" != 0 ]; then
     row "$1" "$2" FAIL "$seconds" "$(why "$status"); $bad failed, see $(basename "$3")"
+  elif [ -n "$has_gpu" ] && [ "${passed:-0}" = 0 ] && grep -q 'there is no CUDA device' "$3"; then
+    row "$1" "$2" FAIL "$seconds" "sees no CUDA device: is the driver one for CUDA 13 (580 or later)?"
   elif [ "${passed:-0}" = 0 ]; then
     row "$1" "$2" skip "$seconds" "${skipped:-0} skipped$(sed -n 's/^.*\(no CUDA device[^"]*\).*/: \1/p' "$3" | head -1)"
   else
@@ -182,9 +184,14 @@ same_text() {
 bench() {  # bench STEP NAME ARGUMENTS...
   local step=$1 name=$2
   shift 2
-  limited "$(within 300 120)" "$out/$name.log" "${run[@]}" "$bin/nibble" bench "$@" --device cuda
-  sed -n '/^[[{]/,$p' "$out/$name.log" >"$out/$name.json"
-  [ "$status" = 0 ] && row "$step" "$name" ok "$seconds" "$name.json" || row "$step" "$name" FAIL "$seconds" "$(why "$status"), see $name.log"
+  # JSON on stdout, the rest on stderr.
+  limited "$(within 300 120)" "$out/$name.log" bash -c 'json=$1; shift; exec "$@" >"$json"' - "$out/$name.json" \
+    "${run[@]}" "$bin/nibble" bench "$@" --device cuda
+  if [ "$status" = 0 ]; then
+    row "$step" "$name" ok "$seconds" "$name.json"
+  else
+    row "$step" "$name" FAIL "$seconds" "$(why "$status"), see $name.log"
+  fi
 }
 
 kernel_benches() {

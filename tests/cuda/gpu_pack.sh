@@ -38,7 +38,7 @@ nibble's GPU tests and benchmarks. On a machine with an NVIDIA GPU (Ampere or la
 
 What it prints last is a table; results.json and all logs are in ./gpu-check-out.
 TEXT
-tar -C "$work" --sort=name --owner=0 --group=0 --mtime=@0 -cf - nibble-gpu | zstd -q -f -T0 -19 --long=27 -o "$pack"
+tar -C "$work" --sort=name --owner=0 --group=0 --mtime=@0 -cf - nibble-gpu | zstd -q -f -T0 -9 --long=27 -o "$pack"
 size=$(stat -c %s "$pack")
 echo "$pack: $((size >> 20)) MiB ($(du -sm "$folder" | cut -f1) MiB unpacked, by tar --zstd -xf)"
 if [ "$size" -gt "$limit" ]; then
