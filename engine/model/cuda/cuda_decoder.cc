@@ -65,7 +65,8 @@ CudaDecoderModel::CudaDecoderModel(ModelConfig config, DecoderWeights weights,
       weight_bytes_(weights_.size_bytes()),
       step_weight_bytes_(weights_.step_bytes(config_, place_)) {}
 
-CudaDecoderModel::~CudaDecoderModel() = default;
+// A chunk of a prompt is not waited for.
+CudaDecoderModel::~CudaDecoderModel() { stream_.Synchronize().IgnoreError(); }
 
 absl::StatusOr<std::unique_ptr<CudaDecoderModel>> CudaDecoderModel::Create(
     ModelConfig config, DecoderWeights weights, const LoadOptions& load, const CudaOptions& options,
@@ -73,6 +74,7 @@ absl::StatusOr<std::unique_ptr<CudaDecoderModel>> CudaDecoderModel::Create(
   std::unique_ptr<CudaDecoderModel> model(
       new CudaDecoderModel(std::move(config), std::move(weights), load, options, caps));
   NIBBLE_ASSIGN_OR_RETURN(model->stream_, gpu::Stream::Create());
+  NIBBLE_ASSIGN_OR_RETURN(model->copied_, gpu::Event::Create());
   NIBBLE_RETURN_IF_ERROR(model->Upload(load));
   return model;
 }
@@ -226,6 +228,7 @@ absl::Status CudaDecoderModel::ReserveRows(int64_t num_rows, int64_t num_samples
               row_bytes(gate_up) + DeviceActivations::BytesPerRow(max_k, reorders_)) +
       samples * (hidden * 4 + row_bytes(q_size_)) + workspace +
       StepStaging::BytesFor(rows, samples) + (moe_ == nullptr ? 0 : moe_->BytesFor(rows));
+  NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());  // a chunk may be under way
   row_capacity_ = sample_capacity_ = 0;
   graphs_.clear();
   activations_ = {};
@@ -297,6 +300,7 @@ absl::Status CudaDecoderModel::ReserveAttention(const StepLimits& limits) {
     return absl::OkStatus();
   }
   if (limits.max_tokens == 0 || limits.max_positions == 0) return absl::OkStatus();
+  NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());  // a chunk may be under way
   graphs_.clear();
   attention_op_ = nullptr;
   had = {.max_tokens = std::max(limits.max_tokens, had.max_tokens),

@@ -186,11 +186,12 @@ class CudaDecoderModel final : public Model {
   int64_t position_capacity_ = 0;
   StepLimits attention_limits_;
   StepStaging staging_;
-  gpu::DeviceBuffer<float> x_;                 // [rows, hidden_size]: the residual stream
-  gpu::DeviceBuffer<float> kept_x_;            // [samples, hidden_size]: of the rows that go on
-  gpu::DeviceBuffer<uint8_t> delta_;           // [rows, hidden_size]: what the next norm adds to it
-  gpu::DeviceBuffer<uint8_t> qkv_;             // [rows, qkv_size]
-  gpu::DeviceBuffer<uint8_t> attention_;       // [rows, q_size]
+  gpu::Event copied_;                     // all that a step reads of pinned memory is on the device
+  gpu::DeviceBuffer<float> x_;            // [rows, hidden_size]: the residual stream
+  gpu::DeviceBuffer<float> kept_x_;       // [samples, hidden_size]: of the rows that go on
+  gpu::DeviceBuffer<uint8_t> delta_;      // [rows, hidden_size]: what the next norm adds to it
+  gpu::DeviceBuffer<uint8_t> qkv_;        // [rows, qkv_size]
+  gpu::DeviceBuffer<uint8_t> attention_;  // [rows, q_size]
   gpu::DeviceBuffer<uint8_t> kept_attention_;  // [samples, q_size]
   gpu::DeviceBuffer<uint8_t> gate_up_;         // [rows, 2 * intermediate_size]
   DeviceActivations activations_;              // the input of the next linear layer

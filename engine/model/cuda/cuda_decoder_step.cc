@@ -79,6 +79,7 @@ absl::Status CudaDecoderModel::RunStep(const StepPlan& plan, const DeviceKvCache
     shape.num_rows = BucketOf(plan.num_seqs(), attention_limits_.max_seqs);
     shape.num_samples = shape.num_rows;
   }
+  NIBBLE_RETURN_IF_ERROR(copied_.Synchronize());
   NIBBLE_ASSIGN_OR_RETURN(const StepArrays arrays,
                           staging_.Upload(plan, shape.num_rows, shape.num_samples, stream_.get()));
   sample_params_ = arrays.sampling;
@@ -89,6 +90,7 @@ absl::Status CudaDecoderModel::RunStep(const StepPlan& plan, const DeviceKvCache
                                               .max_blocks_per_seq = plan.max_blocks_per_seq,
                                               .graph_seqs = replays ? shape.num_rows : 0},
                                              stream_.get()));
+  NIBBLE_RETURN_IF_ERROR(copied_.Record(stream_.get()));
   return replays ? ReplayStep(shape, arrays, cache) : EnqueueStep(shape, arrays, cache);
 }
 

@@ -73,7 +73,6 @@ absl::StatusOr<StepStaging> StepStaging::Create(int64_t max_rows, int64_t max_sa
   const auto bytes = static_cast<size_t>(BytesFor(max_rows, max_samples));
   NIBBLE_ASSIGN_OR_RETURN(staging.host_, gpu::PinnedBuffer<uint8_t>::Create(bytes));
   NIBBLE_ASSIGN_OR_RETURN(staging.device_, gpu::DeviceBuffer<uint8_t>::Create(bytes));
-  NIBBLE_ASSIGN_OR_RETURN(staging.copied_, gpu::Event::Create());
   return staging;
 }
 
@@ -84,7 +83,6 @@ absl::StatusOr<StepArrays> StepStaging::Upload(const StepPlan& plan, int64_t num
     return Internal("a step of {} rows and {} samples was not made room for", num_rows,
                     num_samples);
   }
-  NIBBLE_RETURN_IF_ERROR(copied_.Synchronize());
   uint8_t* const host = host_.data();
   Fill(plan.token_ids, num_rows, 0, host + layout.token_ids);
   Fill(plan.positions, num_rows, 0, host + layout.positions);
@@ -106,7 +104,6 @@ absl::StatusOr<StepArrays> StepStaging::Upload(const StepPlan& plan, int64_t num
   }
   NIBBLE_RETURN_IF_ERROR(
       gpu::CopyToDevice(device_.data(), host, static_cast<size_t>(layout.bytes), stream));
-  NIBBLE_RETURN_IF_ERROR(copied_.Record(stream));
   const uint8_t* const device = device_.data();
   const auto ints = [device](int64_t at) { return reinterpret_cast<const int32_t*>(device + at); };
   return StepArrays{

@@ -10,7 +10,6 @@
 #include <cstdint>
 
 #include "base/cuda/buffer.h"
-#include "base/cuda/stream.h"
 #include "base/status.h"
 #include "engine/scheduler/step_plan.h"
 #include "kernels/sampling/cuda/sample.h"
@@ -37,9 +36,9 @@ class StepStaging {
   static absl::StatusOr<StepStaging> Create(int64_t max_rows, int64_t max_samples);
   static int64_t BytesFor(int64_t max_rows, int64_t max_samples);
 
-  // Waits until the copy before this one has left its pinned memory, and enqueues one. Rows beyond
-  // the plan's tokens are padding, and each of them a sample. Where the arrays lie depends on
-  // num_rows and num_samples alone: captured graphs go on reading there.
+  // Enqueues one copy. REQUIRES that the stream has passed the one before it, which reads the same
+  // pinned memory. Rows beyond the plan's tokens are padding, and each of them a sample. Where the
+  // arrays lie depends on num_rows and num_samples alone: captured graphs go on reading there.
   // REQUIRES num_rows >= plan.num_tokens(), within the sizes created for.
   absl::StatusOr<StepArrays> Upload(const StepPlan& plan, int64_t num_rows, int64_t num_samples,
                                     cudaStream_t stream);
@@ -47,7 +46,6 @@ class StepStaging {
  private:
   gpu::PinnedBuffer<uint8_t> host_;
   gpu::DeviceBuffer<uint8_t> device_;
-  gpu::Event copied_;
 };
 
 // Whether the device chooses the row's token: it asks for nothing but temperature, top-k, top-p and

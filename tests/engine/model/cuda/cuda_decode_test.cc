@@ -100,6 +100,14 @@ class SamplingSteps {
     for (const TestChunk& chunk : chunks) chunk.sequence->num_computed += chunk.num_tokens;
     return tokens;
   }
+  // The next tokens of a sequence, of which none is sampled.
+  void Skip(TestSequence* sequence, int64_t num_tokens) {
+    StepPlan plan = runner_.MakePlan({{.sequence = sequence, .num_tokens = num_tokens}});
+    plan.logits_indices.clear();
+    const auto output = model_->ForwardAndSample(plan, runner_.cache(), {}, pool_);
+    EXPECT_TRUE(output.ok()) << output.status();
+    sequence->num_computed += num_tokens;
+  }
   // Greedy tokens behind `prompt`.
   std::vector<int32_t> Continue(const std::vector<int32_t>& prompt, int64_t count) {
     TestSequence sequence{.ids = prompt};
@@ -133,6 +141,19 @@ TEST_F(CudaDecodeTest, TextOfTheBundledModelsIsThatOfFloat32OnTheCpu) {
               SamplingSteps(cpu.get(), &pool_).Continue(prompt, 4))
         << name;
   }
+}
+
+// Steps that sample nothing are not waited for: what they read of the host must stay until then.
+TEST_F(CudaDecodeTest, ChunksThatNobodyWaitsForChangeNothing) {
+  const auto model = LoadOnDevice(FixtureModel("llama3"), {});
+  ASSERT_NE(model, nullptr);
+  SamplingSteps steps(model.get(), &pool_);
+  const std::vector<int32_t> ids = SomeIds(40, model->config().vocab_size);
+  const std::vector<int32_t> wanted = steps.Continue(ids, 1);
+  TestSequence sequence{.ids = ids};
+  for (const int64_t chunk : {7, 1, 12, 3, 9}) steps.Skip(&sequence, chunk);
+  EXPECT_EQ(steps.Sample({{.sequence = &sequence, .num_tokens = 8}}, {{.temperature = 0.0F}}),
+            wanted);
 }
 
 TEST_F(CudaDecodeTest, SeededRowsDrawWhatTheHostDraws) {
