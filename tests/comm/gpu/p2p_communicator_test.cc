@@ -86,6 +86,7 @@ TEST_F(P2pCommunicatorTest, SumsAsTheHostDoes) {
           {.mode = Mode::kFixed, .codec = {.bits = 16}},
           {.mode = Mode::kFixed, .codec = {.bits = 4, .rotation = true}},
           {.mode = Mode::kFixed, .codec = {.bits = 6, .group_size = 32, .spikes = true}}}) {
+      if (size == 3 && mode.codec.bits != 4) continue;
       const auto group = ThreadGroup(size, mode);
       OnRanks(group, [&](int rank, Communicator* host, ThreadPool* pool) {
         auto device = DeviceCommunicator::Create(host, options_, pool);
