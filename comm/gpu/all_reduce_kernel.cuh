@@ -112,8 +112,7 @@ __device__ __forceinline__ bool P2pWait(const P2pLink& link, uint32_t (*flags)[k
   if (peer < link.size && peer != link.rank) {
     const uint32_t* const flag = &flags[blockIdx.x][peer];
     const int64_t start = clock64();
-    for (unsigned looks = 1; static_cast<int32_t>(gpu::LoadAcquireSystem(flag) - shared->epoch) < 0;
-         ++looks) {
+    for (unsigned looks = 1; gpu::LoadAcquireSystem(flag) - shared->epoch > 1U; ++looks) {
       if (looks % kLooksBetweenPeers == 0 && P2pHasEnded(link, shared)) break;
       if (looks % kLooksBetweenHost == 0 && gpu::LoadAcquireSystem(&link.host->aborted) != 0) {
         P2pFail(link, P2pFaultKind::kAborted, link.rank, shared);

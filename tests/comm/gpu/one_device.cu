@@ -91,8 +91,10 @@ struct RankMemory {
 absl::StatusOr<std::vector<RankMemory>> MakeMemory(const OneDeviceOptions& options,
                                                    cudaStream_t stream) {
   auto flags = std::make_unique<P2pFlags>();
-  std::fill_n(&flags->pieces[0][0], kMaxP2pBlocks * kMaxP2pRanks, options.first_epoch - 1);
-  std::fill_n(&flags->sums[0][0], kMaxP2pBlocks * kMaxP2pRanks, options.first_epoch - 1);
+  std::fill_n(&flags->pieces[0][0], kMaxP2pBlocks * kMaxP2pRanks,
+              options.first_epoch - options.flags_behind);
+  std::fill_n(&flags->sums[0][0], kMaxP2pBlocks * kMaxP2pRanks,
+              options.first_epoch - options.flags_behind);
   std::vector<RankMemory> ranks(static_cast<size_t>(options.num_ranks));
   for (size_t r = 0; r < ranks.size(); ++r) {
     const auto bytes =

@@ -30,6 +30,7 @@ struct OneDeviceOptions {
   int num_threads = 64;  // of a block
   int64_t region_bytes = int64_t{1} << 20;
   uint32_t first_epoch = 1;
+  uint32_t flags_behind = 1;  // operations since the flags were written
   uint32_t num_buffers = 2;
   uint32_t stall_seed = 0;  // not 0: ranks pause here and there
   int silent_rank = -1;     // does not come

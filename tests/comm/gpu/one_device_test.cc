@@ -186,6 +186,15 @@ TEST_F(OneDeviceTest, OneBufferIsNotEnough) {
   EXPECT_GT(num_wrong, 0);
 }
 
+// Flags of blocks that were idle while the epoch went half around say what is yet to come.
+TEST_F(OneDeviceTest, OldFlagsAreNotTakenForNew) {
+  for (const Algorithm algorithm : {Algorithm::kOneShot, Algorithm::kTwoShot}) {
+    EXPECT_EQ(NumWrong({.num_ranks = 3, .flags_behind = 0x9000'0000U, .stall_seed = 5},
+                       ManyMessages({.bits = 32, .group_size = 32}, algorithm, 3, 5)),
+              0);
+  }
+}
+
 // A region that holds a part of a message at a time.
 TEST_F(OneDeviceTest, LargeMessagesTakeSeveralLaunches) {
   Random random(13);
