@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/cuda/error.h"
 #include "engine/model/cuda/device_memory.h"
+#include "kernels/activation/cuda/silu_mul.h"
 #include "kernels/gemm/cuda/cublaslt.h"
 #include "kernels/rope/rope.h"
 #include "kernels/sampling/cuda/sample.h"
@@ -223,10 +224,11 @@ absl::Status CudaDecoderModel::ReserveRows(int64_t num_rows, int64_t num_samples
   const int64_t gate_up = 2 * dense_intermediate_size_;
   const int64_t max_k = std::max({hidden, q_size_, dense_intermediate_size_});
   const int64_t workspace = GemmWorkspaceBytes(rows, samples);
+  const int64_t silu_workspace = kernels::cuda::SiluMulWorkspaceBytes(rows);
   const int64_t bytes =
       rows * (hidden * 4 + row_bytes(hidden) + row_bytes(qkv_size_) + row_bytes(q_size_) +
               row_bytes(gate_up) + DeviceActivations::BytesPerRow(max_k, reorders_)) +
-      samples * (hidden * 4 + row_bytes(q_size_)) + workspace +
+      samples * (hidden * 4 + row_bytes(q_size_)) + workspace + silu_workspace +
       StepStaging::BytesFor(rows, samples) + (moe_ == nullptr ? 0 : moe_->BytesFor(rows));
   NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());  // a chunk may be under way
   row_capacity_ = sample_capacity_ = 0;
@@ -240,6 +242,7 @@ absl::Status CudaDecoderModel::ReserveRows(int64_t num_rows, int64_t num_samples
   NIBBLE_RETURN_IF_ERROR(Retake(rows * row_bytes(q_size_), &attention_));
   NIBBLE_RETURN_IF_ERROR(Retake(samples * row_bytes(q_size_), &kept_attention_));
   NIBBLE_RETURN_IF_ERROR(Retake(rows * row_bytes(gate_up), &gate_up_));
+  NIBBLE_RETURN_IF_ERROR(RetakeZeroed(silu_workspace, &silu_workspace_));
   NIBBLE_RETURN_IF_ERROR(Retake(workspace, &gemm_workspace_));
   gemm_.workspace = gemm_workspace_.data();
   gemm_.workspace_bytes = workspace;

@@ -130,6 +130,7 @@ class CudaDecoderModel final : public Model {
   absl::Status EnqueueStep(const StepShape& shape, const StepArrays& arrays,
                            const DeviceKvCache& cache);
   absl::Status Embed(const StepShape& shape, const StepArrays& arrays);
+  // x_ += delta_, which is summed over the ranks first; normed to what the next layer reads.
   absl::Status Normalize(const gpu::DeviceBuffer<float>& weight, int64_t num_rows, bool add_delta,
                          const DeviceInput& out);
   absl::Status ProjectQkv(const Layer& layer, const StepShape& shape, const StepArrays& arrays,
@@ -143,7 +144,6 @@ class CudaDecoderModel final : public Model {
   // cuda_decoder_ranks.cc: what ranks exchange.
   absl::Status CheckLinks() const;
   absl::Status Connect(ThreadPool* pool);
-  absl::Status SumDelta(int64_t num_rows);
   absl::Status GatherLogits(int64_t num_rows);
   absl::Status ReceiveRows(int64_t num_rows);
   absl::Status SendRows(int64_t num_rows);
@@ -194,7 +194,8 @@ class CudaDecoderModel final : public Model {
   gpu::DeviceBuffer<uint8_t> attention_;  // [rows, q_size]
   gpu::DeviceBuffer<uint8_t> kept_attention_;  // [samples, q_size]
   gpu::DeviceBuffer<uint8_t> gate_up_;         // [rows, 2 * intermediate_size]
-  DeviceActivations activations_;              // the input of the next linear layer
+  gpu::DeviceBuffer<uint8_t> silu_workspace_;
+  DeviceActivations activations_;  // the input of the next linear layer
   gpu::DeviceBuffer<uint8_t> gemm_workspace_;
   std::unique_ptr<kernels::cuda::CublasLt> cublaslt_;  // null: not found, or not wanted
   kernels::cuda::GemmContext gemm_;
@@ -213,7 +214,9 @@ class CudaDecoderModel final : public Model {
   std::map<int64_t, Graph> graphs_;                             // by bucket
   uint64_t graph_cache_id_ = 0;                                 // of the KV cache that they write
   const kernels::cuda::SampleParams* sample_params_ = nullptr;  // of the step, device memory
-  // Of the step that is being enqueued: x_ and attention_, or the rows kept of them.
+  // Of the step that is being enqueued: whether delta_ is this rank's part of a sum that the next
+  // norm has to make, and x_ and attention_, or the rows kept of them.
+  bool delta_is_part_ = false;
   float* current_x_ = nullptr;
   kernels::cuda::DeviceMatrix current_attention_;
 

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "engine/model/cuda/all_reduce_norm.h"
 #include "engine/model/cuda/cuda_decoder.h"
 #include "kernels/activation/cuda/silu_mul.h"
 #include "kernels/embedding/cuda/embed.h"
@@ -19,6 +20,7 @@ using kernels::cuda::DeviceMatrix;
 
 absl::Status CudaDecoderModel::EnqueueStep(const StepShape& shape, const StepArrays& arrays,
                                            const DeviceKvCache& cache) {
+  delta_is_part_ = false;
   current_x_ = x_.data();
   current_attention_ = Matrix(attention_, q_size_);
   if (place_.is_first_stage()) NIBBLE_RETURN_IF_ERROR(Embed(shape, arrays));
@@ -65,16 +67,23 @@ absl::Status CudaDecoderModel::Embed(const StepShape& shape, const StepArrays& a
 
 absl::Status CudaDecoderModel::Normalize(const gpu::DeviceBuffer<float>& weight, int64_t num_rows,
                                          bool add_delta, const DeviceInput& out) {
-  return kernels::cuda::RmsNorm(
-      {.num_rows = num_rows,
-       .hidden = config_.hidden_size,
-       .x = current_x_,
-       .x_stride = config_.hidden_size,
-       .delta = add_delta ? Matrix(delta_, config_.hidden_size) : DeviceMatrix{},
-       .weight = weight.data(),
-       .epsilon = config_.rms_norm_eps,
-       .out = out.output()},
-      stream_.get());
+  const kernels::cuda::RmsNormArgs norm = {
+      .num_rows = num_rows,
+      .hidden = config_.hidden_size,
+      .x = current_x_,
+      .x_stride = config_.hidden_size,
+      .delta = add_delta ? Matrix(delta_, config_.hidden_size) : DeviceMatrix{},
+      .weight = weight.data(),
+      .epsilon = config_.rms_norm_eps,
+      .out = out.output()};
+  if (!add_delta || !delta_is_part_) return kernels::cuda::RmsNorm(norm, stream_.get());
+  delta_is_part_ = false;
+  return AllReduceNorm(communicator_.get(),
+                       {.data = delta_.data(),
+                        .dtype = activation_,
+                        .num_rows = num_rows,
+                        .row_size = config_.hidden_size},
+                       norm, stream_.get());
 }
 
 // qkv_ from x_ and delta_, keys and values into the cache.
@@ -125,7 +134,8 @@ absl::Status CudaDecoderModel::KeepRows(const StepShape& shape, const StepArrays
   return absl::OkStatus();
 }
 
-// x_ and delta_ from attention_: output projection, then dense layer or experts.
+// x_ and delta_ from attention_: output projection, then dense layer or experts. Each half leaves
+// its part of the sum over the ranks to the norm that follows.
 absl::Status CudaDecoderModel::FeedForward(int64_t layer_idx, int64_t num_rows,
                                            const int32_t* positions) {
   const Layer& layer = layers_[static_cast<size_t>(layer_idx)];
@@ -139,7 +149,7 @@ absl::Status CudaDecoderModel::FeedForward(int64_t layer_idx, int64_t num_rows,
   }
   if (as_it_is) input.values = current_attention_;
   NIBBLE_RETURN_IF_ERROR(layer.o.Run(input, num_rows, delta, gemm_, stream_.get()));
-  NIBBLE_RETURN_IF_ERROR(SumDelta(num_rows));
+  delta_is_part_ = place_.size > 1;
 
   if (layer.has_experts) {
     NIBBLE_RETURN_IF_ERROR(Normalize(layer.post_attention_norm, num_rows, /*add_delta=*/true,
@@ -148,7 +158,8 @@ absl::Status CudaDecoderModel::FeedForward(int64_t layer_idx, int64_t num_rows,
   } else {
     NIBBLE_RETURN_IF_ERROR(FeedForwardDense(layer, num_rows));
   }
-  return SumDelta(num_rows);
+  delta_is_part_ = place_.size > 1;
+  return absl::OkStatus();
 }
 
 absl::Status CudaDecoderModel::FeedForwardDense(const Layer& layer, int64_t num_rows) {
@@ -161,7 +172,8 @@ absl::Status CudaDecoderModel::FeedForwardDense(const Layer& layer, int64_t num_
   NIBBLE_RETURN_IF_ERROR(kernels::cuda::SiluMul({.num_rows = num_rows,
                                                  .intermediate = dense_intermediate_size_,
                                                  .gate_up = gate_up,
-                                                 .out = input.output()},
+                                                 .out = input.output(),
+                                                 .workspace = silu_workspace_.data()},
                                                 stream_.get()));
   return layer.down.Run(input, num_rows, Matrix(delta_, config_.hidden_size), gemm_, stream_.get());
 }

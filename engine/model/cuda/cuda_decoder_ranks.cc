@@ -64,15 +64,6 @@ absl::Status CudaDecoderModel::Connect(ThreadPool* pool) {
   return absl::OkStatus();
 }
 
-absl::Status CudaDecoderModel::SumDelta(int64_t num_rows) {
-  if (place_.size == 1) return absl::OkStatus();
-  return communicator_->AllReduce({.data = delta_.data(),
-                                   .dtype = activation_,
-                                   .num_rows = num_rows,
-                                   .row_size = config_.hidden_size},
-                                  stream_.get());
-}
-
 // A rank's logits are a block of columns; all blocks have the same stride and come one after the
 // other. Where they are wanted they are put side by side.
 absl::Status CudaDecoderModel::GatherLogits(int64_t num_rows) {

@@ -9,6 +9,7 @@
 
 #include "base/cuda/buffer.h"
 #include "base/cuda/device.h"
+#include "base/cuda/error.h"
 #include "base/status.h"
 
 namespace nibble::engine {
@@ -27,6 +28,13 @@ absl::Status Retake(int64_t count, Buffer* buffer) {
   *buffer = {};
   NIBBLE_ASSIGN_OR_RETURN(*buffer, Buffer::Create(static_cast<size_t>(count)));
   return absl::OkStatus();
+}
+
+// The same, all zeros, when it returns.
+inline absl::Status RetakeZeroed(int64_t bytes, gpu::DeviceBuffer<uint8_t>* buffer) {
+  NIBBLE_RETURN_IF_ERROR(Retake(bytes, buffer));
+  NIBBLE_RETURN_IF_ERROR(gpu::ZeroDevice(buffer->data(), buffer->size_bytes(), nullptr));
+  return gpu::ToStatus(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
 }
 
 }  // namespace nibble::engine

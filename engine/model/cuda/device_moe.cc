@@ -160,7 +160,8 @@ int64_t DeviceMoe::BytesFor(int64_t num_tokens) const {
                  PaddedStride(hidden_, activation_) * element) +
          std::max(rows * PaddedStride(max_gate_up_, activation_),
                   num_tokens * PaddedStride(max_shared_gate_up_, activation_)) *
-             element;
+             element +
+         kernels::cuda::SiluMulWorkspaceBytes(rows);
 }
 
 absl::Status DeviceMoe::Allocate(int64_t num_tokens) {
@@ -182,6 +183,8 @@ absl::Status DeviceMoe::Allocate(int64_t num_tokens) {
   NIBBLE_ASSIGN_OR_RETURN(down_input_, DeviceActivations::Create(rows, max_down_k_, false));
   NIBBLE_ASSIGN_OR_RETURN(shared_input_,
                           DeviceActivations::Create(num_tokens, max_shared_k_, reorders_));
+  NIBBLE_RETURN_IF_ERROR(
+      RetakeZeroed(kernels::cuda::SiluMulWorkspaceBytes(rows), &silu_workspace_));
   return Retake(rows * PaddedStride(hidden_, activation_) * element, &expert_out_);
 }
 
@@ -308,7 +311,8 @@ absl::Status DeviceMoe::RunExperts(const DeviceMoeWeights& layer, const DeviceIn
                                                  .intermediate = channels,
                                                  .gate_up = gate_up,
                                                  .out = down_input.output(),
-                                                 .valid_rows = offsets_.data() + num_slots_},
+                                                 .valid_rows = offsets_.data() + num_slots_,
+                                                 .workspace = silu_workspace_.data()},
                                                 stream));
   return kernels::cuda::RunGrouped(layer.down,
                                    {.max_rows = max_rows,
@@ -330,7 +334,8 @@ absl::Status DeviceMoe::RunShared(const DeviceMoeWeights& layer, const DeviceInp
   NIBBLE_RETURN_IF_ERROR(kernels::cuda::SiluMul({.num_rows = num_tokens,
                                                  .intermediate = channels,
                                                  .gate_up = gate_up,
-                                                 .out = down_input.output()},
+                                                 .out = down_input.output(),
+                                                 .workspace = silu_workspace_.data()},
                                                 stream));
   return layer.shared_down.Run(down_input, num_tokens, out, context, stream);
 }

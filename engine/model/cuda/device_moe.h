@@ -117,7 +117,8 @@ class DeviceMoe {
   DeviceActivations down_input_;             // [num_tokens * top_k, max_down_k]
   DeviceActivations shared_input_;           // [num_tokens, max_shared_k]
   gpu::DeviceBuffer<uint8_t> expert_out_;    // [num_tokens * top_k, hidden]
-  gpu::DeviceBuffer<uint64_t> counters_;     // [num_layers of the stage, num_experts]
+  gpu::DeviceBuffer<uint8_t> silu_workspace_;
+  gpu::DeviceBuffer<uint64_t> counters_;  // [num_layers of the stage, num_experts]
 
   mutable std::mutex mutex_;
   // Guarded by mutex_:
