@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Sums and maxima over the threads of a warp or a block, in one fixed order: the bits do not depend
-// on which thread was first.
+// Sums, running sums and maxima over the threads of a warp or a block, in one fixed order: the bits
+// do not depend on which thread was first.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -32,6 +32,17 @@ __device__ __forceinline__ float WarpMax(float value) {
 __device__ __forceinline__ int WarpSum(int value) {
   for (int bits = kWarpSize / 2; bits > 0; bits /= 2) {
     value += __shfl_xor_sync(kFullMask, value, bits);
+  }
+  return value;
+}
+
+// The sum over the lanes up to this one, this one with it.
+template <typename T>
+__device__ __forceinline__ T WarpScan(T value) {
+#pragma unroll
+  for (int distance = 1; distance < kWarpSize; distance *= 2) {
+    const T other = __shfl_up_sync(kFullMask, value, distance);
+    if (LaneId() >= distance) value += other;
   }
   return value;
 }

@@ -72,11 +72,7 @@ __device__ __forceinline__ bool FindGroup(const GemmKernelArgs& args, int slot, 
       last = min(max(args.offsets[base + lane + 1], first), args.rows);
     }
     const int tiles = (last - first + kTileN - 1) / kTileN;
-    int sum = tiles;  // of lanes up to this one
-    for (int distance = 1; distance < gpu::kWarpSize; distance *= 2) {
-      const int other = __shfl_up_sync(gpu::kFullMask, sum, distance);
-      if (lane >= distance) sum += other;
-    }
+    const int sum = gpu::WarpScan(tiles);  // of lanes up to this one
     const unsigned reached = __ballot_sync(gpu::kFullMask, sum > slot);
     if (reached != 0) {
       const int owner = __ffs(static_cast<int>(reached)) - 1;

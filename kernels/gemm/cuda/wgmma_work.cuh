@@ -82,11 +82,7 @@ __device__ __forceinline__ void CountTiles(const WgmmaArgs& args, int* starts) {
       const GroupRows rows = RowsOfGroup(args.gemm, base + lane);
       tiles = (rows.end - rows.begin + kTokens - 1) / kTokens * args.grid.channel_tiles;
     }
-    int sum = tiles;  // of lanes up to this one
-    for (int distance = 1; distance < gpu::kWarpSize; distance *= 2) {
-      const int other = __shfl_up_sync(gpu::kFullMask, sum, distance);
-      if (lane >= distance) sum += other;
-    }
+    const int sum = gpu::WarpScan(tiles);  // of lanes up to this one
     if (base + lane < num_groups) starts[base + lane] = before + sum - tiles;
     before += __shfl_sync(gpu::kFullMask, sum, gpu::kWarpSize - 1);
   }
