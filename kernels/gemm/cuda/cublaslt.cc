@@ -3,8 +3,6 @@
 
 #include "kernels/gemm/cuda/cublaslt.h"
 
-#include <cublasLt.h>
-
 #include <algorithm>
 #include <map>
 #include <mutex>
@@ -13,31 +11,14 @@
 
 #include "base/dynamic_library.h"
 #include "base/log.h"
+#include "kernels/gemm/cuda/cublaslt_library.h"
 
 namespace nibble::kernels::cuda {
 namespace {
 
-// The library's functions, without their prefix.
-struct Functions {
-  decltype(&::cublasLtCreate) Create = nullptr;
-  decltype(&::cublasLtDestroy) Destroy = nullptr;
-  decltype(&::cublasLtGetVersion) GetVersion = nullptr;
-  decltype(&::cublasLtGetStatusName) GetStatusName = nullptr;
-  decltype(&::cublasLtMatmul) Matmul = nullptr;
-  decltype(&::cublasLtMatmulAlgoGetHeuristic) MatmulAlgoGetHeuristic = nullptr;
-  decltype(&::cublasLtMatmulDescCreate) MatmulDescCreate = nullptr;
-  decltype(&::cublasLtMatmulDescDestroy) MatmulDescDestroy = nullptr;
-  decltype(&::cublasLtMatmulDescSetAttribute) MatmulDescSetAttribute = nullptr;
-  decltype(&::cublasLtMatrixLayoutCreate) MatrixLayoutCreate = nullptr;
-  decltype(&::cublasLtMatrixLayoutDestroy) MatrixLayoutDestroy = nullptr;
-  decltype(&::cublasLtMatmulPreferenceCreate) MatmulPreferenceCreate = nullptr;
-  decltype(&::cublasLtMatmulPreferenceDestroy) MatmulPreferenceDestroy = nullptr;
-  decltype(&::cublasLtMatmulPreferenceSetAttribute) MatmulPreferenceSetAttribute = nullptr;
-};
-
-absl::StatusOr<Functions> FindFunctions(const char* file) {
+absl::StatusOr<LtFunctions> FindFunctions(const char* file) {
   NIBBLE_ASSIGN_OR_RETURN(const DynamicLibrary library, DynamicLibrary::Open(file));
-  Functions f;
+  LtFunctions f;
   NIBBLE_RETURN_IF_ERROR(library.Find("cublasLtCreate", &f.Create));
   NIBBLE_RETURN_IF_ERROR(library.Find("cublasLtDestroy", &f.Destroy));
   NIBBLE_RETURN_IF_ERROR(library.Find("cublasLtGetVersion", &f.GetVersion));
@@ -98,28 +79,28 @@ Key KeyOf(const LtMatmul& x, int64_t workspace_bytes) {
 }
 
 template <typename Handle>
-using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, cublasStatus_t (*)(Handle)>;
+using Owned = std::unique_ptr<std::remove_pointer_t<Handle>, LtStatus (*)(Handle)>;
 
 struct Chosen {
-  Owned<cublasLtMatmulDesc_t> operation;
-  Owned<cublasLtMatrixLayout_t> weights;
-  Owned<cublasLtMatrixLayout_t> tokens;
-  Owned<cublasLtMatrixLayout_t> result;
-  cublasLtMatmulAlgo_t algorithm{};
+  Owned<LtDesc*> operation;
+  Owned<LtLayout*> weights;
+  Owned<LtLayout*> tokens;
+  Owned<LtLayout*> result;
+  LtAlgorithm algorithm{};
 };
 
 // The library counts columns first: our row-major D [m, n] is its D [n, m]. So its first factor is
 // our B, transposed, and its second one our A.
 class CublasLtOfLibrary final : public CublasLt {
  public:
-  CublasLtOfLibrary(const Functions& functions, cublasLtHandle_t handle)
+  CublasLtOfLibrary(const LtFunctions& functions, LtContext* handle)
       : f_(functions), handle_(handle) {}
   CublasLtOfLibrary(const CublasLtOfLibrary&) = delete;
   CublasLtOfLibrary& operator=(const CublasLtOfLibrary&) = delete;
   ~CublasLtOfLibrary() override {
     chosen_.clear();
-    const cublasStatus_t status = f_.Destroy(handle_);
-    if (status != CUBLAS_STATUS_SUCCESS) {
+    const LtStatus status = f_.Destroy(handle_);
+    if (status != LtStatus::kSuccess) {
       log::Error("cublasLtDestroy: {}", f_.GetStatusName(status));
     }
   }
@@ -167,10 +148,10 @@ class CublasLtOfLibrary final : public CublasLt {
     return absl::OkStatus();
   }
 
-  absl::Status ToStatus(cublasStatus_t status, const char* what, const LtMatmul& x) const {
-    if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+  absl::Status ToStatus(LtStatus status, const char* what, const LtMatmul& x) const {
+    if (status == LtStatus::kSuccess) return absl::OkStatus();
     const char* const name = f_.GetStatusName(status);
-    if (status == CUBLAS_STATUS_NOT_SUPPORTED) {
+    if (status == LtStatus::kNotSupported) {
       return Unimplemented("{}: m {}, n {}, k {} of {} into {}: {}", what, x.m, x.n, x.k,
                            ToString(x.type), ToString(x.d_type), name);
     }
@@ -178,53 +159,52 @@ class CublasLtOfLibrary final : public CublasLt {
                     ToString(x.d_type), name);
   }
 
-  absl::StatusOr<Owned<cublasLtMatrixLayout_t>> MakeLayout(const LtMatmul& x, DType type,
-                                                           int64_t rows, int64_t columns,
-                                                           int64_t stride) const {
-    cublasLtMatrixLayout_t layout = nullptr;
+  absl::StatusOr<Owned<LtLayout*>> MakeLayout(const LtMatmul& x, DType type, int64_t rows,
+                                              int64_t columns, int64_t stride) const {
+    LtLayout* layout = nullptr;
     NIBBLE_RETURN_IF_ERROR(
         ToStatus(f_.MatrixLayoutCreate(&layout, ToCuda(type), static_cast<uint64_t>(rows),
                                        static_cast<uint64_t>(columns), stride),
                  "cublasLtMatrixLayoutCreate", x));
-    return Owned<cublasLtMatrixLayout_t>(layout, f_.MatrixLayoutDestroy);
+    return Owned<LtLayout*>(layout, f_.MatrixLayoutDestroy);
   }
 
-  absl::StatusOr<Owned<cublasLtMatmulDesc_t>> MakeOperation(const LtMatmul& x) const {
+  absl::StatusOr<Owned<LtDesc*>> MakeOperation(const LtMatmul& x) const {
     const bool integers = x.type == DType::kI8;
-    cublasLtMatmulDesc_t operation = nullptr;
+    LtDesc* operation = nullptr;
     NIBBLE_RETURN_IF_ERROR(
-        ToStatus(f_.MatmulDescCreate(&operation, integers ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,
+        ToStatus(f_.MatmulDescCreate(&operation, integers ? LtCompute::k32I : LtCompute::k32F,
                                      integers ? CUDA_R_32I : CUDA_R_32F),
                  "cublasLtMatmulDescCreate", x));
-    Owned<cublasLtMatmulDesc_t> owned(operation, f_.MatmulDescDestroy);
-    const cublasOperation_t transposed = CUBLAS_OP_T;
+    Owned<LtDesc*> owned(operation, f_.MatmulDescDestroy);
+    const LtOperation transposed = LtOperation::kTransposed;
     NIBBLE_RETURN_IF_ERROR(
-        ToStatus(f_.MatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+        ToStatus(f_.MatmulDescSetAttribute(operation, LtDescAttribute::kTransposeA, &transposed,
                                            sizeof(transposed)),
                  "cublasLtMatmulDescSetAttribute", x));
     return owned;
   }
 
-  absl::StatusOr<Owned<cublasLtMatmulPreference_t>> MakePreference(const LtMatmul& x,
-                                                                   int64_t workspace_bytes) const {
-    cublasLtMatmulPreference_t preference = nullptr;
+  absl::StatusOr<Owned<LtPreference*>> MakePreference(const LtMatmul& x,
+                                                      int64_t workspace_bytes) const {
+    LtPreference* preference = nullptr;
     NIBBLE_RETURN_IF_ERROR(
         ToStatus(f_.MatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate", x));
-    Owned<cublasLtMatmulPreference_t> owned(preference, f_.MatmulPreferenceDestroy);
-    const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+    Owned<LtPreference*> owned(preference, f_.MatmulPreferenceDestroy);
+    const auto set = [&](LtPreferenceAttribute attribute, auto value) {
       return ToStatus(f_.MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)),
                       "cublasLtMatmulPreferenceSetAttribute", x);
     };
     NIBBLE_RETURN_IF_ERROR(
-        set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<uint64_t>(workspace_bytes)));
-    // Not in D's type: parts of a sum are float32 until it is whole.
+        set(LtPreferenceAttribute::kMaxWorkspaceBytes, static_cast<uint64_t>(workspace_bytes)));
+    // In the workspace and float32, if at all: INPLACE and OUTPUT_TYPE keep parts of a sum in D's
+    // type.
     NIBBLE_RETURN_IF_ERROR(
-        set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-            uint32_t{CUBLASLT_REDUCTION_SCHEME_INPLACE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE}));
-    NIBBLE_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, Alignment(x.b)));
-    NIBBLE_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, Alignment(x.a)));
-    NIBBLE_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, Alignment(x.d)));
-    NIBBLE_RETURN_IF_ERROR(set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, Alignment(x.d)));
+        set(LtPreferenceAttribute::kReductionSchemeMask, kLtReductionComputeType));
+    NIBBLE_RETURN_IF_ERROR(set(LtPreferenceAttribute::kMinAlignmentA, Alignment(x.b)));
+    NIBBLE_RETURN_IF_ERROR(set(LtPreferenceAttribute::kMinAlignmentB, Alignment(x.a)));
+    NIBBLE_RETURN_IF_ERROR(set(LtPreferenceAttribute::kMinAlignmentC, Alignment(x.d)));
+    NIBBLE_RETURN_IF_ERROR(set(LtPreferenceAttribute::kMinAlignmentD, Alignment(x.d)));
     return owned;
   }
 
@@ -237,25 +217,25 @@ class CublasLtOfLibrary final : public CublasLt {
     NIBBLE_ASSIGN_OR_RETURN(auto tokens, MakeLayout(x, x.type, x.k, x.m, x.a_stride));
     NIBBLE_ASSIGN_OR_RETURN(auto result, MakeLayout(x, x.d_type, x.n, x.m, x.d_stride));
     NIBBLE_ASSIGN_OR_RETURN(const auto preference, MakePreference(x, workspace_bytes));
-    cublasLtMatmulHeuristicResult_t best{};
+    LtHeuristicResult best{};
     int num_found = 0;
     NIBBLE_RETURN_IF_ERROR(
         ToStatus(f_.MatmulAlgoGetHeuristic(handle_, operation.get(), weights.get(), tokens.get(),
                                            result.get(), result.get(), preference.get(), 1, &best,
                                            &num_found),
                  "cublasLtMatmulAlgoGetHeuristic", x));
-    if (num_found == 0 || best.state != CUBLAS_STATUS_SUCCESS) {
-      return ToStatus(CUBLAS_STATUS_NOT_SUPPORTED, "cublasLtMatmulAlgoGetHeuristic", x);
+    if (num_found == 0 || best.state != LtStatus::kSuccess) {
+      return ToStatus(LtStatus::kNotSupported, "cublasLtMatmulAlgoGetHeuristic", x);
     }
     if (chosen_.size() >= kMaxChosen) chosen_.clear();
     return &chosen_
                 .emplace(key, Chosen{std::move(operation), std::move(weights), std::move(tokens),
-                                     std::move(result), best.algo})
+                                     std::move(result), best.algorithm})
                 .first->second;
   }
 
-  const Functions f_;
-  const cublasLtHandle_t handle_;
+  const LtFunctions f_;
+  LtContext* const handle_;
   std::mutex mutex_;
   std::map<Key, Chosen> chosen_;  // guarded by mutex_
 };
@@ -267,9 +247,9 @@ absl::StatusOr<std::unique_ptr<CublasLt>> CublasLt::Open(const char* file) {
   if (!functions.ok()) {
     return Unavailable("no cuBLASLt of CUDA 13: {}", std::string(functions.status().message()));
   }
-  cublasLtHandle_t handle = nullptr;
-  const cublasStatus_t status = functions->Create(&handle);
-  if (status != CUBLAS_STATUS_SUCCESS) {
+  LtContext* handle = nullptr;
+  const LtStatus status = functions->Create(&handle);
+  if (status != LtStatus::kSuccess) {
     return Unavailable("cublasLtCreate: {}", functions->GetStatusName(status));
   }
   log::Debug("cuBLASLt {} of {}", functions->GetVersion(), file);

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // What is asked of cuBLASLt, on any host: a library of our own has its functions.
+#include "kernels/gemm/cuda/cublaslt_library.h"
+
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -13,6 +15,7 @@
 
 #include "base/float16.h"
 #include "kernels/gemm/cuda/cublaslt.h"
+#include "tests/testing/beside_program.h"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -39,13 +42,21 @@ TEST(CublasLtLibrary, OpensOrSaysWhyNot) {
 
 class FakeCublasLtTest : public ::testing::Test {
  protected:
-  FakeCublasLtTest() : lt_(*CublasLt::Open(NIBBLE_FAKE_CUBLASLT)) {
-    void* const library = dlopen(NIBBLE_FAKE_CUBLASLT, RTLD_NOW | RTLD_NOLOAD);
+  void SetUp() override {
+    const std::string file = testing::BesideProgram(NIBBLE_FAKE_CUBLASLT);
+    auto lt = CublasLt::Open(file.c_str());
+    ASSERT_TRUE(lt.ok()) << lt.status();
+    lt_ = *std::move(lt);
+    void* const library = dlopen(file.c_str(), RTLD_NOW | RTLD_NOLOAD);
+    ASSERT_NE(library, nullptr) << dlerror();
     num_heuristics_ = static_cast<int*>(dlsym(library, "fake_num_heuristics"));
     has_algorithm_ = static_cast<bool*>(dlsym(library, "fake_has_algorithm"));
+    reduction_schemes_ = static_cast<uint32_t*>(dlsym(library, "fake_reduction_schemes"));
     for (int i = 0; i < 3 * 8; ++i) a_.push_back(ToBFloat16(static_cast<float>(i % 7 - 3)));
     for (int i = 0; i < 5 * 16; ++i) b_.push_back(ToBFloat16(static_cast<float>(i % 5 - 2)));
     d_.assign(3 * 8, 100.0F);
+    ASSERT_TRUE(num_heuristics_ != nullptr && has_algorithm_ != nullptr &&
+                reduction_schemes_ != nullptr);
   }
 
   LtMatmul Matmul() {
@@ -64,8 +75,9 @@ class FakeCublasLtTest : public ::testing::Test {
   }
 
   std::unique_ptr<CublasLt> lt_;
-  int* num_heuristics_;
-  bool* has_algorithm_;
+  int* num_heuristics_ = nullptr;
+  bool* has_algorithm_ = nullptr;
+  uint32_t* reduction_schemes_ = nullptr;
   std::vector<BFloat16> a_;
   std::vector<BFloat16> b_;
   std::vector<float> d_;
@@ -88,6 +100,12 @@ TEST_F(FakeCublasLtTest, MultipliesRowsByRows) {
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_EQ(d_, expected);
   }
+}
+
+// Whatever D's type is.
+TEST_F(FakeCublasLtTest, PartsOfASumAreFloat32) {
+  ASSERT_TRUE(Multiply(Matmul()).ok());
+  EXPECT_EQ(*reduction_schemes_, kLtReductionComputeType);
 }
 
 TEST_F(FakeCublasLtTest, ChoosesOnceForAShape) {

@@ -4,102 +4,124 @@
 // A library with cuBLASLt's functions, that multiplies bf16 into float32 in plain loops: what is
 // asked of the real one is checked on hosts without a device.
 
-#include <cublasLt.h>
+#include <cstdint>
+#include <cstring>
 
 #include "base/float16.h"
+#include "kernels/gemm/cuda/cublaslt_library.h"
+
+namespace nibble::kernels::cuda {
+struct LtContext {};
+struct LtDesc {
+  bool transpose_a = false;
+};
+struct LtLayout {
+  cudaDataType type;
+  uint64_t rows;
+  uint64_t columns;
+  uint64_t stride;
+};
+struct LtPreference {};
+}  // namespace nibble::kernels::cuda
+
+using nibble::kernels::cuda::LtAlgorithm;
+using nibble::kernels::cuda::LtCompute;
+using nibble::kernels::cuda::LtContext;
+using nibble::kernels::cuda::LtDesc;
+using nibble::kernels::cuda::LtDescAttribute;
+using nibble::kernels::cuda::LtHeuristicResult;
+using nibble::kernels::cuda::LtLayout;
+using nibble::kernels::cuda::LtOperation;
+using nibble::kernels::cuda::LtPreference;
+using nibble::kernels::cuda::LtPreferenceAttribute;
+using nibble::kernels::cuda::LtStatus;
 
 extern "C" {
 
 int fake_num_heuristics = 0;
 bool fake_has_algorithm = true;
+uint32_t fake_reduction_schemes = 0;  // that were allowed at last; 0 if nothing was said
 
-cublasStatus_t cublasLtCreate(cublasLtHandle_t* handle) {
-  static int context;
-  *handle = reinterpret_cast<cublasLtHandle_t>(&context);
-  return CUBLAS_STATUS_SUCCESS;
+LtStatus cublasLtCreate(LtContext** handle) {
+  static LtContext context;
+  *handle = &context;
+  return LtStatus::kSuccess;
 }
-cublasStatus_t cublasLtDestroy(cublasLtHandle_t) { return CUBLAS_STATUS_SUCCESS; }
+LtStatus cublasLtDestroy(LtContext*) { return LtStatus::kSuccess; }
 size_t cublasLtGetVersion() { return 130000; }
-const char* cublasLtGetStatusName(cublasStatus_t status) {
-  return status == CUBLAS_STATUS_NOT_SUPPORTED ? "CUBLAS_STATUS_NOT_SUPPORTED" : "another";
+const char* cublasLtGetStatusName(LtStatus status) {
+  return status == LtStatus::kNotSupported ? "CUBLAS_STATUS_NOT_SUPPORTED" : "another";
 }
 
-cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cublasComputeType_t compute,
-                                        cudaDataType_t scale) {
-  if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F) return CUBLAS_STATUS_INVALID_VALUE;
-  *desc = new cublasLtMatmulDescOpaque_t{};
-  return CUBLAS_STATUS_SUCCESS;
+LtStatus cublasLtMatmulDescCreate(LtDesc** desc, LtCompute compute, cudaDataType scale) {
+  if (compute != LtCompute::k32F || scale != CUDA_R_32F) return LtStatus::kInvalidValue;
+  *desc = new LtDesc;
+  return LtStatus::kSuccess;
 }
-cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t desc) {
+LtStatus cublasLtMatmulDescDestroy(LtDesc* desc) {
   delete desc;
-  return CUBLAS_STATUS_SUCCESS;
+  return LtStatus::kSuccess;
 }
-cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc,
-                                              cublasLtMatmulDescAttributes_t attribute,
-                                              const void* value, size_t size) {
-  if (attribute != CUBLASLT_MATMUL_DESC_TRANSA || size != sizeof(cublasOperation_t)) {
-    return CUBLAS_STATUS_INVALID_VALUE;
+LtStatus cublasLtMatmulDescSetAttribute(LtDesc* desc, LtDescAttribute attribute, const void* value,
+                                        size_t size) {
+  if (attribute != LtDescAttribute::kTransposeA || size != sizeof(LtOperation)) {
+    return LtStatus::kInvalidValue;
   }
-  desc->data[0] = *static_cast<const cublasOperation_t*>(value) == CUBLAS_OP_T ? 1 : 0;
-  return CUBLAS_STATUS_SUCCESS;
+  desc->transpose_a = *static_cast<const LtOperation*>(value) == LtOperation::kTransposed;
+  return LtStatus::kSuccess;
 }
 
-cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type,
-                                          uint64_t rows, uint64_t columns, int64_t stride) {
-  *layout = new cublasLtMatrixLayoutOpaque_t{};
-  (*layout)->data[0] = static_cast<uint64_t>(type);
-  (*layout)->data[1] = rows;
-  (*layout)->data[2] = columns;
-  (*layout)->data[3] = static_cast<uint64_t>(stride);
-  return CUBLAS_STATUS_SUCCESS;
+LtStatus cublasLtMatrixLayoutCreate(LtLayout** layout, cudaDataType type, uint64_t rows,
+                                    uint64_t columns, int64_t stride) {
+  *layout = new LtLayout{type, rows, columns, static_cast<uint64_t>(stride)};
+  return LtStatus::kSuccess;
 }
-cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
+LtStatus cublasLtMatrixLayoutDestroy(LtLayout* layout) {
   delete layout;
-  return CUBLAS_STATUS_SUCCESS;
+  return LtStatus::kSuccess;
 }
 
-cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) {
-  *preference = new cublasLtMatmulPreferenceOpaque_t{};
-  return CUBLAS_STATUS_SUCCESS;
+LtStatus cublasLtMatmulPreferenceCreate(LtPreference** preference) {
+  *preference = new LtPreference;
+  fake_reduction_schemes = 0;
+  return LtStatus::kSuccess;
 }
-cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
+LtStatus cublasLtMatmulPreferenceDestroy(LtPreference* preference) {
   delete preference;
-  return CUBLAS_STATUS_SUCCESS;
+  return LtStatus::kSuccess;
 }
-cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t,
-                                                    cublasLtMatmulPreferenceAttributes_t attribute,
-                                                    const void*, size_t size) {
-  const bool bytes = attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
-  return size == (bytes ? sizeof(uint64_t) : sizeof(uint32_t)) ? CUBLAS_STATUS_SUCCESS
-                                                               : CUBLAS_STATUS_INVALID_VALUE;
+LtStatus cublasLtMatmulPreferenceSetAttribute(LtPreference*, LtPreferenceAttribute attribute,
+                                              const void* value, size_t size) {
+  const bool bytes = attribute == LtPreferenceAttribute::kMaxWorkspaceBytes;
+  if (attribute == LtPreferenceAttribute::kReductionSchemeMask && size == sizeof(uint32_t)) {
+    std::memcpy(&fake_reduction_schemes, value, size);
+  }
+  return size == (bytes ? sizeof(uint64_t) : sizeof(uint32_t)) ? LtStatus::kSuccess
+                                                               : LtStatus::kInvalidValue;
 }
 
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t,
-                                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                              cublasLtMatmulPreference_t, int,
-                                              cublasLtMatmulHeuristicResult_t* results,
-                                              int* num_found) {
+LtStatus cublasLtMatmulAlgoGetHeuristic(LtContext*, LtDesc*, LtLayout*, LtLayout*, LtLayout*,
+                                        LtLayout*, LtPreference*, int, LtHeuristicResult* results,
+                                        int* num_found) {
   ++fake_num_heuristics;
   *num_found = fake_has_algorithm ? 1 : 0;
-  results[0].state = CUBLAS_STATUS_SUCCESS;
-  results[0].algo.data[0] = 77;
-  return CUBLAS_STATUS_SUCCESS;
+  results[0].state = LtStatus::kSuccess;
+  results[0].algorithm.data[0] = 77;
+  return LtStatus::kSuccess;
 }
 
 // Columns first, as the real one counts.
-cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void* alpha,
-                              const void* a, cublasLtMatrixLayout_t a_layout, const void* b,
-                              cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
-                              cublasLtMatrixLayout_t, void* d, cublasLtMatrixLayout_t d_layout,
-                              const cublasLtMatmulAlgo_t* algorithm, void*, size_t, cudaStream_t) {
-  const auto& [a_type, a_rows, a_columns, a_stride, a4, a5, a6, a7] = a_layout->data;
-  const auto& [b_type, b_rows, b_columns, b_stride, b4, b5, b6, b7] = b_layout->data;
-  const auto& [d_type, d_rows, d_columns, d_stride, d4, d5, d6, d7] = d_layout->data;
-  if (desc->data[0] != 1 || algorithm->data[0] != 77 || a_type != CUDA_R_16BF ||
+LtStatus cublasLtMatmul(LtContext*, LtDesc* desc, const void* alpha, const void* a,
+                        LtLayout* a_layout, const void* b, LtLayout* b_layout, const void* beta,
+                        const void* c, LtLayout*, void* d, LtLayout* d_layout,
+                        const LtAlgorithm* algorithm, void*, size_t, cudaStream_t) {
+  const auto& [a_type, a_rows, a_columns, a_stride] = *a_layout;
+  const auto& [b_type, b_rows, b_columns, b_stride] = *b_layout;
+  const auto& [d_type, d_rows, d_columns, d_stride] = *d_layout;
+  if (!desc->transpose_a || algorithm->data[0] != 77 || a_type != CUDA_R_16BF ||
       b_type != CUDA_R_16BF || d_type != CUDA_R_32F || a_rows != b_rows || a_columns != d_rows ||
       b_columns != d_columns || *static_cast<const float*>(alpha) != 1.0F || c != d) {
-    return CUBLAS_STATUS_INVALID_VALUE;
+    return LtStatus::kInvalidValue;
   }
   const auto load = [](const void* data, uint64_t index) {
     return nibble::ToFloat(static_cast<const nibble::BFloat16*>(data)[index]);
@@ -115,7 +137,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
       *to = sum;
     }
   }
-  return CUBLAS_STATUS_SUCCESS;
+  return LtStatus::kSuccess;
 }
 
 }  // extern "C"
