@@ -19,6 +19,7 @@
 #include "comm/gpu/nccl_communicator.h"
 #include "tests/comm/gpu/device_ranks.h"
 #include "tests/comm/gpu/fake_nccl.h"
+#include "tests/testing/beside_program.h"
 #include "tests/testing/random.h"
 
 namespace nibble::comm {
@@ -30,6 +31,8 @@ using Mode = AllReduceOptions::Mode;
 constexpr int64_t kRows = 3;
 constexpr int64_t kRowSize = 301;
 constexpr size_t kCount = kRows * kRowSize;
+
+std::string FakeFile() { return testing::BesideProgram(NIBBLE_FAKE_NCCL); }
 
 void Read(void* host, const void* device, size_t bytes, cudaStream_t stream) {
   EXPECT_TRUE(gpu::CopyToHost(host, device, bytes, stream).ok());
@@ -48,7 +51,7 @@ class NcclTest : public ::testing::Test {
     if (devices->empty()) GTEST_SKIP() << "no CUDA device";
     options_.caps = devices->front();
     options_.max_values = static_cast<int64_t>(kCount);
-    const auto library = DynamicLibrary::Open(NIBBLE_FAKE_NCCL);
+    const auto library = DynamicLibrary::Open(FakeFile().c_str());
     ASSERT_TRUE(library.ok()) << library.status();
     decltype(&::FakeNcclControl) control = nullptr;
     ASSERT_TRUE(library->Find("FakeNcclControl", &control).ok());
@@ -60,7 +63,7 @@ class NcclTest : public ::testing::Test {
     fake_->num_destroyed = 0;
     fake_->read = Read;
     fake_->write = Write;
-    const auto nccl = NcclLibrary::Open(NIBBLE_FAKE_NCCL);
+    const auto nccl = NcclLibrary::Open(FakeFile().c_str());
     ASSERT_TRUE(nccl.ok()) << nccl.status();
     nccl_ = *nccl;
   }
@@ -93,7 +96,7 @@ TEST_F(NcclTest, WhatIsMissingOrTooOldIsNamed) {
   const absl::Status other = NcclLibrary::Open("libc.so.6").status();
   EXPECT_THAT(std::string(other.message()), HasSubstr("ncclGetVersion"));
   fake_->version = 21706;
-  const absl::Status old = NcclLibrary::Open(NIBBLE_FAKE_NCCL).status();
+  const absl::Status old = NcclLibrary::Open(FakeFile().c_str()).status();
   EXPECT_EQ(old.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(old.message()), HasSubstr("NCCL 2.17.6, wanted is 2.18"));
 }
