@@ -39,7 +39,6 @@ __device__ __forceinline__ int WarpSum(int value) {
 // The sum over the lanes up to this one, this one with it.
 template <typename T>
 __device__ __forceinline__ T WarpScan(T value) {
-#pragma unroll
   for (int distance = 1; distance < kWarpSize; distance *= 2) {
     const T other = __shfl_up_sync(kFullMask, value, distance);
     if (LaneId() >= distance) value += other;
