@@ -25,7 +25,7 @@ def test_serves_on_the_cpu(nibble, options):
 def test_refuses_a_device_that_is_not_there(nibble, command):
     result = subprocess.run([str(nibble), *map(str, command), "--device", "cuda"], capture_output=True, text=True,
                             timeout=60)
-    assert result.returncode not in (0, 139), result.stderr  # no crash either
+    assert result.returncode == 1, result.stderr  # a signal would be negative
     assert "--device cuda" in result.stderr
     assert "use --device cpu" in result.stderr
     # Why: the build, or the machine.
