@@ -30,6 +30,15 @@ __device__ __forceinline__ void CopyAsync16(void* shared, const void* global,
                : "memory");
 }
 
+// 4 bytes, both sides aligned to 4; through L1. `fill_zero` as above.
+__device__ __forceinline__ void CopyAsync4(void* shared, const void* global,
+                                           bool fill_zero = false) {
+  const int source_bytes = fill_zero ? 0 : 4;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(SharedAddress(shared)),
+               "l"(__cvta_generic_to_global(global)), "r"(source_bytes)
+               : "memory");
+}
+
 // Ends a group; one without copies is a group, too.
 __device__ __forceinline__ void CopyAsyncCommit() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -128,17 +128,11 @@ __device__ __forceinline__ void FenceProxyAsync() {
 
 // ---- Numbered barriers: __syncthreads() of some of the warps (every architecture) ----
 
-// `count` threads (whole warps) meet at barrier kId, 1 .. 15 (0 is __syncthreads()); those that
-// arrive do not wait, and count.
+// `count` threads (whole warps) meet at barrier kId, 1 .. 15 (0 is __syncthreads()).
 template <int kId>
 __device__ __forceinline__ void NamedBarrierSync(int count) {
   static_assert(kId >= 1 && kId <= 15);
   asm volatile("bar.sync %0, %1;" ::"n"(kId), "r"(count) : "memory");
-}
-template <int kId>
-__device__ __forceinline__ void NamedBarrierArrive(int count) {
-  static_assert(kId >= 1 && kId <= 15);
-  asm volatile("bar.arrive %0, %1;" ::"n"(kId), "r"(count) : "memory");
 }
 
 }  // namespace nibble::gpu

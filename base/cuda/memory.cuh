@@ -49,14 +49,8 @@ __device__ __forceinline__ uint4 LoadStreaming16(const void* data) {
                : "l"(__cvta_generic_to_global(data)));
   return value;
 }
-// 16 bytes that are not read again soon.
-__device__ __forceinline__ void StoreStreaming16(void* data, uint4 value) {
-  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(data)),
-               "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
-               : "memory");
-}
 
-// 16 bytes of this or another device, from and to memory each time; no order with other accesses.
+// 16 bytes of this or another device, from memory each time; no order with other accesses.
 __device__ __forceinline__ uint4 LoadVolatile16(const void* data) {
   uint4 value;
   asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -64,12 +58,6 @@ __device__ __forceinline__ uint4 LoadVolatile16(const void* data) {
                : "l"(__cvta_generic_to_global(data))
                : "memory");
   return value;
-}
-__device__ __forceinline__ void StoreVolatile16(void* data, uint4 value) {
-  asm volatile(
-      "st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(data)),
-      "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
-      : "memory");
 }
 
 }  // namespace nibble::gpu

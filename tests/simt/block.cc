@@ -104,12 +104,6 @@ void Block::End() {
   __asan_unpoison_memory_region(shared_storage_.data(), shared_storage_.size());
 #endif
   ResetAll(&slots_);
-  for (size_t id = 1; id < barriers_.size(); ++id) {
-    if (barriers_[id].arrived > 0) {
-      Fail("a block ended with threads arrived at barrier " + std::to_string(id) +
-           " that others were expected at");
-    }
-  }
 }
 
 void Block::ThreadEnded() {
@@ -126,7 +120,7 @@ void Block::Release(int id) {
   Progress();
 }
 
-void Block::Arrive(int id, int count, bool wait) {
+void Block::Arrive(int id, int count) {
   Barrier& barrier = barriers_[static_cast<size_t>(id)];
   if (id != 0) {
     if (barrier.arrived > 0 && barrier.count != count) {
@@ -136,20 +130,19 @@ void Block::Arrive(int id, int count, bool wait) {
     barrier.count = count;
   }
   if (++barrier.arrived >= (id == 0 ? num_alive_ : count)) return Release(id);
-  if (!wait) return;
   Thread& thread = CurrentThread();
   thread.barrier = static_cast<int8_t>(id);
   thread.Pause(id == 0 ? "__syncthreads" : "NamedBarrierSync");
 }
 
-void SyncThreads() { CurrentThread().block->Arrive(0, 0, /*wait=*/true); }
+void SyncThreads() { CurrentThread().block->Arrive(0, 0); }
 
-void NamedBarrier(int id, int count, bool wait) {
+void NamedBarrier(int id, int count) {
   if (id < 1 || id > 15) Fail("barrier " + std::to_string(id) + ", the limits are 1 and 15");
   if (count < 1 || count % kWarpSize != 0) {
     Fail("a barrier of " + std::to_string(count) + " threads, not a multiple of a warp");
   }
-  CurrentThread().block->Arrive(id, count, wait);
+  CurrentThread().block->Arrive(id, count);
 }
 
 void WarpMeeting(unsigned mask, const char* what, void* args,

@@ -70,7 +70,7 @@ class Block {
   std::unique_ptr<Kept>& slot(int index) { return slots_[static_cast<size_t>(index)]; }
 
   // Barrier 0 is __syncthreads(), of all threads alive.
-  void Arrive(int id, int count, bool wait);
+  void Arrive(int id, int count);
   Meetings<kWarpSize>& WarpOf(const Thread& thread) {
     return warps_[static_cast<size_t>(thread.linear / kWarpSize)];
   }

@@ -16,6 +16,7 @@ constexpr int kCopyQueueSlot = 0;  // of a thread
 struct GroupCopy {
   void* shared;
   const void* global;
+  int bytes;
   bool fill_zero;
 };
 struct GroupQueue final : Kept {
@@ -33,19 +34,19 @@ GroupQueue& Queue() { return ThreadKept<GroupQueue>(kCopyQueueSlot); }
 
 void Perform(const GroupCopy& copy) {
   if (copy.fill_zero) {
-    std::memset(copy.shared, 0, 16);
+    std::memset(copy.shared, 0, static_cast<size_t>(copy.bytes));
   } else {
-    std::memcpy(copy.shared, copy.global, 16);
+    std::memcpy(copy.shared, copy.global, static_cast<size_t>(copy.bytes));
   }
 }
 
 }  // namespace
 
-void CopyAsync16(void* shared, const void* global, bool fill_zero) {
-  CheckAligned(global, 16, "CopyAsync16 from");
-  CheckAligned(shared, 16, "CopyAsync16 to");
-  CheckShared(shared, 16, "CopyAsync16");
-  const GroupCopy copy{shared, global, fill_zero};
+void CopyAsync(void* shared, const void* global, int bytes, bool fill_zero) {
+  CheckAligned(global, bytes, "CopyAsync from");
+  CheckAligned(shared, bytes, "CopyAsync to");
+  CheckShared(shared, bytes, "CopyAsync");
+  const GroupCopy copy{shared, global, bytes, fill_zero};
   if (Mode().eager_copies) Perform(copy);
   GroupQueue& queue = Queue();
   queue.copies.push_back(copy);

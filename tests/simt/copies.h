@@ -10,7 +10,8 @@
 
 namespace simt {
 
-void CopyAsync16(void* shared, const void* global, bool fill_zero);
+// `bytes`: 4 or 16, as both addresses are aligned.
+void CopyAsync(void* shared, const void* global, int bytes, bool fill_zero);
 void CopyAsyncCommit();
 void CopyAsyncWait(int num_pending);
 

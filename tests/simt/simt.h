@@ -75,8 +75,8 @@ void YieldFor(const char* what);
 void Progress();
 // __syncthreads: all threads of the block that have not ended.
 void SyncThreads();
-// bar.sync and bar.arrive: `count` threads at barrier `id` (1..15).
-void NamedBarrier(int id, int count, bool wait);
+// bar.sync: `count` threads at barrier `id` (1..15).
+void NamedBarrier(int id, int count);
 
 // A meeting of the lanes of `mask` of this warp: the last one to come runs perform(args, mask),
 // args[i] being what lane i brought (null: not of the mask); then all go on. `what` must be the

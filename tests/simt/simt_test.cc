@@ -130,7 +130,7 @@ __global__ void MeetsInDifferentInstructions(int* y) {
 }
 __global__ void LeavesThreadsBehindAtABarrier() {
   if (threadIdx.x < 32) {
-    simt::NamedBarrier(1, 64, /*wait=*/true);
+    simt::NamedBarrier(1, 64);
   } else {
     __syncthreads();
   }

@@ -4,7 +4,7 @@
 // Tiles of 64 keys and values on their way from the paged cache to shared memory, two at a time:
 // one is worked on while the next one comes. Rows are 16 bytes longer than a head, so that eight
 // rows of a matrix lie in different banks. int8 is copied as it is and converted to bfloat16, which
-// holds it exactly, when its turn comes; its scales wait in a register of 64 threads meanwhile.
+// holds it exactly, when its turn comes; its scales come beside it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -107,17 +107,19 @@ struct TileLoader {
       gpu::CopyAsync16(tiles->KeyRow(stage, key) + chunk * 16, keys + from, !exists);
       gpu::CopyAsync16(tiles->ValueRow(stage, key) + chunk * 16, values + from, !exists);
     }
-    gpu::CopyAsyncCommit();
     if constexpr (kIsInt8) {
-      const bool exists =
-          thread < kTileKeys && position + thread >= begin && position + thread < end;
-      float2 scales = make_float2(0.0F, 0.0F);
-      if (exists) {
-        const int64_t row = CacheRow(p, item, position + thread);
-        scales = make_float2(p.key_scales[row], p.value_scales[row]);
+      static_assert(kThreads == 2 * kTileKeys);
+      const int key = thread % kTileKeys;
+      const bool exists = position + key >= begin && position + key < end;
+      const int64_t row = exists ? CacheRow(p, item, position + key) : 0;
+      float2* const scales = &tiles->scales[stage][key];
+      if (thread < kTileKeys) {
+        gpu::CopyAsync4(&scales->x, p.key_scales + row, !exists);
+      } else {
+        gpu::CopyAsync4(&scales->y, p.value_scales + row, !exists);
       }
-      if (thread < kTileKeys) tiles->scales[stage][thread] = scales;
     }
+    gpu::CopyAsyncCommit();
   }
 
   // The tile started last is there for all, and all are done with the one before it.

@@ -3,7 +3,6 @@
 
 #include "base/cuda/async_copy.cuh"
 #include "base/cuda/float16.cuh"
-#include "base/cuda/grid_sync.cuh"
 #include "base/cuda/launch.h"
 #include "base/cuda/memory.cuh"
 #include "kernels/device/exp.cuh"
@@ -64,14 +63,16 @@ __global__ void __launch_bounds__(32) LoadMatrixKernel(const uint4* rows, uint32
 
 constexpr int kTileThreads = 64;
 
+template <typename T>
 __global__ void __launch_bounds__(kTileThreads)
-    CopyAsyncKernel(const uint4* tiles, int num_tiles, uint4* copied) {
-  uint4* const shared = gpu::SharedAs<uint4>();
+    CopyAsyncKernel(const T* tiles, int num_tiles, T* copied) {
+  T* const shared = gpu::SharedAs<T>();
   const int thread = static_cast<int>(threadIdx.x);
   const auto start = [&](int tile) {
     if (tile < num_tiles) {
-      gpu::CopyAsync16(shared + tile % 2 * kTileThreads + thread,
-                       tiles + tile * kTileThreads + thread, thread % 5 == 0);
+      constexpr auto kCopy = sizeof(T) == 16 ? gpu::CopyAsync16 : gpu::CopyAsync4;
+      kCopy(shared + tile % 2 * kTileThreads + thread, tiles + tile * kTileThreads + thread,
+            thread % 5 == 0);
     }
     gpu::CopyAsyncCommit();
   };
@@ -83,18 +84,6 @@ __global__ void __launch_bounds__(kTileThreads)
     copied[tile * kTileThreads + thread] =
         shared[tile % 2 * kTileThreads + (thread + 1) % kTileThreads];
     __syncthreads();
-  }
-}
-
-__global__ void __launch_bounds__(32)
-    GridSyncKernel(int num_rounds, uint32_t* counter, uint32_t* sums) {
-  const uint32_t num_blocks = gridDim.x;
-  if (threadIdx.x == 0) sums[blockIdx.x] = blockIdx.x + 1;
-  for (int round = 0; round < num_rounds; ++round) {
-    gpu::GridSync(counter);
-    const uint32_t of_neighbor = sums[(blockIdx.x + 1) % num_blocks];
-    gpu::GridSync(counter);
-    if (threadIdx.x == 0) sums[blockIdx.x] += of_neighbor;
   }
 }
 
@@ -121,15 +110,15 @@ __global__ void __launch_bounds__(128) ExpKernel(const float* x, float* y, int n
 }
 
 __global__ void __launch_bounds__(32)
-    HandOverKernel(int n, uint4* values, uint4* flagged, uint32_t* flags, uint4* copied) {
+    HandOverKernel(int n, uint4* values, uint32_t* flags, uint4* copied) {
   const bool writes = blockIdx.x == 0;
   const int lane = static_cast<int>(threadIdx.x);
   for (int i = lane; i < n; i += 32) {
     const auto value = static_cast<uint32_t>(i + 1);
     if (writes) {
-      gpu::StoreStreaming16(values + i, make_uint4(value, value * 3, value * 5, value * 7));
-      gpu::StoreStreaming16(values + n + i, make_uint4(value * 11, 0, 0, 1));
-      gpu::StoreVolatile16(flagged + i, make_uint4(value, value, value, 1));
+      values[i] = make_uint4(value, value * 3, value * 5, value * 7);
+      values[n + i] = make_uint4(value * 11, 0, 0, 1);
+      values[2 * n + i] = make_uint4(value, value, value, 1);
     }
   }
   __syncthreads();
@@ -145,11 +134,7 @@ __global__ void __launch_bounds__(32)
   }
   for (int i = lane; i < n; i += 32) {
     copied[n + i] = values[n + i];
-    uint4 value{};
-    do {
-      value = gpu::LoadVolatile16(flagged + i);
-    } while (value.w != 1);
-    copied[2 * n + i] = value;
+    copied[2 * n + i] = gpu::LoadVolatile16(values + 2 * n + i);
   }
 }
 
@@ -175,22 +160,15 @@ absl::Status RunLoadMatrix(int num_matrices, bool transposed, const uint16_t* ro
                      reinterpret_cast<const uint4*>(rows), registers);
 }
 
-absl::Status RunCopyAsync(const uint4* tiles, int num_tiles, uint4* copied, cudaStream_t stream) {
+template <typename T>
+absl::Status RunCopyAsync(const T* tiles, int num_tiles, T* copied, cudaStream_t stream) {
   return gpu::Launch(
-      CopyAsyncKernel,
-      {.block = {kTileThreads}, .shared_bytes = 2 * kTileThreads * sizeof(uint4), .stream = stream},
+      CopyAsyncKernel<T>,
+      {.block = {kTileThreads}, .shared_bytes = 2 * kTileThreads * sizeof(T), .stream = stream},
       tiles, num_tiles, copied);
 }
-
-absl::Status RunGridSync(int num_blocks, int num_rounds, uint32_t* counter, uint32_t* sums,
-                         cudaStream_t stream) {
-  return gpu::Launch(GridSyncKernel,
-                     {.grid = {static_cast<unsigned>(num_blocks)},
-                      .block = {32},
-                      .stream = stream,
-                      .cooperative = true},
-                     num_rounds, counter, sums);
-}
+template absl::Status RunCopyAsync(const uint4*, int, uint4*, cudaStream_t);
+template absl::Status RunCopyAsync(const uint32_t*, int, uint32_t*, cudaStream_t);
 
 absl::Status RunConvert(const float* x, Converted* y, int n, cudaStream_t stream) {
   return gpu::Launch(
@@ -203,11 +181,11 @@ absl::Status RunExp(const float* x, float* y, int n, cudaStream_t stream) {
       x, y, n);
 }
 
-absl::Status RunHandOver(int n, uint4* values, uint4* flagged, uint32_t* flags, uint4* copied,
+absl::Status RunHandOver(int n, uint4* values, uint32_t* flags, uint4* copied,
                          cudaStream_t stream) {
   return gpu::Launch(HandOverKernel,
                      {.grid = {2}, .block = {32}, .stream = stream, .cooperative = true}, n, values,
-                     flagged, flags, copied);
+                     flags, copied);
 }
 
 }  // namespace nibble::kernels::cuda

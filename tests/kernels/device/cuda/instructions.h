@@ -36,16 +36,13 @@ absl::Status RunTensorCopy(const gpu::TensorMap& map, int x, int y, uint32_t box
 absl::Status RunBulkPipeline(const uint32_t* tiles, int num_tiles, uint32_t* sums,
                              cudaStream_t stream);
 
-// copied [num_tiles, 64]: 16 bytes of each thread's neighbor of 64, copied by two stages of
-// cp.async; zeros for every fifth thread.
-absl::Status RunCopyAsync(const uint4* tiles, int num_tiles, uint4* copied, cudaStream_t stream);
+// copied [num_tiles, 64]: the 16 or 4 bytes (T is uint4 or uint32_t) of each thread's neighbor of
+// 64, copied by two stages of cp.async; zeros for every fifth thread.
+template <typename T>
+absl::Status RunCopyAsync(const T* tiles, int num_tiles, T* copied, cudaStream_t stream);
 
 // values [64], written by warp 1 and read by warp 0, that waits for it.
 absl::Status RunNamedBarrier(uint32_t* values, cudaStream_t stream);
-
-// sums[block] after `num_rounds` in which each block adds what its neighbor had.
-absl::Status RunGridSync(int num_blocks, int num_rounds, uint32_t* counter, uint32_t* sums,
-                         cudaStream_t stream);
 
 // Conversions: floats [n] to pairs of 16 bits and back.
 struct Converted {
@@ -61,9 +58,8 @@ struct Converted {
 absl::Status RunConvert(const float* x, Converted* y, int n, cudaStream_t stream);
 absl::Status RunExp(const float* x, float* y, int n, cudaStream_t stream);
 
-// Block 0 writes n values and says so, block 1 waits and copies; by the order of a device's memory
-// or a system's, and by 16 bytes with the flag in them.
-absl::Status RunHandOver(int n, uint4* values, uint4* flagged, uint32_t* flags, uint4* copied,
-                         cudaStream_t stream);
+// Block 0 writes 3n values and says so, block 1 waits and copies: n by the order of a device's
+// memory and 2n of a system's, the last n by volatile loads.
+absl::Status RunHandOver(int n, uint4* values, uint32_t* flags, uint4* copied, cudaStream_t stream);
 
 }  // namespace nibble::kernels::cuda

@@ -130,11 +130,11 @@ __global__ void __launch_bounds__(96) NamedBarrierKernel(uint32_t* values) {
     if (warp == 1) {
       if (round > 0) gpu::NamedBarrierSync<2>(64);
       shared[threadIdx.x - 32] = threadIdx.x * 7 + round;
-      gpu::NamedBarrierArrive<1>(64);
+      gpu::NamedBarrierSync<1>(64);
     } else {
       gpu::NamedBarrierSync<1>(64);
       values[round * 32 + threadIdx.x] = shared[31 - threadIdx.x];
-      if (round == 0) gpu::NamedBarrierArrive<2>(64);
+      if (round == 0) gpu::NamedBarrierSync<2>(64);
     }
   }
 }

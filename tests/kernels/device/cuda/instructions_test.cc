@@ -231,19 +231,29 @@ bool SameBytes(const std::vector<uint4>& a, const std::vector<uint4>& b) {
 TEST_F(Instructions, CopyAsync) {
   for (const unsigned num_tiles : {1U, 2U, 5U}) {
     std::vector<uint4> tiles(num_tiles * 64);
-    for (unsigned i = 0; i < tiles.size(); ++i) tiles[i] = {i, i * 3, i * 5, i + 7};
+    std::vector<uint32_t> word_tiles(tiles.size());
+    for (unsigned i = 0; i < tiles.size(); ++i) {
+      tiles[i] = {i, i * 3, i * 5, i + 7};
+      word_tiles[i] = i * 9 + 1;
+    }
     std::vector<uint4> expected(tiles.size());
+    std::vector<uint32_t> expected_words(tiles.size());
     for (size_t i = 0; i < tiles.size(); ++i) {
       const size_t neighbor = (i % 64 + 1) % 64;
-      expected[i] = neighbor % 5 == 0 ? uint4{} : tiles[i / 64 * 64 + neighbor];
+      if (neighbor % 5 == 0) continue;  // stays zero
+      expected[i] = tiles[i / 64 * 64 + neighbor];
+      expected_words[i] = word_tiles[i / 64 * 64 + neighbor];
     }
     const auto device = Upload(tiles);
+    const auto word_device = Upload(word_tiles);
+    const auto count = static_cast<int>(num_tiles);
     for (int launch = 0; launch < kNumLaunches; ++launch) {
       const auto copied = Allocate<uint4>(tiles.size());
-      ASSERT_TRUE(
-          RunCopyAsync(device.data(), static_cast<int>(num_tiles), copied.data(), stream_.get())
-              .ok());
+      const auto words = Allocate<uint32_t>(tiles.size());
+      ASSERT_TRUE(RunCopyAsync(device.data(), count, copied.data(), stream_.get()).ok());
+      ASSERT_TRUE(RunCopyAsync(word_device.data(), count, words.data(), stream_.get()).ok());
       EXPECT_TRUE(SameBytes(Download(copied), expected)) << num_tiles;
+      EXPECT_EQ(Download(words), expected_words) << num_tiles;
     }
   }
 }
@@ -255,25 +265,6 @@ TEST_F(Instructions, NamedBarrier) {
     const auto values = Allocate<uint32_t>(64);
     ASSERT_TRUE(RunNamedBarrier(values.data(), stream_.get()).ok());
     EXPECT_EQ(Download(values), expected);
-  }
-}
-
-TEST_F(Instructions, GridSync) {
-  const auto counter = Upload(std::vector<uint32_t>{0});
-  for (const size_t num_blocks : {size_t{1}, size_t{3}, size_t{4}}) {
-    for (const int num_rounds : {1, 2, 5}) {
-      std::vector<uint32_t> expected(num_blocks);
-      for (size_t i = 0; i < num_blocks; ++i) expected[i] = static_cast<uint32_t>(i + 1);
-      for (int round = 0; round < num_rounds; ++round) {
-        const std::vector<uint32_t> before = expected;
-        for (size_t i = 0; i < num_blocks; ++i) expected[i] += before[(i + 1) % num_blocks];
-      }
-      const auto sums = Allocate<uint32_t>(num_blocks);
-      ASSERT_TRUE(RunGridSync(static_cast<int>(num_blocks), num_rounds, counter.data(), sums.data(),
-                              stream_.get())
-                      .ok());
-      EXPECT_EQ(Download(sums), expected) << num_blocks << " " << num_rounds;
-    }
   }
 }
 
@@ -374,13 +365,11 @@ TEST_F(Instructions, MemoryIsHandedOver) {
   for (uint32_t i = 1; i <= kCount; ++i) expected.push_back({i * 11, 0, 0, 1});
   for (uint32_t i = 1; i <= kCount; ++i) expected.push_back({i, i, i, 1});
   for (int launch = 0; launch < kNumLaunches; ++launch) {
-    const auto values = Upload(std::vector<uint4>(2 * kCount));
-    const auto flagged = Upload(std::vector<uint4>(kCount));
+    const auto values = Upload(std::vector<uint4>(3 * kCount));
     const auto flags = Upload(std::vector<uint32_t>(2));
     const auto copied = Allocate<uint4>(expected.size());
-    ASSERT_TRUE(RunHandOver(kCount, values.data(), flagged.data(), flags.data(), copied.data(),
-                            stream_.get())
-                    .ok());
+    ASSERT_TRUE(
+        RunHandOver(kCount, values.data(), flags.data(), copied.data(), stream_.get()).ok());
     EXPECT_TRUE(SameBytes(Download(copied), expected));
   }
 }

@@ -12,7 +12,10 @@
 namespace nibble::gpu {
 
 inline void CopyAsync16(void* shared, const void* global, bool fill_zero = false) {
-  simt::CopyAsync16(shared, global, fill_zero);
+  simt::CopyAsync(shared, global, 16, fill_zero);
+}
+inline void CopyAsync4(void* shared, const void* global, bool fill_zero = false) {
+  simt::CopyAsync(shared, global, 4, fill_zero);
 }
 inline void CopyAsyncCommit() { simt::CopyAsyncCommit(); }
 template <int kPending>

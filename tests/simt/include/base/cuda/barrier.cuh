@@ -40,12 +40,7 @@ inline void FenceProxyAsync() {}
 template <int kId>
 void NamedBarrierSync(int count) {
   static_assert(kId >= 1 && kId <= 15);
-  simt::NamedBarrier(kId, count, /*wait=*/true);
-}
-template <int kId>
-void NamedBarrierArrive(int count) {
-  static_assert(kId >= 1 && kId <= 15);
-  simt::NamedBarrier(kId, count, /*wait=*/false);
+  simt::NamedBarrier(kId, count);
 }
 
 }  // namespace nibble::gpu

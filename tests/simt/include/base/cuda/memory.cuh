@@ -29,20 +29,10 @@ inline uint4 LoadStreaming16(const void* data) {
   simt::CheckAligned(data, 16, "LoadStreaming16");
   return *static_cast<const uint4*>(data);
 }
-inline void StoreStreaming16(void* data, uint4 value) {
-  simt::CheckAligned(data, 16, "StoreStreaming16");
-  *static_cast<uint4*>(data) = value;
-  simt::Progress();
-}
 inline uint4 LoadVolatile16(const void* data) {
   simt::CheckAligned(data, 16, "LoadVolatile16");
   simt::YieldFor("LoadVolatile16");
   return *static_cast<const uint4*>(data);
-}
-inline void StoreVolatile16(void* data, uint4 value) {
-  simt::CheckAligned(data, 16, "StoreVolatile16");
-  *static_cast<uint4*>(data) = value;
-  simt::Progress();
 }
 
 }  // namespace nibble::gpu
