@@ -20,6 +20,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <stop_token>
 #include <string>
 
 #include "base/cuda/device.h"
@@ -39,9 +40,14 @@ struct DeviceCommunicatorOptions {
   DeviceTransport transport = DeviceTransport::kAuto;  // others: refused where they do not work
   int64_t max_values = 0;                              // of one AllReduce
   std::chrono::nanoseconds timeout{std::chrono::seconds(60)};  // of one collective on the device
+  // Ends what Create() waits for by other means than `host`, whose waits end by its own Abort().
+  std::stop_token stop;
   // `auto`, where ranks reach each other's memory: which algorithm and codec a size takes is
   // measured on the devices. Else the codecs are those of the host's policy.
   bool measure_policy = false;
+  // Of all ranks, not empty: what p2p()->policy() was in an earlier group of theirs, whose sums
+  // have the bits of that one's. Nothing is measured then.
+  AllReducePolicy policy;
   CodecDesc codec;       // with measure_policy: group size and options of what is tried
   int64_t row_size = 0;  // with measure_policy: of the messages that will come; 0: not known
 };

@@ -32,6 +32,14 @@ struct NcclCommunicator::Part {
   }
 };
 
+// What goes to a peer, and what comes from it.
+struct NcclCommunicator::Parcel {
+  const uint8_t* out;
+  size_t out_bytes;
+  uint8_t* in;
+  size_t in_bytes;
+};
+
 absl::StatusOr<std::unique_ptr<NcclCommunicator>> NcclCommunicator::Create(
     absl::StatusOr<const NcclLibrary*> nccl, Communicator* host,
     const DeviceCommunicatorOptions& options) {
@@ -54,8 +62,7 @@ absl::StatusOr<std::unique_ptr<NcclCommunicator>> NcclCommunicator::Create(
     return absl::OkStatus();
   };
   NIBBLE_RETURN_IF_ERROR(Agree(host, allocate()));
-  NIBBLE_ASSIGN_OR_RETURN(communicator->session_,
-                          NcclSession::Create(*nccl, host, options.caps.index, options.timeout));
+  NIBBLE_ASSIGN_OR_RETURN(communicator->session_, NcclSession::Create(*nccl, host, options));
   return communicator;
 }
 
@@ -80,13 +87,37 @@ absl::Status NcclCommunicator::AllReduce(const DeviceAllReduceArgs& args, cudaSt
   return session_->Watch(stream);
 }
 
+template <typename ParcelOf>
+absl::Status NcclCommunicator::Exchange(const ParcelOf& parcel_of, cudaStream_t stream) {
+  const NcclLibrary& nccl = session_->library();
+  return session_->Run([&](NcclComm* comm) {
+    NcclResult result = NcclResult::kSuccess;
+    const auto keep = [&](NcclResult one) {
+      if (one != NcclResult::kSuccess && one != NcclResult::kInProgress) result = one;
+    };
+    for (int i = 1; i < size(); ++i) {
+      const int peer = (rank() + i) % size();
+      const Parcel parcel = parcel_of(peer);
+      keep(nccl.send(parcel.out, parcel.out_bytes, NcclType::kInt8, peer, comm, stream));
+      keep(nccl.recv(parcel.in, parcel.in_bytes, NcclType::kInt8, peer, comm, stream));
+    }
+    return result;
+  });
+}
+
 absl::Status NcclCommunicator::ReducePart(const Part& part, cudaStream_t stream) {
   for (int r = 0; r < size(); ++r) {
     const GroupRange stripe = part.StripeOfRank(r, size());
     NIBBLE_RETURN_IF_ERROR(cuda::Encode(part.codec, part.rows, stripe.begin, stripe.size(),
                                         out_.data() + r * slot_bytes_, stream));
   }
-  NIBBLE_RETURN_IF_ERROR(ExchangePieces(part, stream));
+  const size_t own_bytes = part.Bytes(rank(), size());
+  NIBBLE_RETURN_IF_ERROR(Exchange(
+      [&](int peer) -> Parcel {
+        return {out_.data() + peer * slot_bytes_, part.Bytes(peer, size()),
+                in_.data() + peer * slot_bytes_, own_bytes};
+      },
+      stream));
   std::vector<const uint8_t*> pieces;
   for (int r = 0; r < size(); ++r) {
     pieces.push_back((r == rank() ? out_ : in_).data() + r * slot_bytes_);
@@ -94,7 +125,12 @@ absl::Status NcclCommunicator::ReducePart(const Part& part, cudaStream_t stream)
   NIBBLE_RETURN_IF_ERROR(cuda::ReduceEncoded(part.codec, pieces.data(), size(),
                                              part.StripeOfRank(rank(), size()).size(),
                                              sums_.data() + rank() * slot_bytes_, stream));
-  NIBBLE_RETURN_IF_ERROR(ExchangeSums(part, stream));
+  NIBBLE_RETURN_IF_ERROR(Exchange(
+      [&](int peer) -> Parcel {
+        return {sums_.data() + rank() * slot_bytes_, own_bytes, sums_.data() + peer * slot_bytes_,
+                part.Bytes(peer, size())};
+      },
+      stream));
   for (int r = 0; r < size(); ++r) {
     const GroupRange stripe = part.StripeOfRank(r, size());
     const uint8_t* const sum = sums_.data() + r * slot_bytes_;
@@ -102,42 +138,6 @@ absl::Status NcclCommunicator::ReducePart(const Part& part, cudaStream_t stream)
         cuda::DecodeSum(part.codec, part.rows, &sum, 1, stripe.begin, stripe.size(), stream));
   }
   return absl::OkStatus();
-}
-
-absl::Status NcclCommunicator::ExchangePieces(const Part& part, cudaStream_t stream) {
-  const NcclLibrary& nccl = session_->library();
-  return session_->Run([&](NcclComm* comm) {
-    NcclResult result = NcclResult::kSuccess;
-    const auto keep = [&](NcclResult one) {
-      if (one != NcclResult::kSuccess && one != NcclResult::kInProgress) result = one;
-    };
-    for (int i = 1; i < size(); ++i) {
-      const int peer = (rank() + i) % size();
-      keep(nccl.send(out_.data() + peer * slot_bytes_, part.Bytes(peer, size()), NcclType::kInt8,
-                     peer, comm, stream));
-      keep(nccl.recv(in_.data() + peer * slot_bytes_, part.Bytes(rank(), size()), NcclType::kInt8,
-                     peer, comm, stream));
-    }
-    return result;
-  });
-}
-
-absl::Status NcclCommunicator::ExchangeSums(const Part& part, cudaStream_t stream) {
-  const NcclLibrary& nccl = session_->library();
-  return session_->Run([&](NcclComm* comm) {
-    NcclResult result = NcclResult::kSuccess;
-    const auto keep = [&](NcclResult one) {
-      if (one != NcclResult::kSuccess && one != NcclResult::kInProgress) result = one;
-    };
-    for (int i = 1; i < size(); ++i) {
-      const int peer = (rank() + i) % size();
-      keep(nccl.send(sums_.data() + rank() * slot_bytes_, part.Bytes(rank(), size()),
-                     NcclType::kInt8, peer, comm, stream));
-      keep(nccl.recv(sums_.data() + peer * slot_bytes_, part.Bytes(peer, size()), NcclType::kInt8,
-                     peer, comm, stream));
-    }
-    return result;
-  });
 }
 
 absl::Status NcclCommunicator::AllGather(const void* send, int64_t bytes, void* recv,

@@ -35,11 +35,13 @@ class NcclCommunicator final : public DeviceCommunicator {
 
  private:
   struct Part;
+  struct Parcel;
 
   NcclCommunicator(Communicator* host, int64_t max_values) : host_(host), max_values_(max_values) {}
   absl::Status ReducePart(const Part& part, cudaStream_t stream);
-  absl::Status ExchangePieces(const Part& part, cudaStream_t stream);
-  absl::Status ExchangeSums(const Part& part, cudaStream_t stream);
+  // With every peer, parcel_of(peer).
+  template <typename ParcelOf>
+  absl::Status Exchange(const ParcelOf& parcel_of, cudaStream_t stream);
 
   Communicator* const host_;
   const int64_t max_values_;

@@ -20,10 +20,9 @@ constexpr std::chrono::seconds kFinalizeTimeout{5};
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<NcclSession>> NcclSession::Create(const NcclLibrary* nccl,
-                                                                 Communicator* host, int device,
-                                                                 std::chrono::nanoseconds timeout) {
-  std::unique_ptr<NcclSession> session(new NcclSession(nccl, device, timeout));
+absl::StatusOr<std::unique_ptr<NcclSession>> NcclSession::Create(
+    const NcclLibrary* nccl, Communicator* host, const DeviceCommunicatorOptions& options) {
+  std::unique_ptr<NcclSession> session(new NcclSession(nccl, options));
   NcclUniqueId id = {};
   absl::Status status;
   if (host->rank() == 0) status = session->ErrorOf(nccl->get_unique_id(&id));
@@ -82,6 +81,10 @@ absl::Status NcclSession::Settle(NcclResult result) {
       if (result == NcclResult::kSuccess) return absl::OkStatus();
       if (result != NcclResult::kInProgress) {
         AbortLocked(ErrorOf(result));
+        return broken_;
+      }
+      if (stop_.stop_requested()) {
+        AbortLocked(absl::AbortedError("NCCL was waited for until its ranks were told to end"));
         return broken_;
       }
       if (Clock::now() > end) {

@@ -12,22 +12,24 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <stop_token>
 #include <string>
 #include <thread>
 
 #include "base/cuda/stream.h"
 #include "base/status.h"
 #include "comm/communicator.h"
+#include "comm/gpu/device_communicator.h"
 #include "comm/gpu/nccl_library.h"
 
 namespace nibble::comm {
 
 class NcclSession {
  public:
-  // Every rank calls; all succeed or all fail. The id travels through `host`.
-  static absl::StatusOr<std::unique_ptr<NcclSession>> Create(const NcclLibrary* nccl,
-                                                             Communicator* host, int device,
-                                                             std::chrono::nanoseconds timeout);
+  // Every rank calls; all succeed or all fail. The id travels through `host`. Forming it waits for
+  // ranks that may be gone, and ends at the timeout or when options.stop says so.
+  static absl::StatusOr<std::unique_ptr<NcclSession>> Create(
+      const NcclLibrary* nccl, Communicator* host, const DeviceCommunicatorOptions& options);
   ~NcclSession();
 
   const NcclLibrary& library() const { return *nccl_; }
@@ -46,8 +48,8 @@ class NcclSession {
  private:
   using Clock = std::chrono::steady_clock;
 
-  NcclSession(const NcclLibrary* nccl, int device, std::chrono::nanoseconds timeout)
-      : nccl_(nccl), device_(device), timeout_(timeout) {}
+  NcclSession(const NcclLibrary* nccl, const DeviceCommunicatorOptions& options)
+      : nccl_(nccl), device_(options.caps.index), timeout_(options.timeout), stop_(options.stop) {}
   absl::Status Start(const NcclUniqueId& id, int rank, int size);
   // While NCCL works on a call in the background.
   absl::Status Settle(NcclResult result);
@@ -59,6 +61,7 @@ class NcclSession {
   const NcclLibrary* const nccl_;
   const int device_;
   const std::chrono::nanoseconds timeout_;
+  const std::stop_token stop_;
   std::mutex mutex_;  // guards all below but the thread; held for each call of NCCL
   std::condition_variable changed_;
   NcclComm* comm_ = nullptr;  // null after an abort

@@ -107,6 +107,7 @@ NcclResult ncclCommInitRankConfig(NcclComm** comm, int size, NcclUniqueId id, in
 }
 NcclResult ncclCommGetAsyncError(NcclComm* comm, NcclResult* result) {
   FakeNccl* const control = FakeNcclControl();
+  ++control->num_polls;
   if (comm->polls_left > 0) {
     *result = --comm->polls_left > 0 ? NcclResult::kInProgress : control->init_result;
   } else {

@@ -18,6 +18,7 @@ struct FakeNccl {
   NcclResult init_result = NcclResult::kSuccess;        // of what goes on in the background
   int polls_in_progress = 3;                            // until a call is done
   std::atomic<NcclResult> async{NcclResult::kSuccess};  // what later polls say
+  std::atomic<int> num_polls{0};
   std::atomic<int> num_aborted{0};
   std::atomic<int> num_destroyed{0};
   // Copies from and to the device that are done when they return.

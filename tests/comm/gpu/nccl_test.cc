@@ -4,7 +4,9 @@
 // Opening NCCL, forming and ending communicators, and what travels, with a library in its place.
 
 #include <chrono>
+#include <climits>
 #include <latch>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -58,6 +60,8 @@ class NcclTest : public ::testing::Test {
     fake_ = control();
     fake_->version = 22809;
     fake_->init_result = NcclResult::kSuccess;
+    fake_->polls_in_progress = 3;
+    fake_->num_polls = 0;
     fake_->async = NcclResult::kSuccess;
     fake_->num_aborted = 0;
     fake_->num_destroyed = 0;
@@ -195,6 +199,26 @@ TEST_F(NcclTest, AnAbortEndsIt) {
     (*device)->Abort("formed anew");
     EXPECT_EQ((*device)->Check(), absl::AbortedError("formed anew"));
     (*device)->Abort("once more");
+  });
+  EXPECT_EQ(fake_->num_aborted, 1);
+}
+
+// Ranks that are gone never answer; who is told of that does not wait for them until the timeout.
+TEST_F(NcclTest, FormingItEndsWhenTold) {
+  fake_->polls_in_progress = INT_MAX;
+  options_.timeout = std::chrono::hours(1);
+  std::stop_source stop;
+  options_.stop = stop.get_token();
+  const auto group = ThreadGroup(1, {.mode = Mode::kNone});
+  OnRanks(group, [&](int, Communicator* host, ThreadPool*) {
+    std::thread teller([&] {
+      while (fake_->num_polls < 3) std::this_thread::yield();
+      stop.request_stop();
+    });
+    const absl::Status status = NcclCommunicator::Create(&nccl_, host, options_).status();
+    teller.join();
+    EXPECT_EQ(status.code(), absl::StatusCode::kAborted) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("told to end"));
   });
   EXPECT_EQ(fake_->num_aborted, 1);
 }
