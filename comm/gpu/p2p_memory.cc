@@ -5,10 +5,9 @@
 
 #include <cuda_runtime.h>
 
-#include <cstring>
-#include <random>
 #include <utility>
 
+#include "base/cuda/buffer.h"
 #include "base/cuda/error.h"
 #include "base/cuda/stream.h"
 #include "base/log.h"
@@ -16,18 +15,6 @@
 
 namespace nibble::comm {
 namespace {
-
-// Whole pages of the device: what shares one with other allocations would be shared, too.
-constexpr int64_t kPage = int64_t{2} << 20;
-
-// Random, once a process: ranks with equal ones are in one.
-uint64_t ProcessId() {
-  static const uint64_t id = [] {
-    std::random_device random;
-    return uint64_t{random()} << 32 | random();
-  }();
-  return id;
-}
 
 absl::Status EnablePeer(int device) {
   const cudaError_t error = cudaDeviceEnablePeerAccess(device, 0);
@@ -54,9 +41,12 @@ absl::StatusOr<P2pMemory> P2pMemory::Create(Communicator* host, const gpu::Devic
     return InvalidArgument("{} ranks, the limit of peer-to-peer access is {}", host->size(),
                            kMaxP2pRanks);
   }
-  P2pMemory memory;
+  const RankProcess process = OfThisProcess();
+  std::vector<RankProcess> group(static_cast<size_t>(host->size()));
+  NIBBLE_RETURN_IF_ERROR(host->AllGather(&process, sizeof(process), group.data()));
+  P2pMemory memory(caps.index);
   Handle own;
-  absl::Status status = memory.Allocate(bytes);
+  absl::Status status = memory.Allocate(bytes, group);
   if (status.ok()) status = memory.DescribeOwn(caps, &own);
   NIBBLE_RETURN_IF_ERROR(Agree(host, status));
   std::vector<Handle> handles(static_cast<size_t>(host->size()));
@@ -65,16 +55,15 @@ absl::StatusOr<P2pMemory> P2pMemory::Create(Communicator* host, const gpu::Devic
   return memory;
 }
 
-absl::Status P2pMemory::Allocate(int64_t bytes) {
-  const auto size = static_cast<size_t>((bytes + kPage - 1) / kPage * kPage);
-  NIBBLE_ASSIGN_OR_RETURN(own_, gpu::DeviceBuffer<uint8_t>::Create(size));
+absl::Status P2pMemory::Allocate(int64_t bytes, std::span<const RankProcess> group) {
+  NIBBLE_ASSIGN_OR_RETURN(own_, ExportedMemory::Take(device_, static_cast<size_t>(bytes), group));
   NIBBLE_ASSIGN_OR_RETURN(const gpu::Stream stream, gpu::Stream::Create());
-  NIBBLE_RETURN_IF_ERROR(gpu::ZeroDevice(own_.data(), size, stream.get()));
+  NIBBLE_RETURN_IF_ERROR(gpu::ZeroDevice(own_.data(), own_.size(), stream.get()));
   return stream.Synchronize();
 }
 
 absl::Status P2pMemory::DescribeOwn(const gpu::DeviceCaps& caps, Handle* own) const {
-  own->process = ProcessId();
+  own->process = OfThisProcess().id;
   own->address = reinterpret_cast<uint64_t>(own_.data());
   own->device_index = caps.index;
   NIBBLE_RETURN_IF_CUDA_ERROR(cudaIpcGetMemHandle(&own->ipc, own_.data()));
@@ -83,6 +72,7 @@ absl::Status P2pMemory::DescribeOwn(const gpu::DeviceCaps& caps, Handle* own) co
 
 absl::Status P2pMemory::Map(int rank, const std::vector<Handle>& handles) {
   const Handle& own = handles[static_cast<size_t>(rank)];
+  imported_ = ImportedMemory::Begin();
   for (size_t r = 0; r < handles.size(); ++r) {
     const Handle& handle = handles[r];
     if (static_cast<int>(r) == rank) {
@@ -108,17 +98,25 @@ absl::Status P2pMemory::Map(int rank, const std::vector<Handle>& handles) {
 }
 
 P2pMemory& P2pMemory::operator=(P2pMemory&& other) noexcept {
+  std::swap(device_, other.device_);
   std::swap(own_, other.own_);
   std::swap(of_rank_, other.of_rank_);
+  std::swap(imported_, other.imported_);
   std::swap(opened_, other.opened_);
   return *this;
 }
 
 P2pMemory::~P2pMemory() {
+  if (opened_.empty()) return;
+  const auto device = gpu::DeviceGuard::Create(device_);
+  absl::Status status = device.status();
   for (void* const data : opened_) {
-    const absl::Status status = gpu::ToStatus(cudaIpcCloseMemHandle(data), "cudaIpcCloseMemHandle");
-    if (!status.ok()) log::Error("{}", status.ToString());
+    if (!device.ok()) break;
+    status.Update(gpu::ToStatus(cudaIpcCloseMemHandle(data), "cudaIpcCloseMemHandle"));
   }
+  if (status.ok()) return;
+  log::Error("memory of other ranks stays mapped: {}", status.ToString());
+  imported_.KeepForEver();
 }
 
 }  // namespace nibble::comm

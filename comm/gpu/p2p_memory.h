@@ -7,17 +7,19 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
-#include "base/cuda/buffer.h"
 #include "base/cuda/device.h"
 #include "base/status.h"
 #include "comm/communicator.h"
+#include "comm/gpu/exported_memory.h"
 #include "comm/gpu/p2p_link.h"
 
 namespace nibble::comm {
 
-// Move-only. Ranks of one process end their kernels before any of them destroys it.
+// Move-only. What a rank has given to its own device and to copies has ended before it destroys it;
+// peers may still write then, whether they live or not.
 class P2pMemory {
  public:
   // Every rank calls, with the same bytes; all succeed or all fail, with the first rank's reason.
@@ -34,13 +36,15 @@ class P2pMemory {
  private:
   struct Handle;
 
-  P2pMemory() = default;
-  absl::Status Allocate(int64_t bytes);
+  explicit P2pMemory(int device) : device_(device) {}
+  absl::Status Allocate(int64_t bytes, std::span<const RankProcess> group);
   absl::Status DescribeOwn(const gpu::DeviceCaps& caps, Handle* own) const;
   absl::Status Map(int rank, const std::vector<Handle>& handles);
 
-  gpu::DeviceBuffer<uint8_t> own_;
+  int device_ = -1;
+  ExportedMemory own_;
   std::array<uint8_t*, kMaxP2pRanks> of_rank_{};
+  ImportedMemory imported_;
   std::vector<void*> opened_;  // to be closed
 };
 
