@@ -12,6 +12,7 @@
 
 #include "base/log.h"
 #include "comm/choose_policy.h"
+#include "comm/gpu/agree.h"
 
 namespace nibble::comm {
 namespace {
@@ -67,8 +68,10 @@ class Measurement {
     std::vector<std::vector<double>> seconds(candidates_.size());
     for (int run = 0; run < kRuns; ++run) {
       for (size_t c = 0; c < candidates_.size(); ++c) {
-        NIBBLE_ASSIGN_OR_RETURN(const double taken, time_(candidates_[c], message_bytes));
-        seconds[c].push_back(taken);
+        // What fails on one rank ends it on all of them, at the same collective.
+        const absl::StatusOr<double> taken = time_(candidates_[c], message_bytes);
+        NIBBLE_RETURN_IF_ERROR(Agree(host_, taken.status()));
+        seconds[c].push_back(*taken);
       }
     }
     SizeTimes times = {message_bytes, {}};

@@ -12,6 +12,7 @@
 
 #include "base/cpu_features.h"
 #include "base/cuda/error.h"
+#include "base/float16.h"
 #include "base/log.h"
 #include "comm/gpu/agree.h"
 #include "comm/gpu/device_args.h"
@@ -24,18 +25,11 @@ namespace {
 
 // Every group passes the wrap within its first operations, in tests as in production.
 constexpr uint32_t kFirstEpoch = 0xffff'fffcU;
-// Larger messages take several launches: regions stay small, and the launch is little beside them.
-constexpr int64_t kMaxPartValues = int64_t{4} << 20;
 // A device that is asked for the first time answers soon or not at all.
 constexpr std::chrono::seconds kProbeTimeout{10};
 constexpr int64_t kMinMeasuredBytes = int64_t{1} << 10;
 constexpr int64_t kMaxMeasuredBytes = int64_t{64} << 20;
 constexpr int kTimedRuns = 4;
-
-int64_t RegionBytes(int num_ranks, int64_t max_values) {
-  const int64_t values = std::min(max_values, kMaxPartValues);
-  return MinRegionBytes(num_ranks) + values * int64_t{sizeof(float)};
-}
 
 uint32_t LoadWord(const uint32_t& word) {
   return std::atomic_ref<uint32_t>(const_cast<uint32_t&>(word)).load(std::memory_order_acquire);
@@ -69,7 +63,7 @@ P2pMessage MessageOf(const CodecDesc& codec, const DeviceAllReduceArgs& args, Al
 
 absl::StatusOr<std::unique_ptr<P2pCommunicator>> P2pCommunicator::Create(
     Communicator* host, const DeviceCommunicatorOptions& options) {
-  const int64_t region_bytes = RegionBytes(host->size(), options.max_values);
+  const int64_t region_bytes = P2pRegionBytes(host->size(), options.max_values);
   NIBBLE_ASSIGN_OR_RETURN(P2pMemory memory,
                           P2pMemory::Create(host, options.caps, P2pMemoryBytes(region_bytes, 2)));
   std::unique_ptr<P2pCommunicator> p2p(new P2pCommunicator(host, options, std::move(memory)));
@@ -83,7 +77,9 @@ absl::StatusOr<std::unique_ptr<P2pCommunicator>> P2pCommunicator::Create(
   const auto clocks = ClocksOf(options.timeout, options.caps.index);
   NIBBLE_RETURN_IF_ERROR(Agree(host, clocks.status()));
   p2p->link_.timeout_clocks = *clocks;
-  if (options.measure_policy) NIBBLE_RETURN_IF_ERROR(p2p->Measure());
+  if (options.measure_policy && options.policy.choices.empty()) {
+    NIBBLE_RETURN_IF_ERROR(p2p->Measure());
+  }
   return p2p;
 }
 
@@ -92,7 +88,19 @@ P2pCommunicator::P2pCommunicator(Communicator* host, const DeviceCommunicatorOpt
     : host_(host),
       options_(options),
       memory_(std::move(memory)),
-      policy_(UnmeasuredDevicePolicy(host->policy(), host->size())) {}
+      policy_(options.policy.choices.empty()
+                  ? UnmeasuredDevicePolicy(host->policy(), host->size())
+                  : options.policy) {}
+
+P2pCommunicator::~P2pCommunicator() {
+  if (words_.data() == nullptr) return;
+  const auto device = gpu::DeviceGuard::Create(options_.caps.index);
+  // Nothing that was begun here reaches memory of peers when this ends, as they are told then:
+  // kernels, which the driver waits for before it frees what they use, wait for nobody from here
+  // on, and what Abort() copies is over.
+  std::atomic_ref<uint32_t>(words_.data()->aborted).store(1, std::memory_order_release);
+  if (abort_stream_.get() != nullptr) abort_stream_.Synchronize().IgnoreError();
+}
 
 absl::Status P2pCommunicator::Prepare(int64_t region_bytes) {
   NIBBLE_ASSIGN_OR_RETURN(progress_, gpu::DeviceBuffer<P2pProgress>::Create(1));
@@ -156,23 +164,42 @@ absl::Status P2pCommunicator::SelfTest() {
   NIBBLE_ASSIGN_OR_RETURN(const auto data,
                           gpu::DeviceBuffer<float>::Create(static_cast<size_t>(kSelfTestValues)));
   const int64_t row_size = max_values / kSelfTestRows;
-  const auto bytes = static_cast<size_t>(kSelfTestRows * row_size) * sizeof(float);
-  for (const AllReduceChoice& choice : SelfTestChoices(policy_)) {
-    std::vector<float> values = SelfTestInput(rank(), row_size);
-    NIBBLE_RETURN_IF_ERROR(gpu::CopyToDevice(data.data(), values.data(), bytes, stream.get()));
-    NIBBLE_RETURN_IF_ERROR(AllReduceBy(choice,
+  for (const SelfTestCase& test : SelfTestCases(policy_)) {
+    std::vector<float> values = SelfTestInput(rank(), row_size, test.dtype);
+    const bool is_bf16 = test.dtype == DType::kBf16;
+    std::vector<BFloat16> halves(is_bf16 ? values.size() : 0);
+    std::transform(values.begin(), values.begin() + std::ssize(halves), halves.begin(), ToBFloat16);
+    void* const rows = is_bf16 ? static_cast<void*>(halves.data()) : values.data();
+    const size_t bytes = values.size() * SizeOf(test.dtype);
+    NIBBLE_RETURN_IF_ERROR(gpu::CopyToDevice(data.data(), rows, bytes, stream.get()));
+    NIBBLE_RETURN_IF_ERROR(AllReduceBy({.algorithm = test.algorithm, .codec = test.codec},
                                        {.data = data.data(),
-                                        .dtype = DType::kF32,
+                                        .dtype = test.dtype,
                                         .num_rows = kSelfTestRows,
                                         .row_size = row_size},
                                        stream.get()));
-    NIBBLE_RETURN_IF_ERROR(gpu::CopyToHost(values.data(), data.data(), bytes, stream.get()));
+    NIBBLE_RETURN_IF_ERROR(gpu::CopyToHost(rows, data.data(), bytes, stream.get()));
     NIBBLE_RETURN_IF_ERROR(stream.Synchronize());
     NIBBLE_RETURN_IF_ERROR(Check());
-    NIBBLE_RETURN_IF_ERROR(CheckSelfTest(choice, size(), row_size, values));
+    for (size_t i = 0; i < halves.size(); ++i) values[i] = ToFloat(halves[i]);
+    NIBBLE_RETURN_IF_ERROR(CheckSelfTest(test, size(), row_size, values));
   }
   return absl::OkStatus();
 }
+
+struct P2pCommunicator::Stopwatch {
+  gpu::Stream stream;
+  gpu::Event begin;
+  gpu::Event end;
+
+  static absl::StatusOr<Stopwatch> Create() {
+    Stopwatch watch;
+    NIBBLE_ASSIGN_OR_RETURN(watch.stream, gpu::Stream::Create());
+    NIBBLE_ASSIGN_OR_RETURN(watch.begin, gpu::Event::Create(/*timing=*/true));
+    NIBBLE_ASSIGN_OR_RETURN(watch.end, gpu::Event::Create(/*timing=*/true));
+    return watch;
+  }
+};
 
 absl::Status P2pCommunicator::Measure() {
   const int64_t max_bytes = std::min(2 * options_.max_values, kMaxMeasuredBytes);
@@ -180,41 +207,50 @@ absl::Status P2pCommunicator::Measure() {
   const int64_t row_bytes = std::max<int64_t>(2 * options_.row_size, kMinMeasuredBytes);
   const auto min_bytes =
       std::min(static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(row_bytes))), max_bytes);
-  auto stream = gpu::Stream::Create();
-  NIBBLE_RETURN_IF_ERROR(Agree(host_, stream.status()));
+  auto watch = Stopwatch::Create();
+  NIBBLE_RETURN_IF_ERROR(Agree(host_, watch.status()));
   auto data = gpu::DeviceBuffer<uint8_t>::Create(static_cast<size_t>(max_bytes));
   NIBBLE_RETURN_IF_ERROR(Agree(host_, data.status()));
   NIBBLE_RETURN_IF_ERROR(
-      Agree(host_, gpu::ZeroDevice(data->data(), data->size_bytes(), stream->get())));
+      Agree(host_, gpu::ZeroDevice(data->data(), data->size_bytes(), watch->stream.get())));
   NIBBLE_ASSIGN_OR_RETURN(
       policy_,
       MeasureDevicePolicy({.codec = options_.codec, .min_bytes = min_bytes, .max_bytes = max_bytes},
                           host_, [&](const AllReduceChoice& choice, int64_t message_bytes) {
-                            return Time(choice, message_bytes, data->data(), *stream);
+                            return Time(choice, message_bytes, data->data(), *watch);
                           }));
   return absl::OkStatus();
 }
 
 absl::StatusOr<double> P2pCommunicator::Time(const AllReduceChoice& choice, int64_t message_bytes,
-                                             void* data, const gpu::Stream& stream) {
-  NIBBLE_ASSIGN_OR_RETURN(const gpu::Event begin, gpu::Event::Create(/*timing=*/true));
-  NIBBLE_ASSIGN_OR_RETURN(const gpu::Event end, gpu::Event::Create(/*timing=*/true));
+                                             void* data, const Stopwatch& watch) {
   const int64_t num_values = std::max<int64_t>(message_bytes / 2, 1);
   const int64_t row_size =
       options_.row_size > 0 ? std::min(options_.row_size, num_values) : num_values;
   const DeviceAllReduceArgs args = {
       .data = data, .num_rows = num_values / row_size, .row_size = row_size};
-  NIBBLE_RETURN_IF_ERROR(host_->Barrier());
-  NIBBLE_RETURN_IF_ERROR(AllReduceBy(choice, args, stream.get()));  // ranks meet
-  NIBBLE_RETURN_IF_ERROR(begin.Record(stream.get()));
-  for (int run = 0; run < kTimedRuns; ++run) {
-    NIBBLE_RETURN_IF_ERROR(AllReduceBy(choice, args, stream.get()));
+  const absl::Status status = TimeRuns(choice, args, watch);
+  if (!status.ok()) {
+    // What was launched is over, here and where this rank was waited for, before all is given up.
+    EndKernels();
+    watch.stream.Synchronize().IgnoreError();
+    abort_stream_.Synchronize().IgnoreError();
+    return status;
   }
-  NIBBLE_RETURN_IF_ERROR(end.Record(stream.get()));
-  NIBBLE_RETURN_IF_ERROR(stream.Synchronize());
-  NIBBLE_RETURN_IF_ERROR(Check());
-  NIBBLE_ASSIGN_OR_RETURN(const float ms, gpu::ElapsedMs(begin, end));
+  NIBBLE_ASSIGN_OR_RETURN(const float ms, gpu::ElapsedMs(watch.begin, watch.end));
   return static_cast<double>(ms) * 1e-3 / kTimedRuns;
+}
+
+absl::Status P2pCommunicator::TimeRuns(const AllReduceChoice& choice,
+                                       const DeviceAllReduceArgs& args, const Stopwatch& watch) {
+  NIBBLE_RETURN_IF_ERROR(AllReduceBy(choice, args, watch.stream.get()));  // ranks meet
+  NIBBLE_RETURN_IF_ERROR(watch.begin.Record(watch.stream.get()));
+  for (int run = 0; run < kTimedRuns; ++run) {
+    NIBBLE_RETURN_IF_ERROR(AllReduceBy(choice, args, watch.stream.get()));
+  }
+  NIBBLE_RETURN_IF_ERROR(watch.end.Record(watch.stream.get()));
+  NIBBLE_RETURN_IF_ERROR(watch.stream.Synchronize());
+  return Check();
 }
 
 absl::Status P2pCommunicator::AllReduce(const DeviceAllReduceArgs& args, cudaStream_t stream) {
@@ -283,6 +319,11 @@ void P2pCommunicator::Abort(const std::string& reason) {
     const std::lock_guard lock(mutex_);
     if (broken_.ok()) broken_ = absl::AbortedError(reason);
   }
+  EndKernels();
+  host_->Abort(reason);
+}
+
+void P2pCommunicator::EndKernels() {
   std::atomic_ref<uint32_t>(words_.data()->aborted).store(1, std::memory_order_release);
   // A kernel of this rank that waits tells the peers; where there is none, this does. Nobody waits
   // for it: the device may hang.
@@ -297,7 +338,6 @@ void P2pCommunicator::Abort(const std::string& reason) {
     if (!status.ok()) log::Warning("rank {} is not told to end: {}", peer, status.ToString());
   }
   if (cudaStreamQuery(abort_stream_.get()) != cudaSuccess) (void)cudaGetLastError();
-  host_->Abort(reason);
 }
 
 }  // namespace nibble::comm

@@ -24,6 +24,7 @@ class P2pCommunicator final : public DeviceCommunicator {
   // trusted. Of ranks that share a device, kernels run at the same time or not as the driver likes.
   static absl::StatusOr<std::unique_ptr<P2pCommunicator>> Create(
       Communicator* host, const DeviceCommunicatorOptions& options);
+  ~P2pCommunicator() override;
 
   int rank() const override { return link_.rank; }
   int size() const override { return link_.size; }
@@ -56,11 +57,16 @@ class P2pCommunicator final : public DeviceCommunicator {
   absl::Status ReadProbe(uint32_t nonce);
   absl::Status SelfTest();
   absl::Status Measure();
+  struct Stopwatch;
   absl::StatusOr<double> Time(const AllReduceChoice& choice, int64_t message_bytes, void* data,
-                              const gpu::Stream& stream);
+                              const Stopwatch& watch);
+  absl::Status TimeRuns(const AllReduceChoice& choice, const DeviceAllReduceArgs& args,
+                        const Stopwatch& watch);
   absl::Status AllReduceBy(const AllReduceChoice& choice, const DeviceAllReduceArgs& args,
                            cudaStream_t stream);
   absl::Status Fault() const;
+  // Ends kernels here and on the peers that wait for one another.
+  void EndKernels();
 
   Communicator* const host_;
   const DeviceCommunicatorOptions options_;

@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kWarp = 32;
 constexpr int64_t kMaxThreads = 256;
 constexpr int64_t kValuesOfThread = 32;
+constexpr int64_t kMaxRegionValues = int64_t{4} << 20;
 
 int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -22,6 +23,13 @@ int64_t MinRegionBytes(int num_ranks) {
   // A stripe of 256 threads' values for each rank; float32 is the widest.
   return num_ranks *
          EncodedBytes({.bits = 32, .group_size = 32}, kMaxThreads * kValuesOfThread / 32 + 1);
+}
+
+int64_t P2pRegionBytes(int num_ranks, int64_t max_values) {
+  constexpr int64_t kAlign = alignof(P2pFlags);
+  const int64_t values = std::min(max_values, kMaxRegionValues);
+  const int64_t bytes = MinRegionBytes(num_ranks) + values * int64_t{sizeof(float)};
+  return DivideUp(bytes, kAlign) * kAlign;
 }
 
 absl::StatusOr<P2pPlan> PlanMessage(const P2pMessage& message, const P2pLimits& limits) {

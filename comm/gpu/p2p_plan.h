@@ -47,6 +47,10 @@ struct P2pPlan {
 // all messages.
 int64_t MinRegionBytes(int num_ranks);
 
+// Of a communicator whose messages have so many values at most; regions lie at multiples of 128.
+// What is larger takes several launches: regions stay small, and a launch is little beside them.
+int64_t P2pRegionBytes(int num_ranks, int64_t max_values);
+
 // INVALID_ARGUMENT where the region is too small for one unit: with whole rows alone, when it has
 // MinRegionBytes. A message that one-shot would need several launches for goes two-shot, which has
 // the same bits.

@@ -108,11 +108,11 @@ TEST_F(OneDeviceTest, EveryRankHasTheCpusBits) {
   for (const CodecDesc& codec : AllCodecs()) {
     for (const Algorithm algorithm : {Algorithm::kOneShot, Algorithm::kTwoShot}) {
       const int num_ranks = 2 + which % 7;
-      const int64_t row_size = which % 3 == 0 ? 512 : which % 3 == 1 ? 301 : 33;
+      const int64_t row_size = which % 3 == 0 ? 256 : which % 3 == 1 ? 161 : 33;
       const DType dtype = which % 2 == 0 ? DType::kF32 : DType::kBf16;
       ++which;
       OneDeviceMessage message =
-          RandomMessage(codec, dtype, algorithm, 3, row_size, num_ranks, &random);
+          RandomMessage(codec, dtype, algorithm, 2, row_size, num_ranks, &random);
       const std::vector<float> expected = Expected(message);
       std::vector<OneDeviceMessage> messages = {message};
       std::vector<uint32_t> faults;
@@ -133,9 +133,9 @@ TEST_F(OneDeviceTest, AnyNumberOfRanks) {
   for (int num_ranks = 1; num_ranks <= 8; ++num_ranks) {
     for (const int bits : {4, 32}) {
       for (const Algorithm algorithm : {Algorithm::kOneShot, Algorithm::kTwoShot}) {
-        for (const int64_t num_rows : {1, 5}) {
+        for (const int64_t num_rows : {1, 3}) {
           OneDeviceMessage message = RandomMessage({.bits = bits, .group_size = 32}, DType::kBf16,
-                                                   algorithm, num_rows, 200, num_ranks, &random);
+                                                   algorithm, num_rows, 130, num_ranks, &random);
           EXPECT_EQ(NumWrong({.num_ranks = num_ranks, .max_blocks = 3}, {message}), 0)
               << bits << " bits, " << ToString(algorithm) << ", " << num_ranks << " ranks, "
               << num_rows << " rows";
@@ -159,7 +159,7 @@ std::vector<OneDeviceMessage> ManyMessages(const CodecDesc& codec, Algorithm alg
 }
 
 TEST_F(OneDeviceTest, LateRanksChangeNothing) {
-  for (uint32_t seed = 1; seed <= 4; ++seed) {
+  for (uint32_t seed = 1; seed <= 3; ++seed) {
     for (const Algorithm algorithm : {Algorithm::kOneShot, Algorithm::kTwoShot}) {
       for (const CodecDesc& codec : {CodecDesc{.bits = 5, .group_size = 32, .spikes = true},
                                      CodecDesc{.bits = 32, .group_size = 32}}) {
@@ -178,7 +178,7 @@ TEST_F(OneDeviceTest, LateRanksChangeNothing) {
 // what the test above would find.
 TEST_F(OneDeviceTest, OneBufferIsNotEnough) {
   int num_wrong = 0;
-  for (uint32_t seed = 1; seed <= 8; ++seed) {
+  for (uint32_t seed = 1; seed <= 8 && num_wrong == 0; ++seed) {
     num_wrong +=
         NumWrong({.num_ranks = 3, .num_buffers = 1, .stall_seed = seed},
                  ManyMessages({.bits = 32, .group_size = 32}, Algorithm::kOneShot, 3, seed));
@@ -186,10 +186,12 @@ TEST_F(OneDeviceTest, OneBufferIsNotEnough) {
   EXPECT_GT(num_wrong, 0);
 }
 
-// Flags of blocks that were idle while the epoch went half around say what is yet to come.
+// Flags of blocks that were idle while the epoch went a little more than half around: taken for
+// signed, their distance says that they are of what is yet to come.
 TEST_F(OneDeviceTest, OldFlagsAreNotTakenForNew) {
+  constexpr uint32_t kHalfTurn = uint32_t{1} << 31;
   for (const Algorithm algorithm : {Algorithm::kOneShot, Algorithm::kTwoShot}) {
-    EXPECT_EQ(NumWrong({.num_ranks = 3, .flags_behind = 0x9000'0000U, .stall_seed = 5},
+    EXPECT_EQ(NumWrong({.num_ranks = 3, .flags_behind = kHalfTurn + 5, .stall_seed = 5},
                        ManyMessages({.bits = 32, .group_size = 32}, algorithm, 3, 5)),
               0);
   }

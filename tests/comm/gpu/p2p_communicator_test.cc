@@ -262,5 +262,24 @@ TEST_F(P2pCommunicatorTest, AMeasuredPolicyIsTheSameOnAllRanks) {
   EXPECT_TRUE(ParsePolicy(policies[0]).ok());
 }
 
+// The peers of a rank that cannot launch wait for it on their devices, and learn why.
+TEST_F(P2pCommunicatorTest, WhatOneRankCannotMeasureAllRanksRefuse) {
+  options_.measure_policy = true;
+  options_.max_values = 1024;
+  options_.row_size = 512;
+  const auto group = ThreadGroup(2, {.mode = Mode::kNone});
+  OnRanks(group, [&](int rank, Communicator* host, ThreadPool* pool) {
+    DeviceCommunicatorOptions own = options_;
+    if (rank == 0) own.codec.group_size = 48;
+    const absl::Status status = DeviceCommunicator::Create(host, own, pool).status();
+    EXPECT_THAT(std::string(status.message()), HasSubstr("rank 0: "));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("48"));
+    // What comes next meets its like.
+    std::vector<int> ranks(2);
+    EXPECT_TRUE(host->AllGather(&rank, sizeof(rank), ranks.data()).ok());
+    EXPECT_THAT(ranks, ::testing::ElementsAre(0, 1));
+  });
+}
+
 }  // namespace
 }  // namespace nibble::comm

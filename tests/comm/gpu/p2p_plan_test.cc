@@ -3,11 +3,13 @@
 
 #include "comm/gpu/p2p_plan.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "base/float16.h"
 #include "comm/choose_policy.h"
 #include "comm/gpu/device_policy.h"
 #include "comm/gpu/p2p_self_test.h"
@@ -47,6 +49,18 @@ TEST(P2pPlan, EveryMessageHasAPlanThatFits) {
           }
         }
       }
+    }
+  }
+}
+
+// Codes are read and written 16 bytes at a time.
+TEST(P2pPlan, RegionsLieAtWholeLines) {
+  for (int ranks = 1; ranks <= 8; ++ranks) {
+    for (const int64_t max_values : {int64_t{0}, int64_t{1}, int64_t{1001}, int64_t{1} << 40}) {
+      const int64_t bytes = P2pRegionBytes(ranks, max_values);
+      EXPECT_EQ(bytes % 128, 0) << ranks << " ranks, " << max_values << " values";
+      EXPECT_GE(bytes, MinRegionBytes(ranks) + 4 * std::min<int64_t>(max_values, 4 << 20));
+      EXPECT_LT(bytes, int64_t{32} << 20);
     }
   }
 }
@@ -135,18 +149,41 @@ TEST(DevicePolicy, IsMeasuredOverTheDevicesTimes) {
 // The sums that devices are held against are sums.
 TEST(P2pSelfTest, KnowsRightFromWrong) {
   constexpr int64_t kRowSize = 40;
-  const AllReduceChoice choice = {.codec = {.bits = 32, .group_size = 32}};
-  std::vector<float> sums(kSelfTestRows * kRowSize);
-  for (int r = 0; r < 3; ++r) {
-    const std::vector<float> input = SelfTestInput(r, kRowSize);
-    for (size_t i = 0; i < sums.size(); ++i) sums[i] += input[i];
+  for (const DType dtype : {DType::kF32, DType::kBf16}) {
+    const SelfTestCase test = {.codec = {.bits = dtype == DType::kBf16 ? 16 : 32, .group_size = 32},
+                               .dtype = dtype};
+    std::vector<float> sums(kSelfTestRows * kRowSize);
+    for (int r = 0; r < 3; ++r) {
+      const std::vector<float> input = SelfTestInput(r, kRowSize, dtype);
+      for (size_t i = 0; i < sums.size(); ++i) sums[i] += input[i];
+    }
+    if (dtype == DType::kBf16) {
+      EXPECT_FALSE(CheckSelfTest(test, 3, kRowSize, sums).ok()) << "sums that are not rounded";
+      for (float& x : sums) x = ToFloat(ToBFloat16(x));
+    }
+    EXPECT_TRUE(CheckSelfTest(test, 3, kRowSize, sums).ok());
+    sums[77] = 0.0F;
+    const absl::Status status = CheckSelfTest(test, 3, kRowSize, sums);
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("value 77)"));
   }
-  EXPECT_TRUE(CheckSelfTest(choice, 3, kRowSize, sums).ok());
-  sums[77] = 0.0F;
-  const absl::Status status = CheckSelfTest(choice, 3, kRowSize, sums);
-  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("(value 77)"));
-  EXPECT_EQ(SelfTestChoices(HostPolicy({.bits = 4}, 2)).size(), 4U);
+}
+
+// What messages of either type take, by either algorithm.
+TEST(P2pSelfTest, HasTheCodecsOfBothTypes) {
+  const std::vector<SelfTestCase> cases = SelfTestCases(HostPolicy({.bits = 4}, 2));
+  const auto has = [&](Algorithm algorithm, int bits, DType dtype) {
+    return std::any_of(cases.begin(), cases.end(), [&](const SelfTestCase& test) {
+      return test.algorithm == algorithm && test.codec.bits == bits && test.dtype == dtype;
+    });
+  };
+  for (const Algorithm algorithm : {Algorithm::kOneShot, Algorithm::kTwoShot}) {
+    EXPECT_TRUE(has(algorithm, 32, DType::kF32));
+    EXPECT_TRUE(has(algorithm, 16, DType::kBf16));
+    EXPECT_TRUE(has(algorithm, 4, DType::kF32));
+    EXPECT_TRUE(has(algorithm, 4, DType::kBf16));
+  }
+  EXPECT_EQ(cases.size(), 8U);
 }
 
 }  // namespace
