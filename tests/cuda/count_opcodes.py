@@ -85,9 +85,15 @@ def read_table(path):
     return rows
 
 
+def names(architectures):
+    return ", ".join(f"sm_{arch}" for arch in sorted(architectures))
+
+
 def check(kernels, table, path):
     problems = []
     built = {arch for arch, _ in kernels}
+    if not built & {row[0] for row in table}:
+        problems.append(f"{path}: no row applies to what was built: {names(built) or 'no kernels'}")
     for arch, opcode, least, is_optional, pattern, number in table:
         if arch not in built:
             continue
@@ -117,7 +123,13 @@ def main():
                 has = {name: ops[code] for name, code in OPCODES.items() if ops[code]}
                 print(f"sm_{arch} {sum(ops.values()):6} instructions {has} {kernel}")
             return 0
-        problems = check(kernels, read_table(args.table), args.table.name)
+        table = read_table(args.table)
+        problems = check(kernels, table, args.table.name)
+        built = {arch for arch, _ in kernels}
+        with_rows = {row[0] for row in table}
+        print(f"count_opcodes: checked: {names(built & with_rows) or 'nothing'}; "
+              f"built, without rows: {names(built - with_rows) or 'none'}; "
+              f"rows, not built: {names(with_rows - built) or 'none'}")
     except (Cubin, struct.error, ValueError, OSError) as error:
         problems = [str(error)]
     if not objects:

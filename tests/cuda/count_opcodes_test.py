@@ -70,6 +70,11 @@ class CountOpcodesTest(unittest.TestCase):
     def test_architectures_that_were_not_built_are_not_asked_for(self):
         self.assertEqual(self.problems("80 imma 1 Gemm\n90 imma 1 Norm", cubin(90, {"Norm": [IMMA]})), [])
 
+    def test_where_no_row_applies_nothing_was_checked(self):
+        self.assertEqual(self.problems("80 imma 1 Gemm", cubin(89, {"Gemm": [IMMA]})),
+                         ["table: no row applies to what was built: sm_89"])
+        self.assertIn("no kernels", self.problems("80 imma 1 Gemm", cubin(80, {}))[0])
+
     def test_the_upper_half_of_an_instruction_is_no_opcode(self):
         problems = self.problems("80 imma 1 Gemm", cubin(80, {"Gemm": [FADD]}))
         self.assertIn("0 imma", problems[0])
