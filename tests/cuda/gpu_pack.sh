@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # gpu_pack.sh BIN PACK: packs the GPU tests and nibble of BIN with the libraries that a bare machine lacks, the bundled
-# models and gpu-check into PACK (.tar.zst), and checks its size. ./dev gpu-pack calls it.
+# models, the tests' fixtures and gpu-check into PACK (.tar.zst), and checks its size. ./dev gpu-pack calls it.
 set -euo pipefail
 bin=$1 pack=$2
 limit=$((60 << 20))
@@ -11,7 +11,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 folder=$work/nibble-gpu
-mkdir -p "$folder"/{bin,lib,glibc}
+mkdir -p "$folder"/{bin,lib,glibc,models,tests/fixtures/data}
 
 for program in "$bin/nibble" "$bin"/*_gpu_test; do
   strip -o "$folder/bin/$(basename "$program")" "$program"
@@ -25,10 +25,16 @@ done | sort -u | while read -r library; do
   strip -o "$to/$(basename "$library")" "$library" 2>/dev/null || cp -L "$library" "$to/"
 done
 cp -L /lib64/ld-linux-x86-64.so.2 "$folder/glibc/"
-for model in stories-llama stories-mixtral; do
+# What tests open beside themselves.
+for module in libfake_cublaslt.so libfake_nccl_gpu.so; do strip -o "$folder/bin/$module" "$bin/$module"; done
+# Where the source tree has them: NIBBLE_TEST_DATA is the pack.
+for model in models/stories-llama models/stories-mixtral; do
   mkdir "$folder/$model"
-  cp "$root/models/$model"/{*.json,model.safetensors} "$folder/$model/"
+  cp "$root/$model"/{*.json,model.safetensors} "$folder/$model/"
 done
+cp -r "$root"/tests/fixtures/{models,quantized} "$folder/tests/fixtures/"
+find "$folder/tests/fixtures" -type f ! -name '*.json' ! -name '*.safetensors' -delete
+cp "$root/tests/fixtures/data/generated_stories.txt" "$folder/tests/fixtures/data/"
 cp "$root/tests/cuda/gpu_check.sh" "$folder/gpu-check"
 cp "$root/LICENSE" "$folder/"
 cat >"$folder/README" <<'TEXT'
