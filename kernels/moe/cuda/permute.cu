@@ -27,12 +27,7 @@ struct Scan {
   int total;
 };
 __device__ __forceinline__ Scan BlockScan(int count, int* scratch) {
-  int sum = count;
-#pragma unroll
-  for (int delta = 1; delta < gpu::kWarpSize; delta *= 2) {
-    const int other = __shfl_up_sync(gpu::kFullMask, sum, delta);
-    if (gpu::LaneId() >= delta) sum += other;
-  }
+  const int sum = gpu::WarpScan(count);
   if (gpu::LaneId() == gpu::kWarpSize - 1) scratch[gpu::WarpId()] = sum;
   __syncthreads();
   Scan scan{sum - count, 0};

@@ -68,7 +68,7 @@ __device__ __forceinline__ void DrawFromCandidates(const WeightedRow& row,
     weights[i] = c < end ? row.Weight(LogitOf(WeightedRow::KeyOfCandidate(candidates[c]))) : 0;
     own += weights[i];
   }
-  const uint64_t through_lane = WarpScan(own);
+  const uint64_t through_lane = gpu::WarpScan(own);
   if (gpu::LaneId() == gpu::kWarpSize - 1) shared->scan[gpu::WarpId()] = through_lane;
   __syncthreads();
   uint64_t before = through_lane - own;

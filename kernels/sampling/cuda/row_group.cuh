@@ -72,17 +72,6 @@ __device__ __forceinline__ uint64_t WarpMax64(uint64_t value) {
   }
   return value;
 }
-// This lane and those before it.
-template <typename T>
-__device__ __forceinline__ T WarpScan(T value) {
-#pragma unroll
-  for (int delta = 1; delta < gpu::kWarpSize; delta *= 2) {
-    const T other = __shfl_up_sync(gpu::kFullMask, value, delta);
-    if (gpu::LaneId() >= delta) value += other;
-  }
-  return value;
-}
-
 class RowGroup {
  public:
   // `counters` and `memory` are not used by a block alone.

@@ -129,7 +129,7 @@ class WeightedRow {
       int ties = 0;
       for (const float logit : logits) ties += KeyOf(logit) == cut.key ? 1 : 0;
       Walk lane = walk;
-      lane.ties += static_cast<uint64_t>(WarpScan(ties) - ties);
+      lane.ties += static_cast<uint64_t>(gpu::WarpScan(ties) - ties);
       uint64_t amounts[4];
       uint64_t sum = 0;
       for (int j = 0; j < 4; ++j) {
@@ -141,7 +141,7 @@ class WeightedRow {
         amounts[j] = lane.amount;
         sum += amounts[j];
       }
-      const uint64_t through = walk.amount + WarpScan(sum);
+      const uint64_t through = walk.amount + gpu::WarpScan(sum);
       const unsigned reached = __ballot_sync(gpu::kFullMask, through >= need ? 1 : 0);
       if (reached == 0) {
         walk.amount = __shfl_sync(gpu::kFullMask, through, 31);
@@ -317,7 +317,7 @@ class WeightedRow {
       sums[i + 1] = pair[0];
       own += pair[0] + pair[1];
     }
-    const uint64_t through_lane = WarpScan(own);
+    const uint64_t through_lane = gpu::WarpScan(own);
     if (gpu::LaneId() == 31) shared_->scan[gpu::WarpId()] = through_lane;
     __syncthreads();
     uint64_t sum = *before + through_lane - own;
