@@ -174,7 +174,7 @@ struct ConnectPayload {
 struct ConnectedPayload {
   static constexpr RankMessage kType = RankMessage::kConnected;
   uint64_t generation = 0;
-  std::string policy;  // of its stage: comm::Serialize
+  std::string policy;  // of its stage, whose sums travel so: comm::Serialize
 
   std::string Encode() const;
   static absl::StatusOr<ConnectedPayload> Decode(std::string_view bytes);

@@ -51,8 +51,8 @@ class RankServer {
   absl::Status Do(const comm::Frame& frame);
   absl::Status Allocate(const AllocatePayload& payload);
   void Prepare(const PreparePayload& payload);
-  void Connect(const ConnectPayload& payload);
-  // Not OK when this process can compute nothing any more.
+  // Not OK when this process can compute nothing any more, as the next.
+  absl::Status Connect(const ConnectPayload& payload);
   absl::Status Step(const StepPayload& payload);
   absl::StatusOr<StepOutput> Compute(const StepPayload& payload);
   absl::Status Meet();
@@ -250,8 +250,7 @@ absl::Status RankServer::Do(const comm::Frame& frame) {
     }
     case RankMessage::kConnect: {
       NIBBLE_ASSIGN_OR_RETURN(const auto payload, ConnectPayload::Decode(frame.payload));
-      Connect(payload);
-      return absl::OkStatus();
+      return Connect(payload);
     }
     case RankMessage::kAbort: {
       NIBBLE_ASSIGN_OR_RETURN(const auto payload, AbortPayload::Decode(frame.payload));
@@ -290,10 +289,12 @@ void RankServer::Prepare(const PreparePayload& payload) {
   Send(MakeFrame(PreparedPayload{.generation = generation, .address = *std::move(address)}));
 }
 
-void RankServer::Connect(const ConnectPayload& payload) {
+absl::Status RankServer::Connect(const ConnectPayload& payload) {
   const auto joined = membership_.Connect(payload, pool_);
-  if (!joined.ok()) return GenerationFailed(payload.generation, joined.status());
-  pool_->BindCaller();
+  if (!joined.ok()) {
+    GenerationFailed(payload.generation, joined.status());
+    return absl::OkStatus();
+  }
   communicator_ = std::make_unique<LoggedCommunicator>(joined->communicator, &activity_);
   model_->SetAllReduce(payload.all_reduce);
   model_->SetCommunicator(communicator_.get());
@@ -301,9 +302,21 @@ void RankServer::Connect(const ConnectPayload& payload) {
     link_ = std::make_unique<LoggedStageLink>(joined->link, &activity_);
     model_->SetStageLink(link_.get());
   }
+  // Empty, or read before by membership_.
+  const auto known = comm::ParsePolicy(payload.policy).value_or(comm::AllReducePolicy{});
+  const absl::StatusOr<comm::AllReducePolicy> of_devices = model_->ConnectDevices(known, pool_);
+  if (!of_devices.ok()) {
+    Leave();
+    GenerationFailed(payload.generation, of_devices.status());
+    return model_->Health();
+  }
+  pool_->BindCaller();
   activity_.Joined(payload.generation);
-  Send(MakeFrame(ConnectedPayload{.generation = payload.generation,
-                                  .policy = comm::Serialize(communicator_->policy())}));
+  const bool is_hosts = of_devices->choices.empty();
+  Send(MakeFrame(ConnectedPayload{
+      .generation = payload.generation,
+      .policy = comm::Serialize(is_hosts ? communicator_->policy() : *of_devices)}));
+  return absl::OkStatus();
 }
 
 // A device that is lost ends the process, as a crash would: the driver starts another one. Said of

@@ -87,10 +87,9 @@ absl::StatusOr<std::unique_ptr<StepRunner>> StepRunner::Create(Model* model,
                                          .max_seqs = chosen.max_num_seqs,
                                          .block_size = chosen.block_size},
                                         pool));
-  AlignedBuffer<float> logits;
-  if (model->has_logits()) {
-    NIBBLE_ASSIGN_OR_RETURN(logits, MakeLogits(chosen.max_num_seqs, config.vocab_size));
-  }
+  NIBBLE_ASSIGN_OR_RETURN(
+      AlignedBuffer<float> logits,
+      MakeLogits(model->host_logits_rows(chosen.max_num_seqs), config.vocab_size));
   NIBBLE_ASSIGN_OR_RETURN(auto cache, model->MakeKvCache(chosen.num_blocks, chosen.block_size));
   return std::unique_ptr<StepRunner>(
       new StepRunner(model, std::move(cache), std::move(logits), chosen, isa, pool));

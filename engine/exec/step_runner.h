@@ -42,7 +42,7 @@ class StepRunner {
 
   Model* model_;
   std::unique_ptr<KvCache> cache_;
-  AlignedBuffer<float> logits_;  // [max_num_seqs, vocab_size] where the model has logits
+  AlignedBuffer<float> logits_;  // HostSampling's, of max_num_seqs samples
   const LocalExecutorOptions options_;
   const Isa isa_;  // for sampling here; the model has its own
   ThreadPool* pool_;

@@ -123,7 +123,7 @@ struct KvMemory {
 
 // Of rows whose tokens the host chooses.
 struct HostSampling {
-  float* logits = nullptr;  // [num_samples, vocab_size], scratch
+  float* logits = nullptr;  // [Model::host_logits_rows(num_samples), vocab_size], scratch
   Isa isa = Isa::kRef;
 };
 
@@ -157,6 +157,14 @@ class Model {
   // What its sums were asked to travel as, before SetCommunicator: a device whose ranks reach each
   // other by links of their own measures these where the communicator's were measured.
   virtual void SetAllReduce(const comm::AllReduceOptions& /*options*/) {}
+  // With several ranks in the stage, all of which call, after SetCommunicator: what a device
+  // exchanges its sums by is connected now and not in the next step. Returns how sums travel where
+  // that is not as the communicator's policy says, else an empty policy. `known`, which is the same
+  // on all ranks: what an earlier group of theirs returned, and holds again; empty: to be chosen.
+  virtual absl::StatusOr<comm::AllReducePolicy> ConnectDevices(
+      const comm::AllReducePolicy& /*known*/, ThreadPool* /*pool*/) {
+    return comm::AllReducePolicy{};
+  }
   // To the stages before and after; the same, with several stages.
   virtual void SetStageLink(comm::StageLink* link) = 0;
   // Whether Forward gives logits here: on rank 0 of the last stage.
@@ -175,6 +183,11 @@ class Model {
   // learns at its start whether there is enough. RESOURCE_EXHAUSTED, naming the bytes, when not.
   // Nothing ever shrinks.
   virtual absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) = 0;
+
+  // Rows of HostSampling::logits that ForwardAndSample of so many samples takes.
+  virtual int64_t host_logits_rows(int64_t num_samples) const {
+    return has_logits() ? num_samples : 0;
+  }
 
   // Computes the plan's tokens, appends their keys and values to `cache`, and writes the logits of
   // plan.logits_indices to `logits` [num_samples, vocab_size] (not read or written unless

@@ -77,10 +77,11 @@ std::string PolicyKey(const server::ServeConfig& config, const engine::RankGroup
   std::vector<std::string> addresses;
   for (int rank = 0; rank < hub.size(); ++rank) addresses.push_back(hub.BindAddress(rank));
   return fmt::format(
-      "nibble {} row {} stages {} nodes of ranks {} at {} threads {} {} {} groups {} scale {}{}{}",
+      "nibble {} row {} stages {} nodes of ranks {} at {} threads {} {} {} {} groups {} scale "
+      "{}{}{}",
       kVersion, group.row_size, group.num_stages, fmt::join(group.node_of_rank, ","),
       fmt::join(addresses, ","), host.placement.ranks.front().threads, HostCpuFeatures().name,
-      ToString(host.device.isa), sums.group_size, sums.scale, sums.spikes ? " spikes" : "",
+      ToString(host.device.isa), host.device.device, sums.group_size, sums.scale, sums.spikes ? " spikes" : "",
       sums.rotation ? " rotation" : "");
 }
 

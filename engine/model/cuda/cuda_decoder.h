@@ -7,6 +7,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -59,12 +60,18 @@ class CudaDecoderModel final : public Model {
   const ModelConfig& rank_config() const override { return rank_config_; }
   void SetCommunicator(comm::Communicator* communicator) override;
   void SetAllReduce(const comm::AllReduceOptions& options) override { all_reduce_ = options; }
+  absl::StatusOr<comm::AllReducePolicy> ConnectDevices(const comm::AllReducePolicy& known,
+                                                       ThreadPool* pool) override;
   void SetStageLink(comm::StageLink* link) override { stage_link_ = link; }
   bool has_logits() const override { return place_.rank == 0 && place_.is_last_stage(); }
   ExpertLoad expert_load() const override;
   absl::StatusOr<std::unique_ptr<KvCache>> MakeKvCache(int64_t num_blocks,
                                                        int64_t block_size) const override;
   KvMemory kv_memory() const override;
+  // One after the other: the host chooses few of a step's tokens.
+  int64_t host_logits_rows(int64_t num_samples) const override {
+    return has_logits() ? std::min<int64_t>(num_samples, 1) : 0;
+  }
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                        ThreadPool* pool) override;
@@ -173,6 +180,7 @@ class CudaDecoderModel final : public Model {
   PlanChecker checker_;
 
   comm::AllReduceOptions all_reduce_ = {.mode = comm::AllReduceOptions::Mode::kNone};
+  comm::AllReducePolicy device_policy_;              // of this group; empty: not chosen, or host's
   comm::Communicator* host_communicator_ = nullptr;  // not owned
   comm::StageLink* stage_link_ = nullptr;            // not owned
   std::mutex communicator_mutex_;

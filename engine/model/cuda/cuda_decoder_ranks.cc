@@ -6,12 +6,29 @@
 
 #include "base/cuda/error.h"
 #include "base/log.h"
+#include "comm/gpu/p2p_communicator.h"
 #include "engine/model/cuda/cuda_decoder.h"
 
 namespace nibble::engine {
+namespace {
+
+comm::DeviceTransport ToTransport(CudaTransport transport) {
+  switch (transport) {
+    case CudaTransport::kP2p:
+      return comm::DeviceTransport::kP2p;
+    case CudaTransport::kHost:
+      return comm::DeviceTransport::kHost;
+    case CudaTransport::kAuto:
+      break;
+  }
+  return comm::DeviceTransport::kAuto;
+}
+
+}  // namespace
 
 void CudaDecoderModel::SetCommunicator(comm::Communicator* communicator) {
   host_communicator_ = communicator;
+  device_policy_ = {};
   graphs_.clear();
   const std::lock_guard lock(communicator_mutex_);
   communicator_ = nullptr;  // made anew by the next step, which all ranks come to
@@ -41,6 +58,19 @@ absl::Status CudaDecoderModel::CheckLinks() const {
   return absl::OkStatus();
 }
 
+absl::StatusOr<comm::AllReducePolicy> CudaDecoderModel::ConnectDevices(
+    const comm::AllReducePolicy& known, ThreadPool* pool) {
+  const auto connect = [&]() -> absl::Status {
+    NIBBLE_RETURN_IF_ERROR(lost_);
+    NIBBLE_ASSIGN_OR_RETURN(const gpu::DeviceGuard guard, gpu::DeviceGuard::Create(caps_.index));
+    return Connect(pool);
+  };
+  device_policy_ = known;
+  const absl::Status status = Diagnose(connect());
+  if (!status.ok()) return status;
+  return device_policy_;
+}
+
 // All ranks reserve alike and get the same plans, so that they come here at the same step.
 absl::Status CudaDecoderModel::Connect(ThreadPool* pool) {
   if (place_.size == 1) return absl::OkStatus();
@@ -51,13 +81,18 @@ absl::Status CudaDecoderModel::Connect(ThreadPool* pool) {
       comm::DeviceCommunicator::Create(
           host_communicator_,
           {.caps = caps_,
+           .transport = ToTransport(options_.transport),
            .max_values = row_capacity_ * config_.hidden_size,
            .measure_policy = all_reduce_.mode == comm::AllReduceOptions::Mode::kAuto,
+           .policy = device_policy_,
            .codec = all_reduce_.codec,
            .row_size = config_.hidden_size},
           pool));
   log::Info("rank {} of {}: sums of CUDA device {} travel by {}", place_.rank, place_.size,
             caps_.index, communicator->name());
+  // One that is made for larger steps sums as this one does.
+  device_policy_ =
+      communicator->p2p() != nullptr ? communicator->p2p()->policy() : comm::AllReducePolicy{};
   const std::lock_guard lock(communicator_mutex_);
   communicator_ = std::move(communicator);
   communicator_rows_ = row_capacity_;

@@ -153,10 +153,6 @@ absl::StatusOr<StepOutput> CudaDecoderModel::Sample(const StepPlan& plan,
   NIBBLE_RETURN_IF_ERROR(gpu::CopyToHost(host_tokens_.data(), tokens_.data(),
                                          static_cast<size_t>(num_rows) * sizeof(int32_t),
                                          stream_.get()));
-  for (int64_t row = 0; row < num_rows; ++row) {
-    if (IsSampledOnDevice(plan.sampling[static_cast<size_t>(row)])) continue;
-    NIBBLE_RETURN_IF_ERROR(CopyLogits(row, 1, host.logits + row * config_.vocab_size));
-  }
   NIBBLE_RETURN_IF_ERROR(FinishStep());
 
   StepOutput output;
@@ -165,9 +161,9 @@ absl::StatusOr<StepOutput> CudaDecoderModel::Sample(const StepPlan& plan,
     const SamplingRow& sampling = plan.sampling[static_cast<size_t>(row)];
     SampledToken& token = output.tokens[static_cast<size_t>(row)];
     if (!IsSampledOnDevice(sampling)) {
-      token = SampleRow(
-          {host.logits + row * config_.vocab_size, static_cast<size_t>(config_.vocab_size)},
-          sampling, host.isa);
+      NIBBLE_RETURN_IF_ERROR(CopyLogits(row, 1, host.logits));
+      NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());
+      token = SampleRow({host.logits, static_cast<size_t>(config_.vocab_size)}, sampling, host.isa);
       continue;
     }
     token.token_id = std::max(host_tokens_.data()[row], 0);

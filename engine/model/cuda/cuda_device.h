@@ -34,6 +34,7 @@ struct CudaDevices {
 CudaDevices ListCudaDevices();
 
 enum class CudaAttention { kAuto, kNibble, kFlashInfer };
+enum class CudaTransport { kAuto, kP2p, kHost };
 
 struct CudaOptions {
   int index = 0;  // as the runtime counts, which goes by CUDA_VISIBLE_DEVICES
@@ -44,6 +45,8 @@ struct CudaOptions {
   // For dense layers, where the library is found: faster for many tokens, but a row's bits then
   // depend on the batch that it is in.
   bool use_cublaslt = true;
+  // How ranks' sums travel. By name (tests), ranks may share a device.
+  CudaTransport transport = CudaTransport::kAuto;
 };
 
 // INVALID_ARGUMENT, naming the devices there are, for an index that is none of them; UNAVAILABLE,
