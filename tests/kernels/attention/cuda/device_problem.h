@@ -4,6 +4,7 @@
 // Problems of tests/kernels/attention/paged_problem.h on a device.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -122,6 +123,69 @@ std::vector<T> Encode(const std::vector<float>& values) {
   return encoded;
 }
 
+constexpr float kCanary = -64.0F;  // in every type
+
+inline std::unique_ptr<kernels::cuda::DeviceAttention> MakeAttention(
+    const DeviceOptions& options, const AttentionShape& shape,
+    const kernels::PagedAttentionArgs& args, int64_t max_tokens, const gpu::DeviceCaps& caps) {
+  return Must(kernels::cuda::DeviceAttention::Create(
+      {.num_heads = shape.num_heads,
+       .num_kv_heads = shape.num_kv_heads,
+       .head_dim = shape.head_dim,
+       .block_size = shape.block_size,
+       .kv_dtype = shape.dtype,
+       .activation = options.activation},
+      {.max_tokens = max_tokens + 3,
+       .max_seqs = std::max(args.num_seqs, options.graph_seqs) + 1,
+       .max_blocks_per_seq = args.max_blocks_per_seq + 2},
+      caps, options.backend));
+}
+
+// Captured while another step than that of `args` is planned: one sequence with one token of
+// context.
+inline gpu::GraphExec CaptureRun(const kernels::PagedAttentionArgs& args, int64_t graph_seqs,
+                                 const kernels::cuda::KvCacheView& cache,
+                                 const kernels::cuda::AttentionArgs& device_args,
+                                 kernels::cuda::DeviceAttention* attention, cudaStream_t stream) {
+  const int32_t first_start[] = {0, 1};
+  const int32_t first_context[] = {1};
+  MustBeOk(attention->Plan({.num_seqs = 1,
+                            .query_start = first_start,
+                            .context_lens = first_context,
+                            .block_tables = args.block_tables,
+                            .max_blocks_per_seq = args.max_blocks_per_seq,
+                            .graph_seqs = graph_seqs},
+                           stream));
+  MustBeOk(gpu::GraphExec::BeginCapture(stream));
+  MustBeOk(attention->Run(cache, device_args, stream));
+  return Must(gpu::GraphExec::EndCapture(stream));
+}
+
+// Rows of the step's tokens go to args.out; rows that pad a graph are zeros, all else canaries.
+template <typename T>
+void ReadResult(const std::vector<T>& result, int64_t stride, int64_t columns, int64_t graph_seqs,
+                const kernels::PagedAttentionArgs& args) {
+  const int64_t num_tokens = args.query_start[args.num_seqs];
+  for (int64_t row = 0; row < std::ssize(result) / stride; ++row) {
+    for (int64_t column = 0; column < stride; ++column) {
+      const T element = result[static_cast<size_t>(row * stride + column)];
+      float value = 0.0F;
+      if constexpr (sizeof(T) == 4) {
+        value = element;
+      } else {
+        value = ToFloat(BFloat16{element});
+      }
+      if (row < num_tokens && column < columns) {
+        args.out[row * args.out_stride + column] = value;
+      } else if (row < graph_seqs && column < columns) {
+        ASSERT_EQ(value, 0.0F) << "padding row " << row << " column " << column;
+      } else {
+        ASSERT_EQ(value, kCanary) << "canary in row " << row << " column " << column;
+      }
+    }
+  }
+}
+
 // What AttendWith() wants: runs a step on the device and writes args.out.
 template <typename T>
 void AttendOnDevice(const DeviceOptions& options, const AttentionShape& shape,
@@ -140,7 +204,6 @@ void AttendOnDevice(const DeviceOptions& options, const AttentionShape& shape,
   const int64_t max_tokens = std::max(num_tokens, options.graph_seqs);
   const int64_t q_stride = columns + 16;
   const int64_t out_stride = columns + options.out_gap;
-  constexpr float kCanary = -64.0F;  // in every type
   std::vector<float> q(static_cast<size_t>(max_tokens * q_stride),
                        std::numeric_limits<float>::quiet_NaN());
   for (int64_t token = 0; token < num_tokens; ++token) {
@@ -151,17 +214,7 @@ void AttendOnDevice(const DeviceOptions& options, const AttentionShape& shape,
       Encode<T>(std::vector<float>(static_cast<size_t>((max_tokens + 1) * out_stride), kCanary));
   const auto device_out = Upload(canaries, stream.get());
 
-  auto attention = Must(
-      cuda::DeviceAttention::Create({.num_heads = shape.num_heads,
-                                     .num_kv_heads = shape.num_kv_heads,
-                                     .head_dim = shape.head_dim,
-                                     .block_size = shape.block_size,
-                                     .kv_dtype = shape.dtype,
-                                     .activation = options.activation},
-                                    {.max_tokens = max_tokens + 3,
-                                     .max_seqs = std::max(args.num_seqs, options.graph_seqs) + 1,
-                                     .max_blocks_per_seq = args.max_blocks_per_seq + 2},
-                                    caps, options.backend));
+  const auto attention = MakeAttention(options, shape, args, max_tokens, caps);
   ASSERT_NE(attention, nullptr);
   const cuda::AttentionStep step{.num_seqs = args.num_seqs,
                                  .query_start = args.query_start,
@@ -177,19 +230,8 @@ void AttendOnDevice(const DeviceOptions& options, const AttentionShape& shape,
 
   gpu::GraphExec graph;
   if (options.graph_seqs > 0) {
-    // Captured while another step is planned: one sequence with one token of context.
-    const int32_t first_start[] = {0, 1};
-    const int32_t first_context[] = {1};
-    MustBeOk(attention->Plan({.num_seqs = 1,
-                              .query_start = first_start,
-                              .context_lens = first_context,
-                              .block_tables = args.block_tables,
-                              .max_blocks_per_seq = args.max_blocks_per_seq,
-                              .graph_seqs = options.graph_seqs},
-                             stream.get()));
-    MustBeOk(gpu::GraphExec::BeginCapture(stream.get()));
-    MustBeOk(attention->Run(cache.view, device_args, stream.get()));
-    graph = Must(gpu::GraphExec::EndCapture(stream.get()));
+    graph = CaptureRun(args, options.graph_seqs, cache.view, device_args, attention.get(),
+                       stream.get());
   }
   MustBeOk(attention->Plan(step, stream.get()));
   std::vector<T> first_result;
@@ -208,25 +250,7 @@ void AttendOnDevice(const DeviceOptions& options, const AttentionShape& shape,
     EXPECT_EQ(std::memcmp(out.data(), first_result.data(), out.size() * sizeof(T)), 0)
         << "run " << layer << " of a plan has other bits than the first";
   }
-
-  for (int64_t row = 0; row < max_tokens + 1; ++row) {
-    for (int64_t column = 0; column < out_stride; ++column) {
-      const T element = first_result[static_cast<size_t>(row * out_stride + column)];
-      float value = 0.0F;
-      if constexpr (sizeof(T) == 4) {
-        value = element;
-      } else {
-        value = ToFloat(BFloat16{element});
-      }
-      if (row < num_tokens && column < columns) {
-        args.out[row * args.out_stride + column] = value;
-      } else if (row < options.graph_seqs && column < columns) {
-        ASSERT_EQ(value, 0.0F) << "padding row " << row << " column " << column;
-      } else {
-        ASSERT_EQ(value, kCanary) << "canary in row " << row << " column " << column;
-      }
-    }
-  }
+  ReadResult(first_result, out_stride, columns, options.graph_seqs, args);
 }
 
 inline std::vector<std::vector<float>> AttendOnDevice(const AttentionShape& shape,
