@@ -149,6 +149,54 @@ class DeviceRopeKvAppend : public ::nibble::testing::RowsTest {
     sin_ = Upload(table_.sin);
   }
 
+  // Five tokens, without norms.
+  void ExpectCpuBits(const Shape& shape, DType activation, DType dtype, Random* random) {
+    const std::vector<int32_t> positions = {0, 7, 49, 3, 21};
+    const auto last = static_cast<int32_t>(kNumBlocks * shape.block_size - 1);
+    const std::vector<int32_t> slots = {4, last, 0, 11, 5};
+    const int64_t columns = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
+    Rows qkv = MakeRows(activation, 5, columns, columns + 8, random->Normals(5 * columns));
+    Rows expected{.dtype = activation, .rows = 5, .columns = columns, .stride = qkv.stride};
+    expected.values = qkv.values;
+    OnCpu(shape, positions, {}, {}, &expected);
+
+    Cache cache = MakeCache(shape, dtype);
+    const auto device_positions = Upload(positions);
+    const auto device_slots = Upload(slots);
+    const absl::Status status = RopeKvAppend(cache.view,
+                                             {.num_tokens = 5,
+                                              .qkv = qkv.View(),
+                                              .num_heads = shape.num_heads,
+                                              .cos = cos_.data(),
+                                              .sin = sin_.data(),
+                                              .rotary_dim = shape.rotary_dim,
+                                              .positions = device_positions.data(),
+                                              .slot_mapping = device_slots.data()},
+                                             stream_.get());
+    ASSERT_TRUE(status.ok()) << status;
+
+    const int64_t k_head = shape.num_heads;
+    const int64_t v_head = shape.num_heads + shape.num_kv_heads;
+    if (dtype == DType::kI8) {
+      ExpectAppended(shape, expected, k_head, slots, &cache.keys8);
+      ExpectAppended(shape, expected, v_head, slots, &cache.values8);
+    } else {
+      ExpectAppended(shape, expected, k_head, slots, &cache.keys, 0.0);
+      ExpectAppended(shape, expected, v_head, slots, &cache.values, 0.0);
+    }
+    // Queries are rotated, the rest is as it was.
+    std::vector<float> after = qkv.values;
+    for (int64_t token = 0; token < 5; ++token) {
+      for (int64_t i = 0; i < shape.num_heads * shape.head_dim; ++i) {
+        after[static_cast<size_t>(token * qkv.stride + i)] =
+            RoundTo(activation, expected.Row(token)[i]);
+      }
+    }
+    Read(&qkv);
+    EXPECT_TRUE(AllEqual<float>({qkv.values.data(), 5, columns, qkv.stride},
+                                {after.data(), 5, columns, qkv.stride}));
+  }
+
   ThreadPool pool_{1};
   RopeTable table_;
   gpu::DeviceBuffer<float> cos_;
@@ -167,54 +215,11 @@ TEST_F(DeviceRopeKvAppend, IsTheCpuOpsToTheBit) {
       {.num_heads = 2, .num_kv_heads = 1, .head_dim = 256, .rotary_dim = 128},
       {.num_heads = 0, .num_kv_heads = 3, .head_dim = 72, .rotary_dim = 0},
   };
-  const std::vector<int32_t> positions = {0, 7, 49, 3, 21};
   for (const Shape& shape : shapes) {
     MakeTable(shape.rotary_dim);
     for (const DType activation : {DType::kF32, DType::kBf16, DType::kF16}) {
       for (const DType dtype : {DType::kF32, DType::kBf16, DType::kI8}) {
-        const auto last = static_cast<int32_t>(kNumBlocks * shape.block_size - 1);
-        const std::vector<int32_t> slots = {4, last, 0, 11, 5};
-        const int64_t columns = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim;
-        Rows qkv = MakeRows(activation, 5, columns, columns + 8, random.Normals(5 * columns));
-        Rows expected{.dtype = activation, .rows = 5, .columns = columns, .stride = qkv.stride};
-        expected.values = qkv.values;
-        OnCpu(shape, positions, {}, {}, &expected);
-
-        Cache cache = MakeCache(shape, dtype);
-        const auto device_positions = Upload(positions);
-        const auto device_slots = Upload(slots);
-        const absl::Status status = RopeKvAppend(cache.view,
-                                                 {.num_tokens = 5,
-                                                  .qkv = qkv.View(),
-                                                  .num_heads = shape.num_heads,
-                                                  .cos = cos_.data(),
-                                                  .sin = sin_.data(),
-                                                  .rotary_dim = shape.rotary_dim,
-                                                  .positions = device_positions.data(),
-                                                  .slot_mapping = device_slots.data()},
-                                                 stream_.get());
-        ASSERT_TRUE(status.ok()) << status;
-
-        const int64_t k_head = shape.num_heads;
-        const int64_t v_head = shape.num_heads + shape.num_kv_heads;
-        if (dtype == DType::kI8) {
-          ExpectAppended(shape, expected, k_head, slots, &cache.keys8);
-          ExpectAppended(shape, expected, v_head, slots, &cache.values8);
-        } else {
-          ExpectAppended(shape, expected, k_head, slots, &cache.keys, 0.0);
-          ExpectAppended(shape, expected, v_head, slots, &cache.values, 0.0);
-        }
-        // Queries are rotated, the rest is as it was.
-        std::vector<float> after = qkv.values;
-        for (int64_t token = 0; token < 5; ++token) {
-          for (int64_t i = 0; i < shape.num_heads * shape.head_dim; ++i) {
-            after[static_cast<size_t>(token * qkv.stride + i)] =
-                RoundTo(activation, expected.Row(token)[i]);
-          }
-        }
-        Read(&qkv);
-        EXPECT_TRUE(AllEqual<float>({qkv.values.data(), 5, columns, qkv.stride},
-                                    {after.data(), 5, columns, qkv.stride}));
+        ExpectCpuBits(shape, activation, dtype, &random);
       }
     }
   }
