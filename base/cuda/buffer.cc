@@ -46,6 +46,12 @@ absl::Status CopyToDevice(void* device, const void* host, size_t bytes, cudaStre
                   "cudaMemcpyAsync to the device");
 }
 
+absl::Status CopyToDeviceAndWait(void* device, const void* host, size_t bytes,
+                                 cudaStream_t stream) {
+  NIBBLE_RETURN_IF_ERROR(CopyToDevice(device, host, bytes, stream));
+  return ToStatus(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+}
+
 absl::Status CopyToHost(void* host, const void* device, size_t bytes, cudaStream_t stream) {
   if (bytes == 0) return absl::OkStatus();
   return ToStatus(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream),

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 #include "base/status.h"
 
@@ -67,5 +68,16 @@ absl::Status CopyToDevice(void* device, const void* host, size_t bytes, cudaStre
 absl::Status CopyToHost(void* host, const void* device, size_t bytes, cudaStream_t stream);
 absl::Status CopyOnDevice(void* to, const void* from, size_t bytes, cudaStream_t stream);
 absl::Status ZeroDevice(void* device, size_t bytes, cudaStream_t stream);
+// Waits for the stream, as everything that is given host memory of a short life has to.
+absl::Status CopyToDeviceAndWait(void* device, const void* host, size_t bytes, cudaStream_t stream);
+
+// `values` in memory of their own on the device, when it returns.
+template <typename T>
+absl::StatusOr<DeviceBuffer<T>> Upload(const std::vector<T>& values, cudaStream_t stream) {
+  NIBBLE_ASSIGN_OR_RETURN(auto buffer, DeviceBuffer<T>::Create(values.size()));
+  NIBBLE_RETURN_IF_ERROR(
+      CopyToDeviceAndWait(buffer.data(), values.data(), buffer.size_bytes(), stream));
+  return buffer;
+}
 
 }  // namespace nibble::gpu

@@ -9,6 +9,24 @@
 #include "base/log.h"
 
 namespace nibble::gpu {
+namespace {
+
+static_assert(CUDART_VERSION / 1000 == 13, "WhyNoDevice() names the driver that CUDA 13 needs");
+constexpr int kLeastDriver = 580;
+
+thread_local int g_chosen = -1;  // by this thread's guards; -1: none yet
+
+absl::Status Choose(int index) {
+  NIBBLE_RETURN_IF_CUDA_ERROR(cudaSetDevice(index));
+  g_chosen = index;
+  return absl::OkStatus();
+}
+
+std::string VersionName(int version) {
+  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+}
+
+}  // namespace
 
 absl::StatusOr<std::vector<DeviceCaps>> ListDevices() {
   int count = 0;
@@ -42,7 +60,18 @@ absl::StatusOr<std::string> DriverVersion() {
   int version = 0;
   NIBBLE_RETURN_IF_CUDA_ERROR(cudaDriverGetVersion(&version));
   if (version == 0) return Unavailable("no CUDA driver");
-  return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
+  return VersionName(version);
+}
+
+std::string WhyNoDevice() {
+  int version = 0;
+  if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0) return "no CUDA driver";
+  // A driver runs all programs of its major version.
+  if (version / 1000 >= CUDART_VERSION / 1000) {
+    return fmt::format("the driver (for CUDA {}) shows no device", VersionName(version));
+  }
+  return fmt::format("the driver is for CUDA {}, this program needs {}.0 (driver {} or later)",
+                     VersionName(version), CUDART_VERSION / 1000, kLeastDriver);
 }
 
 absl::StatusOr<DeviceMemory> GetDeviceMemory() {
@@ -54,15 +83,17 @@ absl::StatusOr<DeviceMemory> GetDeviceMemory() {
 }
 
 absl::StatusOr<DeviceGuard> DeviceGuard::Create(int index) {
-  int previous = 0;
-  NIBBLE_RETURN_IF_CUDA_ERROR(cudaGetDevice(&previous));
-  NIBBLE_RETURN_IF_CUDA_ERROR(cudaSetDevice(index));
-  return DeviceGuard(previous);
+  const int previous = g_chosen;
+  int current = 0;
+  NIBBLE_RETURN_IF_CUDA_ERROR(cudaGetDevice(&current));
+  if (previous == index && current == index) return DeviceGuard(-1);
+  NIBBLE_RETURN_IF_ERROR(Choose(index));
+  return DeviceGuard(previous == index ? -1 : previous);
 }
 
 DeviceGuard::~DeviceGuard() {
   if (previous_ < 0) return;
-  const absl::Status status = ToStatus(cudaSetDevice(previous_), "cudaSetDevice");
+  const absl::Status status = Choose(previous_);
   if (!status.ok()) log::Error("{}", status.ToString());
 }
 

@@ -26,8 +26,11 @@ struct DeviceCaps {
   int64_t max_shared_bytes = 0;  // dynamic shared memory that a block may opt in to
 };
 
-// Empty where there is no driver or no device: never an error for that. Thread-safe.
+// Empty where there is no driver or no device: never an error for that. Thread-safe. Makes no
+// context.
 absl::StatusOr<std::vector<DeviceCaps>> ListDevices();
+// Of a host where that is empty: no driver, one that is too old for this program, or no device.
+std::string WhyNoDevice();
 absl::StatusOr<DeviceCaps> GetDeviceCaps(int index);
 
 // The newest CUDA that the driver knows, "13.0"; UNAVAILABLE without a driver.
@@ -40,7 +43,10 @@ struct DeviceMemory {
 // Of the current device.
 absl::StatusOr<DeviceMemory> GetDeviceMemory();
 
-// Makes a device the calling thread's current one, and the one before it again at the end.
+// Makes a device the calling thread's current one, and the one that the thread had chosen before,
+// by a guard too, again at the end. A thread that had chosen none keeps this one: selecting a
+// device makes a context there, and device 0, which is current until one is chosen, may be another
+// rank's.
 class DeviceGuard {
  public:
   static absl::StatusOr<DeviceGuard> Create(int index);

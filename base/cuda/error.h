@@ -16,7 +16,7 @@ namespace nibble::gpu {
 absl::Status ToStatus(cudaError_t error, const char* what);
 
 // Whether the context is lost: every later call of this process fails, and the rank has to be
-// started anew (a kernel's illegal access, a trap, a hardware fault).
+// started anew (a kernel's illegal access, a trap, a hardware fault, MPS's server gone).
 bool IsSticky(cudaError_t error);
 
 }  // namespace nibble::gpu

@@ -24,6 +24,8 @@ bool Contains(const std::map<uintptr_t, size_t>& ranges, const void* data, size_
   return address + bytes <= found->first + found->second;
 }
 
+thread_local int g_current_device = 0;
+
 bool IsStickyError(cudaError_t error) { return error >= cudaErrorIllegalAddress && error <= 719; }
 
 constexpr size_t kAlign = 512;  // of device memory
@@ -38,6 +40,14 @@ size_t MaxSharedBytes(const DeviceModel& device) {
 Runtime& Global() {
   static Runtime runtime;
   return runtime;
+}
+
+cudaError_t MakeContext() {
+  Runtime& runtime = Global();
+  const std::lock_guard lock(runtime.mutex);
+  if (runtime.device.count == 0) return cudaErrorNoDevice;
+  runtime.contexts.insert(g_current_device);
+  return cudaSuccess;
 }
 
 cudaError_t Sticky() {
@@ -65,7 +75,18 @@ bool IsPinned(const void* data, size_t bytes) {
   return Contains(Global().pinned_memory, data, bytes);
 }
 
-void SetDevice(const DeviceModel& model) { Global().device = model; }
+void SetDevice(const DeviceModel& model) {
+  Runtime& runtime = Global();
+  const std::lock_guard lock(runtime.mutex);
+  runtime.device = model;
+  runtime.contexts.clear();
+  g_current_device = 0;
+}
+bool HasContext(int device) {
+  const std::lock_guard lock(Global().mutex);
+  return Global().contexts.count(device) > 0;
+}
+bool HasKernelImages() { return Global().device.has_kernel_images; }
 void FailNext(cudaError_t error) { Global().fail_next = error; }
 void ClearError() {
   Global().fail_next = cudaSuccess;
@@ -134,22 +155,26 @@ cudaError_t cudaGetLastError() { return Global().sticky; }
 cudaError_t cudaPeekAtLastError() { return Global().sticky; }
 
 cudaError_t cudaDriverGetVersion(int* version) {
-  *version = 13000;
+  *version = Global().device.driver_version;
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int* count) {
+  *count = 0;
+  if (Global().device.driver_version < CUDART_VERSION) return cudaErrorInsufficientDriver;
   *count = Global().device.count;
   return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = simt::g_current_device;
   return Global().device.count > 0 ? cudaSuccess : cudaErrorNoDevice;
 }
 cudaError_t cudaSetDevice(int device) {
-  return device >= 0 && device < Global().device.count ? cudaSuccess : cudaErrorInvalidDevice;
+  if (device < 0 || device >= Global().device.count) return cudaErrorInvalidDevice;
+  simt::g_current_device = device;
+  return simt::MakeContext();  // since CUDA 12
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (cudaSetDevice(device) != cudaSuccess) return cudaErrorInvalidDevice;
+  if (device < 0 || device >= Global().device.count) return cudaErrorInvalidDevice;
   const simt::DeviceModel& model = Global().device;
   *properties = {};
   std::strcpy(properties->name, "simt");
@@ -184,6 +209,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   return cudaErrorInvalidValue;
 }
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
+  if (const cudaError_t error = simt::MakeContext(); error != cudaSuccess) return error;
   *total_bytes = Global().device.memory_bytes;
   *free_bytes = *total_bytes - simt::DeviceBytesInUse();
   return cudaSuccess;
@@ -204,7 +230,7 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
   if (const cudaError_t error = simt::RefuseInCapture(); error != cudaSuccess) return error;
   auto& runtime = Global();
   const std::lock_guard lock(runtime.mutex);
-  if (runtime.device.count == 0) return cudaErrorNoDevice;
+  if (const cudaError_t error = simt::MakeContext(); error != cudaSuccess) return error;
   if (bytes > runtime.device.memory_bytes - runtime.bytes_in_use) return cudaErrorMemoryAllocation;
   *data = std::aligned_alloc(simt::kAlign, simt::Rounded(bytes));
   if (*data == nullptr) return cudaErrorMemoryAllocation;
@@ -239,7 +265,7 @@ cudaError_t cudaMallocHost(void** data, size_t bytes) {
   if (const cudaError_t error = simt::RefuseInCapture(); error != cudaSuccess) return error;
   auto& runtime = Global();
   const std::lock_guard lock(runtime.mutex);
-  if (runtime.device.count == 0) return cudaErrorNoDevice;
+  if (const cudaError_t error = simt::MakeContext(); error != cudaSuccess) return error;
   *data = std::malloc(bytes);
   if (*data == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*data, 0xFF, bytes);

@@ -16,6 +16,8 @@
 
 #include "tests/simt/simt.h"
 
+#define CUDART_VERSION 13000  // as of the toolkit that the sources are written for
+
 enum cudaError {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
@@ -23,12 +25,16 @@ enum cudaError {
   cudaErrorInsufficientDriver = 35,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
   cudaErrorECCUncorrectable = 214,
+  cudaErrorNvlinkUncorrectable = 220,
+  cudaErrorContained = 226,
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchTimeout = 702,
   cudaErrorPeerAccessAlreadyEnabled = 704,
+  cudaErrorContextIsDestroyed = 709,
   cudaErrorAssert = 710,
   cudaErrorHardwareStackError = 714,
   cudaErrorIllegalInstruction = 715,
@@ -37,11 +43,14 @@ enum cudaError {
   cudaErrorInvalidPc = 718,
   cudaErrorLaunchFailure = 719,
   cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorTensorMemoryLeak = 721,
+  cudaErrorMpsClientTerminated = 810,
   cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorStreamCaptureInvalidated = 901,
   cudaErrorStreamCaptureUnjoined = 904,
   cudaErrorStreamCaptureIsolation = 905,
   cudaErrorCapturedEvent = 907,
+  cudaErrorExternalDevice = 911,
   cudaErrorUnknown = 999,
 };
 using cudaError_t = cudaError;
@@ -170,18 +179,24 @@ struct cudaLaunchConfig_t {
 
 namespace simt {
 
-// The one device there is. Tests set what kernels are chosen by.
+// The devices there are, all alike and of one memory. Tests set what kernels are chosen by.
 struct DeviceModel {
   int count = 1;  // 0: as on a host without a driver
+  int driver_version = 13000;
+  bool has_kernel_images = true;  // false: kernels were compiled for other devices
   int major = 9;
   int minor = 0;
   int num_sms = 4;
   size_t memory_bytes = size_t{4} << 30;
 };
 void SetDevice(const DeviceModel& model);
+// Whether some thread made a context on the device since SetDevice(): it selected it, or took
+// memory, a stream or an event while it was current.
+bool HasContext(int device);
 // The next launch, copy or synchronization fails so; a sticky error does until ClearError().
 void FailNext(cudaError_t error);
 void ClearError();
+bool HasKernelImages();
 // Bytes of cudaMalloc that were not freed.
 size_t DeviceBytesInUse();
 
@@ -192,6 +207,12 @@ cudaError_t CheckLaunch(const GridConfig& config);
 int BlocksPerProcessor(const GridConfig& config);
 
 }  // namespace simt
+
+struct cudaFuncAttributes {};
+template <typename Function>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Function*) {
+  return simt::HasKernelImages() ? cudaSuccess : cudaErrorNoKernelImageForDevice;
+}
 
 template <typename Function>
 cudaError_t cudaFuncSetAttribute(Function*, cudaFuncAttribute, int) {

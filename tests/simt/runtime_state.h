@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <vector>
 
 #include "tests/simt/runtime.h"
@@ -20,6 +21,7 @@ struct StreamState;
 struct Runtime {
   std::recursive_mutex mutex;  // guards all
   DeviceModel device;
+  std::set<int> contexts;
   std::map<uintptr_t, size_t> device_memory;
   std::map<uintptr_t, size_t> pinned_memory;
   std::vector<std::shared_ptr<StreamState>> streams;
@@ -28,6 +30,10 @@ struct Runtime {
   cudaError_t sticky = cudaSuccess;
 };
 Runtime& Global();
+
+// What nothing can be done on a device without: of the calling thread's current one. An error where
+// there is no device.
+cudaError_t MakeContext();
 
 // The error that every call gives from now on, if there is one.
 cudaError_t Sticky();

@@ -153,7 +153,7 @@ cudaError_t Enqueue(cudaStream_t stream, std::function<cudaError_t()> work) {
 using simt::Global;
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  if (Global().device.count == 0) return cudaErrorNoDevice;
+  if (const cudaError_t error = simt::MakeContext(); error != cudaSuccess) return error;
   if (const cudaError_t error = simt::Sticky(); error != cudaSuccess) return error;
   *stream = new simtStream;
   const std::lock_guard lock(Global().mutex);
@@ -250,7 +250,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
-  if (Global().device.count == 0) return cudaErrorNoDevice;
+  if (const cudaError_t error = simt::MakeContext(); error != cudaSuccess) return error;
   if (const cudaError_t error = simt::Sticky(); error != cudaSuccess) return error;
   *event = new simtEvent{.is_timed = (flags & cudaEventDisableTiming) == 0};
   return cudaSuccess;

@@ -5,7 +5,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -36,12 +38,23 @@ TEST(CudaError, BecomesAStatus) {
 }
 
 TEST(CudaError, StickyIsWhatLosesTheContext) {
-  EXPECT_TRUE(IsSticky(cudaErrorIllegalAddress));
-  EXPECT_TRUE(IsSticky(cudaErrorLaunchFailure));
-  EXPECT_TRUE(IsSticky(cudaErrorECCUncorrectable));
-  EXPECT_FALSE(IsSticky(cudaErrorInvalidValue));
-  EXPECT_FALSE(IsSticky(cudaErrorMemoryAllocation));
-  EXPECT_FALSE(IsSticky(cudaErrorNotReady));
+  for (const cudaError_t error :
+       {cudaErrorECCUncorrectable, cudaErrorNvlinkUncorrectable, cudaErrorContained,
+        cudaErrorIllegalAddress, cudaErrorLaunchTimeout, cudaErrorContextIsDestroyed,
+        cudaErrorAssert, cudaErrorHardwareStackError, cudaErrorIllegalInstruction,
+        cudaErrorMisalignedAddress, cudaErrorInvalidAddressSpace, cudaErrorInvalidPc,
+        cudaErrorLaunchFailure, cudaErrorTensorMemoryLeak, cudaErrorMpsClientTerminated,
+        cudaErrorExternalDevice, cudaErrorUnknown}) {
+    EXPECT_TRUE(IsSticky(error)) << static_cast<int>(error);
+    EXPECT_THAT(std::string(ToStatus(error, "x").message()), HasSubstr("can no longer use"))
+        << static_cast<int>(error);
+  }
+  for (const cudaError_t error :
+       {cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation, cudaErrorNoDevice,
+        cudaErrorNoKernelImageForDevice, cudaErrorNotReady, cudaErrorPeerAccessAlreadyEnabled,
+        cudaErrorCooperativeLaunchTooLarge, cudaErrorStreamCaptureInvalidated}) {
+    EXPECT_FALSE(IsSticky(error)) << static_cast<int>(error);
+  }
 }
 
 // Also on hosts without a driver.
@@ -67,6 +80,71 @@ TEST_F(BaseCuda, DeviceGuardsNest) {
   ASSERT_TRUE(memory.ok()) << memory.status();
   EXPECT_LE(memory->free_bytes, memory->total_bytes);
 }
+
+#ifdef NIBBLE_SIMT
+// What the thread does with devices, of three that there are.
+void OnThreeDevices(const std::function<void()>& body) {
+  simt::SetDevice({.count = 3});
+  std::thread(body).join();
+  simt::SetDevice({});
+}
+
+TEST(DeviceGuardTest, AFreshThreadMakesNoContextButTheOneItWants) {
+  OnThreeDevices([] {
+    ASSERT_TRUE(ListDevices().ok());
+    EXPECT_FALSE(simt::HasContext(0)) << "by listing";
+    {
+      const auto guard = DeviceGuard::Create(1);
+      ASSERT_TRUE(guard.ok()) << guard.status();
+      EXPECT_TRUE(DeviceBuffer<int>::Create(1).ok());
+    }
+    EXPECT_TRUE(simt::HasContext(1));
+    EXPECT_FALSE(simt::HasContext(0));
+    // Whatever the thread does next is not device 0's either.
+    EXPECT_TRUE(DeviceBuffer<int>::Create(1).ok());
+    EXPECT_FALSE(simt::HasContext(0));
+  });
+}
+
+TEST(DeviceGuardTest, WhatTheThreadHadChosenIsCurrentAgain) {
+  OnThreeDevices([] {
+    const auto current = [] {
+      int device = -1;
+      EXPECT_EQ(cudaGetDevice(&device), cudaSuccess);
+      return device;
+    };
+    {
+      const auto outer = DeviceGuard::Create(2);
+      ASSERT_TRUE(outer.ok()) << outer.status();
+      {
+        const auto same = DeviceGuard::Create(2);
+        const auto inner = DeviceGuard::Create(1);
+        ASSERT_TRUE(same.ok() && inner.ok());
+        EXPECT_EQ(current(), 1);
+        EXPECT_FALSE(DeviceGuard::Create(3).ok());
+        EXPECT_EQ(current(), 1);
+      }
+      EXPECT_EQ(current(), 2);
+    }
+    EXPECT_EQ(current(), 2);
+    { const auto later = DeviceGuard::Create(0); }
+    EXPECT_EQ(current(), 2);
+  });
+}
+
+TEST(CudaDevices, TheReasonForNoneIsSaid) {
+  simt::SetDevice({.count = 0, .driver_version = 0});
+  EXPECT_EQ(WhyNoDevice(), "no CUDA driver");
+  simt::SetDevice({.driver_version = 12040});
+  ASSERT_TRUE(ListDevices().ok());
+  EXPECT_TRUE(ListDevices()->empty());
+  EXPECT_EQ(WhyNoDevice(),
+            "the driver is for CUDA 12.4, this program needs 13.0 (driver 580 or later)");
+  simt::SetDevice({.count = 0, .driver_version = 13010});
+  EXPECT_EQ(WhyNoDevice(), "the driver (for CUDA 13.1) shows no device");
+  simt::SetDevice({});
+}
+#endif
 
 TEST_F(BaseCuda, BuffersAreMovedAndNotCopied) {
   auto a = Upload(std::vector<int>{1, 2, 3});
