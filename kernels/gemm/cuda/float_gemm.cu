@@ -4,7 +4,9 @@
 // kFloat: float32 weights by fused multiply-adds, one for each k in rising order: the bits of the
 // CPU variants. For models that are run in full precision to be compared with.
 
+#include "base/cuda/shared_memory.cuh"
 #include "kernels/gemm/cuda/gemm_tile.cuh"
+#include "kernels/gemm/cuda/store_one.cuh"
 
 namespace nibble::kernels::cuda {
 namespace {

@@ -13,6 +13,13 @@
 //   half: [k_parts][stages of a chunk][kTileN] rows of 128 bytes, then [warps][stages] scales
 #pragma once
 
+#include "base/cuda/async_copy.cuh"
+#include "base/cuda/launch.h"
+#include "base/cuda/memory.cuh"
+#include "base/cuda/reduce.cuh"
+#include "base/cuda/shared_memory.cuh"
+#include "kernels/gemm/cuda/gemm_epilogue.cuh"
+#include "kernels/gemm/cuda/gemm_stage.cuh"
 #include "kernels/gemm/cuda/gemm_tile.cuh"
 
 namespace nibble::kernels::cuda {

@@ -12,6 +12,32 @@ class GroupedGemmTest : public ::testing::TestWithParam<WeightKind> {
     NIBBLE_SKIP_WITHOUT_DEVICE();
     rig_ = std::make_unique<Rig>();
   }
+  std::vector<GemmPlan> Plans(const GemmDesc& desc, int64_t num_groups, int64_t max_rows) {
+    std::vector<GemmPlan> plans = {ChooseGrouped(desc, num_groups, max_rows, rig_->caps())};
+    if (GetParam() == WeightKind::kF32) return plans;
+    for (const int tile_n : {8, 16}) plans.push_back(PlanSkinny(desc, tile_n));
+    for (const int tile_n : {32, 64}) plans.push_back(PlanTiled(desc, tile_n, 1, max_rows));
+    return plans;
+  }
+  // `rows` of a product of their own.
+  static std::vector<float> Reference(const TestWeight& weight, Activations* x, int64_t num_tokens,
+                                      int64_t n, const std::vector<int32_t>& rows) {
+    std::vector<float> all(static_cast<size_t>(num_tokens * n));
+    kernels::Run(*weight.reference,
+                 {.m = num_tokens,
+                  .a = x->values.data(),
+                  .a_stride = x->stride,
+                  .a8 = x->Quantized(false),
+                  .d = all.data(),
+                  .d_stride = n},
+                 Pool());
+    std::vector<float> expected;
+    for (const int32_t row : rows) {
+      expected.insert(expected.end(), all.begin() + row * n, all.begin() + (row + 1) * n);
+    }
+    return expected;
+  }
+
   testing::Random random_{11};
   std::unique_ptr<Rig> rig_;
 };
@@ -33,11 +59,6 @@ TEST_P(GroupedGemmTest, RowsAreThoseOfTheirGroupsWeights) {
   const GemmDesc& desc = grouped.desc();
   Activations x = MakeActivations(rig_.get(), &random_, desc, kTokens);
 
-  std::vector<GemmPlan> plans = {ChooseGrouped(desc, kGroups, kMaxRows, rig_->caps())};
-  if (GetParam() != WeightKind::kF32) {
-    for (const int tile_n : {8, 16}) plans.push_back(PlanSkinny(desc, tile_n));
-    for (const int tile_n : {32, 64}) plans.push_back(PlanTiled(desc, tile_n, 1, kMaxRows));
-  }
   const std::vector<std::vector<int32_t>> kOffsets = {
       {0, 3, 3, 20, 21, 37},   // one group empty, tails of tiles
       {0, 0, 0, 0, 40, 40},    // all rows of one
@@ -52,7 +73,7 @@ TEST_P(GroupedGemmTest, RowsAreThoseOfTheirGroupsWeights) {
     a_rows.resize(kMaxRows);
     const auto device_offsets = rig_->Upload(offsets);
     const auto device_rows = rig_->Upload(a_rows);
-    for (const GemmPlan& plan : plans) {
+    for (const GemmPlan& plan : Plans(desc, kGroups, kMaxRows)) {
       // Rows beyond the groups keep their canaries.
       DeviceOutput d(rig_.get(), offsets.back(), n, DType::kF32);
       const absl::Status status = RunGroupedPlanned(grouped,
@@ -69,20 +90,7 @@ TEST_P(GroupedGemmTest, RowsAreThoseOfTheirGroupsWeights) {
         const std::vector<int32_t> rows(a_rows.begin() + offsets[g],
                                         a_rows.begin() + offsets[g + 1]);
         if (rows.empty()) continue;
-        // The same rows as a product of their own.
-        std::vector<float> all(static_cast<size_t>(kTokens * n));
-        kernels::Run(*weights[g].reference,
-                     {.m = kTokens,
-                      .a = x.values.data(),
-                      .a_stride = x.stride,
-                      .a8 = x.Quantized(false),
-                      .d = all.data(),
-                      .d_stride = n},
-                     Pool());
-        std::vector<float> expected;
-        for (const int32_t row : rows) {
-          expected.insert(expected.end(), all.begin() + row * n, all.begin() + (row + 1) * n);
-        }
+        const std::vector<float> expected = Reference(weights[g], &x, kTokens, n, rows);
         const std::vector<float> mine(actual.begin() + offsets[g] * n,
                                       actual.begin() + offsets[g + 1] * n);
         EXPECT_TRUE(Matches(weights[g], x, rows, mine, expected, DType::kF32))

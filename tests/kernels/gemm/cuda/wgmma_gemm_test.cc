@@ -4,6 +4,11 @@
 // The wgmma kernel against the CPU's reference: every tile, every form.
 #include "kernels/gemm/cuda/wgmma_gemm.h"
 
+#include <string>
+#include <vector>
+
+#include "fmt/format.h"
+
 #include "kernels/gemm/cuda/wgmma_schedule.h"
 #include "tests/kernels/gemm/cuda/gemm_rig.h"
 
@@ -125,6 +130,24 @@ TEST_P(WgmmaTest, FloatSumsAreThoseOfTheOtherKernels) {
   EXPECT_EQ(Run(weight, &x, {}, DType::kF32, plan), others);
 }
 
+// Rows of groups, group by group, in `actual` and `expected`.
+void ExpectGroups(const std::vector<TestWeight>& weights, const Activations& x,
+                  const std::vector<int32_t>& offsets, const std::vector<int32_t>& a_rows,
+                  const std::vector<float>& actual, const std::vector<float>& expected,
+                  const std::string& what) {
+  for (size_t g = 0; g < weights.size(); ++g) {
+    const int64_t n = weights[g].desc.n;
+    const int64_t begin = offsets[g];
+    const int64_t end = offsets[g + 1];
+    const auto slice = [&](const std::vector<float>& all) {
+      return std::vector<float>(all.begin() + begin * n, all.begin() + end * n);
+    };
+    EXPECT_TRUE(Matches(weights[g], x, {a_rows.begin() + begin, a_rows.begin() + end},
+                        slice(actual), slice(expected), DType::kF32))
+        << "group " << g << " " << what;
+  }
+}
+
 // Rows of A gathered or not; groups without rows, with one, and with more than a tile.
 TEST_P(WgmmaTest, GroupsAreTheReference) {
   constexpr int64_t kN = 72;
@@ -175,18 +198,8 @@ TEST_P(WgmmaTest, GroupsAreTheReference) {
                              .d = d.Matrix()},
                             plan, rig_->Context(0), rig_->stream());
       ASSERT_TRUE(status.ok()) << status;
-      const std::vector<float> actual = d.Read(rig_.get());
-      for (int64_t g = 0; g < num_groups; ++g) {
-        const auto begin = offsets[static_cast<size_t>(g)];
-        const auto end = offsets[static_cast<size_t>(g) + 1];
-        const auto slice = [&](const std::vector<float>& all) {
-          return std::vector<float>(all.begin() + begin * kN, all.begin() + end * kN);
-        };
-        EXPECT_TRUE(Matches(weights[static_cast<size_t>(g)], x,
-                            {a_rows.begin() + begin, a_rows.begin() + end}, slice(actual),
-                            slice(expected), DType::kF32))
-            << "group " << g << " tile " << tokens << (gathers ? " gathered" : "");
-      }
+      ExpectGroups(weights, x, offsets, a_rows, d.Read(rig_.get()), expected,
+                   fmt::format("tile {}{}", tokens, gathers ? " gathered" : ""));
     }
   }
 }
