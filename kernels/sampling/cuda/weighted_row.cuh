@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "kernels/sampling/cuda/histogram.cuh"
 #include "kernels/sampling/cuda/row_group.cuh"
 #include "kernels/sampling/exp.h"
 
@@ -178,11 +179,12 @@ class WeightedRow {
       const int bits = level == 2 ? 10 : 11;
       MakeHistogram(by_count, prefix, shift, bits);
       const int bin = FindBin(
+          *group_,
           [&](uint64_t total) {
             if (level == 0) need = need_of(total);
             return need;
           },
-          &before);
+          shared_, &before);
       if (bin < 0) {  // at the first level alone
         return {.cut = {}, .sum = before, .through = before};
       }
@@ -277,71 +279,16 @@ class WeightedRow {
   }
 
   __device__ void MakeHistogram(bool by_count, unsigned prefix, int shift, int bits) {
-    __syncthreads();
-    for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kSampleThreads) {
-      shared_->low[bin] = 0;
-      shared_->high[bin] = 0;
-    }
-    if (threadIdx.x == 0) shared_->found_bin = -1;
-    __syncthreads();
+    ClearHistogram(shared_);
     ForTokens([&](int, float raw) {
       const float logit = Clean(raw);
       const unsigned key = KeyOf(logit);
       // 64 bits, as the first level shifts all of them out.
       if (key == 0 || uint64_t{key} >> (shift + bits) != prefix) return;
       const uint64_t amount = by_count ? 1 : Weight(logit);
-      if (amount == 0) return;
-      // 64 bits by two additions of 32: whoever makes the lower one overflow carries.
-      const unsigned bin = key >> shift & ((1U << bits) - 1);
-      const auto low = static_cast<unsigned>(amount);
-      const unsigned carry = atomicAdd(&shared_->low[bin], low) > ~low ? 1 : 0;
-      const unsigned high = static_cast<unsigned>(amount >> 32) + carry;
-      if (high != 0) atomicAdd(&shared_->high[bin], high);
+      if (amount != 0) AddToBin(key >> shift & ((1U << bits) - 1), amount, shared_);
     });
     group_->MergeBins(*shared_);
-  }
-
-  // The bin, from the highest one down, with which the sum from *before on reaches need_of(the sum
-  // of all), and what is before it; -1 and all of the sum when it does not.
-  template <typename Need>
-  __device__ int FindBin(const Need& need_of, uint64_t* before) {
-    constexpr int kPerThread = kBins / kSampleThreads;
-    const int last = kBins - 1 - static_cast<int>(threadIdx.x) * kPerThread;
-    uint64_t sums[kPerThread];  // falling bins
-    uint64_t own = 0;
-#pragma unroll
-    for (int i = 0; i < kPerThread; i += 2) {
-      uint64_t pair[2];
-      group_->LoadBins(*shared_, last - i - 1, pair);
-      sums[i] = pair[1];
-      sums[i + 1] = pair[0];
-      own += pair[0] + pair[1];
-    }
-    const uint64_t through_lane = gpu::WarpScan(own);
-    if (gpu::LaneId() == 31) shared_->scan[gpu::WarpId()] = through_lane;
-    __syncthreads();
-    uint64_t sum = *before + through_lane - own;
-    uint64_t total = *before;
-    for (int warp = 0; warp < kSampleWarps; ++warp) {
-      if (warp < gpu::WarpId()) sum += shared_->scan[warp];
-      total += shared_->scan[warp];
-    }
-    const uint64_t need = need_of(total);
-    if (sum < need && need <= sum + own) {
-#pragma unroll
-      for (int i = 0; i < kPerThread; ++i) {
-        if (sum < need && need <= sum + sums[i]) {
-          shared_->found_bin = last - i;
-          shared_->found_before = sum;
-          shared_->found_through = sum + sums[i];
-        }
-        sum += sums[i];
-      }
-    }
-    __syncthreads();
-    const int bin = shared_->found_bin;
-    *before = bin < 0 ? total : shared_->found_before;
-    return bin;
   }
 
   const float* logits_;
