@@ -32,10 +32,12 @@ void CudaDecoderModel::SetCommunicator(comm::Communicator* communicator) {
   graphs_.clear();
   const std::lock_guard lock(communicator_mutex_);
   communicator_ = nullptr;  // made anew by the next step, which all ranks come to
+  connecting_ = std::stop_source();
 }
 
 void CudaDecoderModel::Abort(const std::string& reason) {
   const std::lock_guard lock(communicator_mutex_);
+  connecting_.request_stop();
   if (communicator_ != nullptr) communicator_->Abort(reason);
 }
 
@@ -76,6 +78,13 @@ absl::Status CudaDecoderModel::Connect(ThreadPool* pool) {
   if (place_.size == 1) return absl::OkStatus();
   if (communicator_ != nullptr && communicator_rows_ >= row_capacity_) return absl::OkStatus();
   graphs_.clear();
+  std::stop_token stop;
+  {
+    // All ranks give the memory back that their peers have mapped, before they want more.
+    const std::lock_guard lock(communicator_mutex_);
+    communicator_ = nullptr;
+    stop = connecting_.get_token();
+  }
   NIBBLE_ASSIGN_OR_RETURN(
       auto communicator,
       comm::DeviceCommunicator::Create(
@@ -83,6 +92,7 @@ absl::Status CudaDecoderModel::Connect(ThreadPool* pool) {
           {.caps = caps_,
            .transport = ToTransport(options_.transport),
            .max_values = row_capacity_ * config_.hidden_size,
+           .stop = stop,
            .measure_policy = all_reduce_.mode == comm::AllReduceOptions::Mode::kAuto,
            .policy = device_policy_,
            .codec = all_reduce_.codec,
@@ -94,6 +104,9 @@ absl::Status CudaDecoderModel::Connect(ThreadPool* pool) {
   device_policy_ =
       communicator->p2p() != nullptr ? communicator->p2p()->policy() : comm::AllReducePolicy{};
   const std::lock_guard lock(communicator_mutex_);
+  if (stop.stop_requested()) {
+    return absl::AbortedError("the group was given up while its devices were being connected");
+  }
   communicator_ = std::move(communicator);
   communicator_rows_ = row_capacity_;
   return absl::OkStatus();

@@ -62,6 +62,26 @@ TEST_F(CudaRanksTest, StagesGiveTheBitsOfOne) {
   EXPECT_TRUE(SameBits(ranks.Prefill(ids, 4), OfOneRank(dir, {}, ids)));
 }
 
+// The abort of a group comes while its devices are connected, or before: no communicator is there
+// to be told.
+TEST_F(CudaRanksTest, AnAbortReachesAGroupWhoseDevicesAreNotConnectedYet) {
+  RankModels ranks(FixtureModel("mistral"), OnDevice({}), 2);
+  ASSERT_TRUE(ranks.loaded());
+  for (int rank = 0; rank < 2; ++rank) ranks.model(rank)->Abort("rank 7 is gone");
+  ranks.OnAll([&](int rank) {
+    ModelRunner runner(ranks.model(rank), 2, ranks.pool(rank));
+    testing::TestSequence sequence{.ids = SomeIds(2, 128)};
+    const StepPlan plan = runner.MakePlan({{.sequence = &sequence, .num_tokens = 2}});
+    for (int step = 0; step < 2; ++step) {
+      const absl::Status status =
+          ranks.model(rank)->Forward(plan, runner.cache(), nullptr, ranks.pool(rank));
+      EXPECT_EQ(status.code(), absl::StatusCode::kAborted) << status;
+    }
+  });
+  for (int rank = 0; rank < 2; ++rank) ranks.model(rank)->SetCommunicator(ranks.communicator(rank));
+  EXPECT_FALSE(ranks.Prefill(SomeIds(2, 128), 2).empty());
+}
+
 TEST_F(CudaRanksTest, WithoutCommunicatorAStepSaysSo) {
   LoadOptions load = OnDevice({});
   load.place = {.rank = 1, .size = 2};
