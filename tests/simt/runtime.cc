@@ -245,6 +245,7 @@ cudaError_t cudaMalloc(void** data, size_t bytes) {
 // After a sticky error, too: the emulator leaks nothing.
 cudaError_t cudaFree(void* data) {
   if (data == nullptr) return cudaSuccess;
+  (void)simt::MakeContext();  // not of the device that the memory is on
   if (const cudaError_t error = simt::RefuseInCapture(); error != cudaSuccess) return error;
   cudaError_t result = simt::Sticky();
   if (result == cudaSuccess) result = simt::DrainAll();

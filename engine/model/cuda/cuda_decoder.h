@@ -69,10 +69,8 @@ class CudaDecoderModel final : public Model {
   absl::StatusOr<std::unique_ptr<KvCache>> MakeKvCache(int64_t num_blocks,
                                                        int64_t block_size) const override;
   KvMemory kv_memory() const override;
-  // One after the other: the host chooses few of a step's tokens.
-  int64_t host_logits_rows(int64_t num_samples) const override {
-    return has_logits() ? std::min<int64_t>(num_samples, 1) : 0;
-  }
+  // They come into pinned memory of the model's own.
+  int64_t host_logits_rows(int64_t /*num_samples*/) const override { return 0; }
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                        ThreadPool* pool) override;
@@ -110,10 +108,13 @@ class CudaDecoderModel final : public Model {
 
   CudaDecoderModel(ModelConfig config, DecoderWeights weights, const LoadOptions& load,
                    const CudaOptions& options, const gpu::DeviceCaps& caps);
-  // cuda_decoder.cc: weights and memory.
+  // cuda_decoder.cc: weights.
   absl::Status Upload(const LoadOptions& load);
   absl::Status UploadLayer(const DecoderLayer& layer, int64_t number);
+
+  // cuda_decoder_reserve.cc: the memory of steps.
   absl::Status ReserveRows(int64_t num_rows, int64_t num_samples);
+  void ReleaseRows();
   absl::Status ReserveAttention(const StepLimits& limits);
   absl::Status ReservePositions(int64_t num_positions, ThreadPool* pool);
   absl::Status ReserveLogits(int64_t num_samples);
@@ -129,7 +130,8 @@ class CudaDecoderModel final : public Model {
                           const DeviceKvCache& cache);
   bool CanReplay(const StepPlan& plan) const;
   absl::Status CopyLogits(int64_t first_row, int64_t num_rows, float* logits);
-  absl::StatusOr<StepOutput> Sample(const StepPlan& plan, const HostSampling& host);
+  absl::StatusOr<StepOutput> Sample(const StepPlan& plan, Isa isa);
+  absl::Status SampleOnHost(const StepPlan& plan, Isa isa, std::vector<SampledToken>* tokens);
   absl::Status FinishStep();
   // `status`; and when the device is lost, remembers that it is.
   absl::Status Diagnose(absl::Status status);
@@ -156,6 +158,8 @@ class CudaDecoderModel final : public Model {
   absl::Status ReceiveRows(int64_t num_rows);
   absl::Status SendRows(int64_t num_rows);
 
+  // Taken by the destructor: the last member that goes.
+  std::optional<gpu::DeviceGuard> closing_;
   const ModelConfig config_;
   const RankPlace place_;
   const ModelConfig rank_config_;
@@ -220,6 +224,9 @@ class CudaDecoderModel final : public Model {
   gpu::DeviceBuffer<uint8_t> sample_workspace_;
   gpu::DeviceBuffer<int32_t> tokens_;  // [samples]
   gpu::PinnedBuffer<int32_t> host_tokens_;
+  // Of rows that the host samples, kHostRows at most at a time.
+  static constexpr int64_t kHostRows = 8;
+  gpu::PinnedBuffer<float> host_logits_;
 
   std::map<int64_t, Graph> graphs_;                             // by bucket
   uint64_t graph_cache_id_ = 0;                                 // of the KV cache that they write

@@ -27,6 +27,9 @@ comm::DeviceTransport ToTransport(CudaTransport transport) {
 }  // namespace
 
 void CudaDecoderModel::SetCommunicator(comm::Communicator* communicator) {
+  // For what is given back here. Where there is none the device is lost, and the next step says so.
+  const auto guard = gpu::DeviceGuard::Create(caps_.index);
+  if (!guard.ok()) log::Error("{}", guard.status().ToString());
   host_communicator_ = communicator;
   device_policy_ = {};
   graphs_.clear();
@@ -36,6 +39,8 @@ void CudaDecoderModel::SetCommunicator(comm::Communicator* communicator) {
 }
 
 void CudaDecoderModel::Abort(const std::string& reason) {
+  const auto guard = gpu::DeviceGuard::Create(caps_.index);
+  if (!guard.ok()) log::Error("{}", guard.status().ToString());
   const std::lock_guard lock(communicator_mutex_);
   connecting_.request_stop();
   if (communicator_ != nullptr) communicator_->Abort(reason);

@@ -5,7 +5,7 @@
 // down.
 
 #include <algorithm>
-#include <array>
+#include <span>
 #include <utility>
 
 #include "base/cuda/error.h"
@@ -48,7 +48,7 @@ absl::StatusOr<StepOutput> CudaDecoderModel::ForwardAndSample(const StepPlan& pl
       return absl::OkStatus();
     }
     if (!has_logits() || plan.num_samples() == 0) return FinishStep();
-    NIBBLE_ASSIGN_OR_RETURN(output, Sample(plan, host));
+    NIBBLE_ASSIGN_OR_RETURN(output, Sample(plan, host.isa));
     return absl::OkStatus();
   };
   const absl::Status status = Diagnose(run());
@@ -110,9 +110,13 @@ absl::Status CudaDecoderModel::ReplayStep(const StepShape& shape, const StepArra
                                           const DeviceKvCache& cache) {
   if (graph_cache_id_ != cache.id()) graphs_.clear();
   graph_cache_id_ = cache.id();
-  const auto [found, is_first] = graphs_.try_emplace(shape.num_rows);
+  const auto found = graphs_.find(shape.num_rows);
+  if (found == graphs_.end()) {
+    NIBBLE_RETURN_IF_ERROR(EnqueueStep(shape, arrays, cache));
+    graphs_.try_emplace(shape.num_rows);
+    return absl::OkStatus();
+  }
   Graph& graph = found->second;
-  if (is_first) return EnqueueStep(shape, arrays, cache);
   if (!graph.exec) {
     NIBBLE_RETURN_IF_ERROR(gpu::GraphExec::BeginCapture(stream_.get()));
     const absl::Status enqueued = EnqueueStep(shape, arrays, cache);
@@ -137,8 +141,7 @@ absl::Status CudaDecoderModel::CopyLogits(int64_t first_row, int64_t num_rows, f
       "cudaMemcpy2DAsync of logits");
 }
 
-absl::StatusOr<StepOutput> CudaDecoderModel::Sample(const StepPlan& plan,
-                                                    const HostSampling& host) {
+absl::StatusOr<StepOutput> CudaDecoderModel::Sample(const StepPlan& plan, Isa isa) {
   const int64_t num_rows = plan.num_samples();
   const bool gathered = place_.size > 1;
   NIBBLE_RETURN_IF_ERROR(kernels::cuda::Sample(
@@ -158,18 +161,39 @@ absl::StatusOr<StepOutput> CudaDecoderModel::Sample(const StepPlan& plan,
   StepOutput output;
   output.tokens.resize(static_cast<size_t>(num_rows));
   for (int64_t row = 0; row < num_rows; ++row) {
-    const SamplingRow& sampling = plan.sampling[static_cast<size_t>(row)];
     SampledToken& token = output.tokens[static_cast<size_t>(row)];
-    if (!IsSampledOnDevice(sampling)) {
-      NIBBLE_RETURN_IF_ERROR(CopyLogits(row, 1, host.logits));
-      NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());
-      token = SampleRow({host.logits, static_cast<size_t>(config_.vocab_size)}, sampling, host.isa);
-      continue;
-    }
     token.token_id = std::max(host_tokens_.data()[row], 0);
     token.no_finite_logit = host_tokens_.data()[row] < 0;
   }
+  NIBBLE_RETURN_IF_ERROR(SampleOnHost(plan, isa, &output.tokens));
   return output;
+}
+
+// The rows that the device does not sample, in rounds of as many as there is pinned memory for: a
+// copy for each run of neighbours, one wait for all.
+absl::Status CudaDecoderModel::SampleOnHost(const StepPlan& plan, Isa isa,
+                                            std::vector<SampledToken>* tokens) {
+  const auto vocab_size = static_cast<size_t>(config_.vocab_size);
+  const size_t max_rows = host_logits_.size() / vocab_size;
+  std::vector<size_t> rows;
+  for (size_t row = 0; row < tokens->size(); ++row) {
+    if (!IsSampledOnDevice(plan.sampling[row])) rows.push_back(row);
+  }
+  for (size_t begin = 0; begin < rows.size(); begin += max_rows) {
+    const std::span round = std::span(rows).subspan(begin, std::min(max_rows, rows.size() - begin));
+    for (size_t first = 0, end = 0; first < round.size(); first = end) {
+      for (end = first + 1; end < round.size() && round[end] == round[end - 1] + 1;) ++end;
+      NIBBLE_RETURN_IF_ERROR(CopyLogits(static_cast<int64_t>(round[first]),
+                                        static_cast<int64_t>(end - first),
+                                        host_logits_.data() + first * vocab_size));
+    }
+    NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());
+    for (size_t i = 0; i < round.size(); ++i) {
+      (*tokens)[round[i]] = SampleRow({host_logits_.data() + i * vocab_size, vocab_size},
+                                      plan.sampling[round[i]], isa);
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CudaDecoderModel::FinishStep() {

@@ -4,9 +4,11 @@
 #include "engine/model/cuda/device_kv_cache.h"
 
 #include <atomic>
+#include <utility>
 
 #include "base/check.h"
 #include "base/cuda/error.h"
+#include "base/cuda/stream.h"
 
 namespace nibble::engine {
 namespace {
@@ -24,6 +26,7 @@ absl::StatusOr<std::unique_ptr<DeviceKvCache>> DeviceKvCache::Create(const Model
   static std::atomic<uint64_t> next_id{1};
   NIBBLE_RETURN_IF_ERROR(CheckSize(config, num_blocks, block_size, dtype).status());
   std::unique_ptr<DeviceKvCache> cache(new DeviceKvCache);
+  NIBBLE_RETURN_IF_CUDA_ERROR(cudaGetDevice(&cache->device_));
   cache->shape_ = {.dtype = dtype,
                    .num_blocks = num_blocks,
                    .num_kv_heads = config.num_kv_heads,
@@ -40,13 +43,19 @@ absl::StatusOr<std::unique_ptr<DeviceKvCache>> DeviceKvCache::Create(const Model
   NIBBLE_ASSIGN_OR_RETURN(
       cache->scales_,
       gpu::DeviceBuffer<float>::Create(static_cast<size_t>(num_parts * cache->part_scales_)));
+  NIBBLE_ASSIGN_OR_RETURN(const gpu::Stream stream, gpu::Stream::Create());
   NIBBLE_RETURN_IF_ERROR(
-      gpu::ZeroDevice(cache->storage_.data(), cache->storage_.size_bytes(), nullptr));
+      gpu::ZeroDevice(cache->storage_.data(), cache->storage_.size_bytes(), stream.get()));
   NIBBLE_RETURN_IF_ERROR(
-      gpu::ZeroDevice(cache->scales_.data(), cache->scales_.size_bytes(), nullptr));
-  NIBBLE_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(nullptr));
+      gpu::ZeroDevice(cache->scales_.data(), cache->scales_.size_bytes(), stream.get()));
+  NIBBLE_RETURN_IF_ERROR(stream.Synchronize());
   cache->id_ = next_id.fetch_add(1);
   return cache;
+}
+
+DeviceKvCache::~DeviceKvCache() {
+  auto guard = gpu::DeviceGuard::Create(device_);
+  if (guard.ok()) closing_.emplace(*std::move(guard));
 }
 
 kernels::cuda::KvCacheView DeviceKvCache::layer(int64_t layer_idx) const {

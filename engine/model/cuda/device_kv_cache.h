@@ -6,8 +6,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "base/cuda/buffer.h"
+#include "base/cuda/device.h"
 #include "base/status.h"
 #include "engine/model/model.h"
 #include "kernels/kv/cuda/kv_cache.h"
@@ -20,6 +22,7 @@ class DeviceKvCache final : public KvCache {
   static absl::StatusOr<std::unique_ptr<DeviceKvCache>> Create(const ModelConfig& config,
                                                                int64_t num_blocks,
                                                                int64_t block_size, DType dtype);
+  ~DeviceKvCache() override;  // in any thread
 
   kernels::cuda::KvCacheView layer(int64_t layer_idx) const;
   int64_t num_blocks() const override { return shape_.num_blocks; }
@@ -30,6 +33,8 @@ class DeviceKvCache final : public KvCache {
  private:
   DeviceKvCache() = default;
 
+  std::optional<gpu::DeviceGuard> closing_;  // taken when it ends, until all below has ended
+  int device_ = -1;
   kernels::cuda::KvCacheView shape_;  // of a layer, without memory
   // [num_layers, 2 (keys, values)], each part of `part_bytes_`, which keep parts aligned.
   gpu::DeviceBuffer<uint8_t> storage_;

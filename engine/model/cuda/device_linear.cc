@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "base/check.h"
-#include "base/cuda/error.h"
 #include "engine/model/cuda/row_ops.h"
 
 namespace nibble::engine {
@@ -19,14 +18,6 @@ using kernels::cuda::DeviceWeight;
 constexpr int64_t kRowAlignment = 16;  // bytes
 
 }  // namespace
-
-absl::StatusOr<gpu::DeviceBuffer<float>> UploadFloats(const std::vector<float>& values) {
-  NIBBLE_ASSIGN_OR_RETURN(auto buffer, gpu::DeviceBuffer<float>::Create(values.size()));
-  NIBBLE_RETURN_IF_ERROR(
-      gpu::CopyToDevice(buffer.data(), values.data(), buffer.size_bytes(), nullptr));
-  NIBBLE_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(nullptr));
-  return buffer;
-}
 
 int64_t PaddedStride(int64_t columns, DType dtype) {
   const int64_t elements = kRowAlignment / static_cast<int64_t>(SizeOf(dtype));
@@ -40,7 +31,8 @@ DeviceMatrix FromColumn(const DeviceMatrix& matrix, int64_t first) {
   return from;
 }
 
-absl::StatusOr<DeviceLinear> DeviceLinear::Create(const Linear& linear, std::string_view name) {
+absl::StatusOr<DeviceLinear> DeviceLinear::Create(const Linear& linear, std::string_view name,
+                                                  cudaStream_t stream) {
   DeviceLinear device;
   device.k_ = linear.k();
   for (const Linear::Part& source : linear.parts()) {
@@ -66,18 +58,13 @@ absl::StatusOr<DeviceLinear> DeviceLinear::Create(const Linear& linear, std::str
     }
     if (!source.channel_order.empty()) {
       device.reorders_ = true;
-      NIBBLE_ASSIGN_OR_RETURN(part.channel_order,
-                              gpu::DeviceBuffer<int32_t>::Create(source.channel_order.size()));
-      NIBBLE_RETURN_IF_ERROR(gpu::CopyToDevice(part.channel_order.data(),
-                                               source.channel_order.data(),
-                                               part.channel_order.size_bytes(), nullptr));
+      NIBBLE_ASSIGN_OR_RETURN(part.channel_order, gpu::Upload(source.channel_order, stream));
     }
     device.parts_.push_back(std::move(part));
   }
   if (linear.has_bias()) {
-    NIBBLE_ASSIGN_OR_RETURN(device.bias_, UploadFloats(linear.bias()));
+    NIBBLE_ASSIGN_OR_RETURN(device.bias_, gpu::Upload(linear.bias(), stream));
   }
-  NIBBLE_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(nullptr));
   return device;
 }
 

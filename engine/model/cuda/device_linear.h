@@ -19,8 +19,6 @@
 
 namespace nibble::engine {
 
-// The bytes of `rows` are those of the host when this returns.
-absl::StatusOr<gpu::DeviceBuffer<float>> UploadFloats(const std::vector<float>& values);
 // Elements between rows that start on 16 bytes.
 int64_t PaddedStride(int64_t columns, DType dtype);
 // The first `columns` of `matrix` from column `first` on.
@@ -46,8 +44,9 @@ class DeviceLinear {
  public:
   DeviceLinear() = default;
   // `linear` outlives it. UNIMPLEMENTED, naming `name`, for parts that the device does not have
-  // together. REQUIRES weights of the device's packer.
-  static absl::StatusOr<DeviceLinear> Create(const Linear& linear, std::string_view name);
+  // together. REQUIRES weights of the device's packer. Waits for `stream`.
+  static absl::StatusOr<DeviceLinear> Create(const Linear& linear, std::string_view name,
+                                             cudaStream_t stream);
 
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }

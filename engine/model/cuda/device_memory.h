@@ -30,11 +30,12 @@ absl::Status Retake(int64_t count, Buffer* buffer) {
   return absl::OkStatus();
 }
 
-// The same, all zeros, when it returns.
-inline absl::Status RetakeZeroed(int64_t bytes, gpu::DeviceBuffer<uint8_t>* buffer) {
+// The same, all zeros, when it returns: waits for `stream`.
+inline absl::Status RetakeZeroed(int64_t bytes, cudaStream_t stream,
+                                 gpu::DeviceBuffer<uint8_t>* buffer) {
   NIBBLE_RETURN_IF_ERROR(Retake(bytes, buffer));
-  NIBBLE_RETURN_IF_ERROR(gpu::ZeroDevice(buffer->data(), buffer->size_bytes(), nullptr));
-  return gpu::ToStatus(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+  NIBBLE_RETURN_IF_ERROR(gpu::ZeroDevice(buffer->data(), buffer->size_bytes(), stream));
+  return gpu::ToStatus(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
 }
 
 }  // namespace nibble::engine

@@ -49,13 +49,15 @@ class DeviceMoe {
  public:
   // `layers` are those of the rank's stage, null where a layer is dense, and outlive this; the
   // first of them is number `first_layer` of the model. UNIMPLEMENTED, naming layer and field, for
-  // what the device does not have.
+  // what the device does not have. Waits for `stream`.
   static absl::StatusOr<std::unique_ptr<DeviceMoe>> Create(
       const ModelConfig& config, const RankPlace& place, const ExpertLayout& layout,
-      const std::vector<const MoeWeights*>& layers, int64_t first_layer, DType activation);
+      const std::vector<const MoeWeights*>& layers, int64_t first_layer, DType activation,
+      cudaStream_t stream);
 
   // Takes the memory of steps of `num_tokens` tokens.
-  absl::Status Allocate(int64_t num_tokens);
+  absl::Status Allocate(int64_t num_tokens, cudaStream_t stream);
+  void Release();                              // gives it back
   int64_t BytesFor(int64_t num_tokens) const;  // what this takes
   int64_t WorkspaceBytes(int64_t num_tokens, const gpu::DeviceCaps& caps, bool has_cublaslt) const;
 
@@ -74,7 +76,8 @@ class DeviceMoe {
  private:
   DeviceMoe(const ModelConfig& config, const RankPlace& place, const ExpertLayout& layout,
             int64_t first_layer, DType activation);
-  absl::Status AddLayer(const MoeWeights& weights, const ExpertLayout& layout, int64_t layer);
+  absl::Status AddLayer(const MoeWeights& weights, const ExpertLayout& layout, int64_t layer,
+                        cudaStream_t stream);
   absl::Status Route(const DeviceMoeWeights& layer, int64_t layer_idx, const int32_t* positions,
                      int64_t num_tokens, const kernels::cuda::GemmContext& context,
                      cudaStream_t stream);

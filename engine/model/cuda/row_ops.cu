@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "base/cuda/error.h"
 #include "base/cuda/launch.h"
 #include "base/cuda/reduce.cuh"
 #include "base/cuda/shared_memory.cuh"
@@ -47,6 +48,13 @@ __global__ __launch_bounds__(kThreads) void GateRowsKernel(GateRowsArgs args) {
 }
 
 }  // namespace
+
+// Any kernel: all are compiled for the same devices.
+absl::Status CheckKernelImage() {
+  cudaFuncAttributes attributes;
+  return gpu::ToStatus(cudaFuncGetAttributes(&attributes, GateRowsKernel),
+                       "no kernel for this device");
+}
 
 absl::Status ReorderColumns(const ReorderColumnsArgs& args, cudaStream_t stream) {
   const int64_t num_elements = args.num_rows * args.k;

@@ -15,6 +15,9 @@ namespace nibble::kernels::cuda {
 
 // to[row, c] = from[row, order[c]]: the input channels of a weight that was rounded in an order of
 // its own (act-order). Scales and sums of rows do not depend on it.
+// INTERNAL where this build has no code for the current device.
+absl::Status CheckKernelImage();
+
 struct ReorderColumnsArgs {
   int64_t num_rows = 0;
   int64_t k = 0;
