@@ -103,6 +103,17 @@ bool IsSameFile(const std::string& a, const std::string& b) {
 
 }  // namespace
 
+std::vector<std::string> ModelOptions::DeviceOptions() const {
+  const ModelOptions defaults;
+  std::vector<std::string> names;
+  if (gpu_memory_utilization != defaults.gpu_memory_utilization) {
+    names.push_back("--gpu-memory-utilization");
+  }
+  if (enforce_eager != defaults.enforce_eager) names.push_back("--enforce-eager");
+  if (attention_backend != defaults.attention_backend) names.push_back("--attention-backend");
+  return names;
+}
+
 void ModelOptions::Validate(std::vector<std::string>* violations) const {
   if (model.empty()) violations->push_back("MODEL is missing: name a model directory");
   CheckChoice("--device", device, {"auto", "cpu", "cuda"}, violations);
@@ -118,6 +129,11 @@ void ModelOptions::Validate(std::vector<std::string>* violations) const {
   }
   CheckChoice("--attention-backend", attention_backend, {"auto", "nibble", "flashinfer"},
               violations);
+  if (device == "cpu") {
+    for (const std::string& name : DeviceOptions()) {
+      violations->push_back(fmt::format("{} is of --device cuda, --device is cpu", name));
+    }
+  }
   CheckRange("--threads", threads, 0, 1024, violations);
   if (cpu_binding != "auto" && cpu_binding != "none") {
     const auto cpus = ParseCpuList(cpu_binding);

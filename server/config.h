@@ -23,7 +23,7 @@ struct ModelOptions {
   std::string kv_cache_dtype = "auto";
   std::string quantization = "none";       // none (as the checkpoint is stored), w4a8, w8a8, w4a16
   std::string head_quantization = "auto";  // auto, none, int8, int4
-  // Of --device cuda:
+  // Of --device cuda; others than these are refused with --device cpu:
   double gpu_memory_utilization = 0.9;     // share of a device's memory that its rank takes
   bool enforce_eager = false;              // no captured graphs
   std::string attention_backend = "auto";  // auto, nibble, flashinfer
@@ -33,6 +33,8 @@ struct ModelOptions {
   std::string cpu_binding = "auto";
 
   void Validate(std::vector<std::string>* violations) const;
+  // The options of --device cuda that are not at their defaults.
+  std::vector<std::string> DeviceOptions() const;
 };
 
 // How the ranks' sums travel: shared by serve, eval and the benches. server/cli/all_reduce_setup.h

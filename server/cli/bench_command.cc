@@ -168,14 +168,20 @@ int RunBenchCodec(const BenchOptions& options) {
 int RunBenchActivations(const BenchOptions& options) {
   return Print([&]() -> absl::StatusOr<nlohmann::ordered_json> {
     std::vector<std::string> violations;
-    options.model.Validate(&violations);
+    server::ModelOptions model = options.model;
+    if (model.device == "cuda") {
+      violations.push_back(
+          "--device is cuda, but what is recorded are sums of this host: want cpu");
+    }
+    if (model.device == "auto") model.device = "cpu";
+    model.Validate(&violations);
     options.activations.Validate(&violations);
     bench::CheckLimits("--tensor-parallel-size", {options.parallel.tensor_parallel_size}, 2, 64,
                        &violations);
     NIBBLE_RETURN_IF_ERROR(ToStatus(violations));
     NIBBLE_ASSIGN_OR_RETURN(
         const ThreadRanks ranks,
-        LoadThreadRanks(options.model, options.parallel,
+        LoadThreadRanks(model, options.parallel,
                         comm::AllReduceOptions{.mode = comm::AllReduceOptions::Mode::kNone}));
     NIBBLE_ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                             ReadTextIds(options.data, options.activations.tokens, ranks));

@@ -8,6 +8,9 @@
 #include <optional>
 #include <system_error>
 #include <utility>
+#include <vector>
+
+#include "fmt/ranges.h"
 
 #include "base/clock.h"
 #include "base/cpu_list.h"
@@ -84,6 +87,10 @@ std::string Scaled(double value, const char* const (&units)[5]) {
 absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options, int num_ranks) {
   DeviceChoice choice;
   NIBBLE_RETURN_IF_ERROR(ChooseKind(options, num_ranks, &choice));
+  const std::vector<std::string> of_cuda = options.DeviceOptions();
+  if (!choice.is_cuda() && !of_cuda.empty()) {
+    log::Info("{}: without effect on the CPU ({})", fmt::join(of_cuda, ", "), choice.reason);
+  }
   NIBBLE_ASSIGN_OR_RETURN(choice.isa, ChooseIsa());
   choice.threads = options.threads > 0 ? options.threads : ThreadPool::HostThreads();
   if (options.cpu_binding == "auto") {

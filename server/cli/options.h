@@ -19,6 +19,8 @@ namespace nibble::cli {
 
 // options_model.cc
 void AddModelOptions(CLI::App* app, server::ModelOptions* options);
+// Of commands whose KV cache takes what a device has left.
+void AddDeviceMemoryOption(CLI::App* app, server::ModelOptions* options);
 // `has_auto`: the command has links that can be measured.
 void AddAllReduceOptions(CLI::App* app, server::AllReduceFlags* options, bool has_auto);
 void AddPipelineOption(CLI::App* app, int* pipeline_parallel_size);

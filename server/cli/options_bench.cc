@@ -50,6 +50,10 @@ void AddBenchGemm(CLI::App* app, BenchOptions* options) {
       return;
     }
     if (app->count("--n") + app->count("--k") > 0) {
+      if (app->count("--shapes") > 0) {
+        throw CLI::ValidationError("--shapes",
+                                   "names what --n and --k would: give one or the other");
+      }
       cuda->shapes = {fmt::format("{}x{}", gemm->n, gemm->k)};
     }
     if (app->count("--m") > 0) cuda->m = gemm->m;
@@ -224,6 +228,7 @@ void AddBenchDecode(CLI::App* app, BenchOptions* options) {
 
 void AddBenchStepChannel(CLI::App* app, BenchOptions* options) {
   AddModelOptions(app, &options->model);
+  AddDeviceMemoryOption(app, &options->model);
   app->add_option("--tensor-parallel-size", options->parallel.tensor_parallel_size,
                   "ranks, each a process of this host")
       ->capture_default_str();

@@ -32,10 +32,6 @@ void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
          "the output head: none (as --dtype says), int8, int4, or auto (int8 for quantized "
          "models when a plain head is more than 1/8 of the bytes that a step reads)")
       ->capture_default_str();
-  app->add_option("--gpu-memory-utilization", options->gpu_memory_utilization,
-                  "with --device cuda, the share of a device's memory for weights, workspaces and "
-                  "KV cache")
-      ->capture_default_str();
   app->add_flag("--enforce-eager", options->enforce_eager,
                 "with --device cuda, decode steps are launched op by op, not as captured graphs");
   app->add_option("--attention-backend", options->attention_backend,
@@ -47,6 +43,13 @@ void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
   app->add_option("--cpu-binding", options->cpu_binding,
                   "CPUs of the compute threads: auto (one each when there are as many as threads), "
                   "none, or a list such as 0-3,8")
+      ->capture_default_str();
+}
+
+void AddDeviceMemoryOption(CLI::App* app, server::ModelOptions* options) {
+  app->add_option("--gpu-memory-utilization", options->gpu_memory_utilization,
+                  "with --device cuda, the share of a device's memory for weights, workspaces and "
+                  "KV cache")
       ->capture_default_str();
 }
 

@@ -73,6 +73,7 @@ void AddParallelOptions(CLI::App* app, server::ParallelOptions* options) {
 
 void AddServe(CLI::App* app, server::ServeConfig* config) {
   AddModelOptions(app, &config->model);
+  AddDeviceMemoryOption(app, &config->model);
   AddParallelOptions(app, &config->parallel);
   app->add_option("--host", config->host, "address to listen on")->capture_default_str();
   app->add_option("--port", config->port, "HTTP port (0: any free port)")->capture_default_str();
@@ -118,6 +119,7 @@ void AddServe(CLI::App* app, server::ServeConfig* config) {
 
 void AddRank(CLI::App* app, RankOptions* options) {
   AddModelOptions(app, &options->model);
+  AddDeviceMemoryOption(app, &options->model);
   app->add_option("--tensor-parallel-size", options->tensor_parallel_size, "ranks of a stage")
       ->required();
   app->add_option("--pipeline-parallel-size", options->pipeline_parallel_size, "stages")

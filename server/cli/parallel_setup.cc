@@ -44,10 +44,6 @@ std::vector<std::string> RankCommand(const server::ServeConfig& config, const Ho
       host.device.device,
       "--device-index",
       std::to_string(rank - config.parallel.node_rank * config.parallel.ranks_per_node()),
-      "--gpu-memory-utilization",
-      fmt::format("{}", model.gpu_memory_utilization),
-      "--attention-backend",
-      model.attention_backend,
       "--dtype",
       model.dtype,
       "--kv-cache-dtype",
@@ -78,7 +74,12 @@ std::vector<std::string> RankCommand(const server::ServeConfig& config, const Ho
       std::to_string(host.max_model_len),
       "--model-fingerprint",
       host.model_fingerprint};
-  if (model.enforce_eager) command.push_back("--enforce-eager");
+  if (host.device.is_cuda()) {
+    command.insert(command.end(),
+                   {"--gpu-memory-utilization", fmt::format("{}", model.gpu_memory_utilization),
+                    "--attention-backend", model.attention_backend});
+    if (model.enforce_eager) command.push_back("--enforce-eager");
+  }
   if (config.parallel.experts.check_routing) command.push_back("--check-routing");
   if (host.layout_file != nullptr) {
     command.push_back("--expert-layout");

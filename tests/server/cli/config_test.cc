@@ -49,6 +49,19 @@ TEST(ServeConfigTest, EveryViolationIsListedWithValueAndLimit) {
   EXPECT_EQ(std::count(message.begin(), message.end(), '\n'), 6);
 }
 
+TEST(ServeConfigTest, WhatIsOfDevicesIsRefusedOnTheCpu) {
+  ServeConfig config = Good();
+  config.model.gpu_memory_utilization = 0.5;
+  config.model.enforce_eager = true;
+  config.model.attention_backend = "nibble";
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();  // auto: there may be a device
+  config.model.device = "cpu";
+  const std::string message(config.Validate().message());
+  for (const char* name : {"--gpu-memory-utilization", "--enforce-eager", "--attention-backend"}) {
+    EXPECT_THAT(message, HasSubstr(std::string(name) + " is of --device cuda, --device is cpu"));
+  }
+}
+
 TEST(ServeConfigTest, TwoServersNeedTwoPorts) {
   ServeConfig config = Good();
   config.grpc_port = config.port;
