@@ -23,8 +23,10 @@ namespace nibble::engine {
 namespace {
 
 using testing::CudaModelTest;
+using ::testing::ElementsAre;
 using testing::FixtureModel;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using testing::ModelRunner;
 using testing::SomeIds;
 
@@ -60,6 +62,17 @@ TEST_F(CudaFaultsTest, WhatTheDeviceDoesNotHaveIsRefusedByName) {
                               .status()
                               .message()),
               HasSubstr("mlp.down_proj: gemm: group_size is 48"));
+}
+
+TEST_F(CudaFaultsTest, AnotherTypeThanTheCheckpointsIsSaid) {
+  testing::TinyCheckpoint checkpoint;
+  checkpoint.config["torch_dtype"] = "float16";
+  const std::string dir = checkpoint.Write("cuda_float16");
+  const auto chosen = LoadOnDevice(dir, {});
+  const auto asked = LoadOnDevice(dir, {.dtype = DType::kBf16});
+  ASSERT_TRUE(chosen != nullptr && asked != nullptr);
+  EXPECT_THAT(chosen->warnings(), ElementsAre(HasSubstr("float16, which its device computes in")));
+  EXPECT_THAT(asked->warnings(), IsEmpty());
 }
 
 TEST_F(CudaFaultsTest, DevicesThatAreNotThereAreNamed) {
