@@ -17,6 +17,7 @@
 namespace nibble::server {
 namespace {
 
+constexpr double kMaxGpuMemoryUtilization = 0.98;
 constexpr int kMaxRanksOfAStage = 64;  // comm::GroupMember's
 constexpr int kMaxStages = 64;
 constexpr int kMaxRanks = 1024;  // engine::kMaxRanks
@@ -123,12 +124,19 @@ void ModelOptions::Validate(std::vector<std::string>* violations) const {
   CheckChoice("--quantization", quantization, {"none", "w4a8", "w8a8", "w4a16"}, violations);
   CheckChoice("--head-quantization", head_quantization, {"auto", "none", "int8", "int4"},
               violations);
-  if (!(gpu_memory_utilization > 0.0 && gpu_memory_utilization <= 1.0)) {
+  if (!(gpu_memory_utilization > 0.0 && gpu_memory_utilization <= kMaxGpuMemoryUtilization)) {
     violations->push_back(fmt::format(
-        "--gpu-memory-utilization is {}, want more than 0 and at most 1", gpu_memory_utilization));
+        "--gpu-memory-utilization is {}, want more than 0 and at most {}: the driver and captured "
+        "graphs take the rest",
+        gpu_memory_utilization, kMaxGpuMemoryUtilization));
   }
   CheckChoice("--attention-backend", attention_backend, {"auto", "nibble", "flashinfer"},
               violations);
+  if (batch_invariant && attention_backend == "flashinfer") {
+    violations->push_back(
+        "--batch-invariant: --attention-backend flashinfer cuts sequences by the batch that they "
+        "are in, want nibble or auto");
+  }
   if (device == "cpu") {
     for (const std::string& name : DeviceOptions()) {
       violations->push_back(fmt::format("{} is of --device cuda, --device is cpu", name));
@@ -263,6 +271,11 @@ absl::Status ServeConfig::Validate() const {
     violations.push_back(
         fmt::format("--threads is {}, want 0 with several ranks: --rank-threads says what each has",
                     model.threads));
+  }
+  if (model.batch_invariant && parallel.tensor_parallel_size > 1 &&
+      parallel.all_reduce.all_reduce == "auto") {
+    violations.push_back(
+        "--batch-invariant: --all-reduce auto goes by the size of a step, want another one");
   }
   if (host.empty()) violations.push_back("--host is empty, want an address such as 127.0.0.1");
   CheckRange("--port", port, 0, 65535, &violations);

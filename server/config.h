@@ -27,7 +27,10 @@ struct ModelOptions {
   double gpu_memory_utilization = 0.9;     // share of a device's memory that its rank takes
   bool enforce_eager = false;              // no captured graphs
   std::string attention_backend = "auto";  // auto, nibble, flashinfer
-  int threads = 0;                         // compute threads; 0: every CPU this process may run on
+  // A row's bits are the same in every batch; on CPUs they always are. Of --device cuda: no
+  // libraries' kernels.
+  bool batch_invariant = false;
+  int threads = 0;  // compute threads; 0: every CPU this process may run on
   // Where they run: auto (bound one to a CPU when they are as many as the process has), none, or a
   // CPU list with one CPU for each.
   std::string cpu_binding = "auto";

@@ -82,14 +82,15 @@ std::string OptionsFingerprint(const server::ServeConfig& config) {
   const auto on = [](bool flag) { return flag ? "on" : "off"; };
   return fmt::format(
       "--tensor-parallel-size={}, --pipeline-parallel-size={}, --nnodes={}, --dtype={}, "
-      "--kv-cache-dtype={}, --quantization={}, --head-quantization={}, --block-size={}, "
+      "--kv-cache-dtype={}, --quantization={}, --head-quantization={}, --batch-invariant={}, "
+      "--block-size={}, "
       "--max-num-batched-tokens={}, --max-num-seqs={}, --max-model-len={}, --all-reduce={}, "
       "--all-reduce-group-size={}, --all-reduce-scale={}, --all-reduce-spikes={}, "
       "--all-reduce-rotation={}, --rank-timeout={}",
       parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.nnodes, model.dtype,
-      model.kv_cache_dtype, model.quantization, model.head_quantization, config.block_size,
-      config.max_num_batched_tokens, config.max_num_seqs, config.max_model_len, sums.all_reduce,
-      sums.group_size, sums.scale, on(sums.spikes), on(sums.rotation),
+      model.kv_cache_dtype, model.quantization, model.head_quantization, on(model.batch_invariant),
+      config.block_size, config.max_num_batched_tokens, config.max_num_seqs, config.max_model_len,
+      sums.all_reduce, sums.group_size, sums.scale, on(sums.spikes), on(sums.rotation),
       parallel.rank_timeout_seconds);
 }
 

@@ -107,8 +107,11 @@ absl::StatusOr<std::shared_ptr<const engine::ModelDevice>> OpenDevice(
   if (!choice.is_cuda()) return nullptr;
   engine::CudaOptions cuda{.index = index,
                            .memory_utilization = options.gpu_memory_utilization,
-                           .enforce_eager = options.enforce_eager};
-  if (options.attention_backend == "nibble") cuda.attention = engine::CudaAttention::kNibble;
+                           .enforce_eager = options.enforce_eager,
+                           .use_cublaslt = !options.batch_invariant};
+  if (options.attention_backend == "nibble" || options.batch_invariant) {
+    cuda.attention = engine::CudaAttention::kNibble;
+  }
   if (options.attention_backend == "flashinfer") {
     cuda.attention = engine::CudaAttention::kFlashInfer;
   }

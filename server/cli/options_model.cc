@@ -36,8 +36,12 @@ void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
                 "with --device cuda, decode steps are launched op by op, not as captured graphs");
   app->add_option("--attention-backend", options->attention_backend,
                   "with --device cuda, whose attention kernels: auto (flashinfer where it has the "
-                  "shape), nibble, flashinfer")
+                  "shape, whose bits depend on the batch; nibble with --batch-invariant), nibble, "
+                  "flashinfer")
       ->capture_default_str();
+  app->add_flag("--batch-invariant", options->batch_invariant,
+                "a sequence's bits do not depend on what else is in its steps: with --device cuda, "
+                "nibble's own kernels alone (no cuBLASLt, no flashinfer); on CPUs it is always so");
   app->add_option("--threads", options->threads, "compute threads (0: all CPUs of this process)")
       ->capture_default_str();
   app->add_option("--cpu-binding", options->cpu_binding,
@@ -49,7 +53,7 @@ void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
 void AddDeviceMemoryOption(CLI::App* app, server::ModelOptions* options) {
   app->add_option("--gpu-memory-utilization", options->gpu_memory_utilization,
                   "with --device cuda, the share of a device's memory for weights, workspaces and "
-                  "KV cache")
+                  "KV cache (0.98 at most)")
       ->capture_default_str();
 }
 

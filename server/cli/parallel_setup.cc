@@ -80,6 +80,7 @@ std::vector<std::string> RankCommand(const server::ServeConfig& config, const Ho
                     "--attention-backend", model.attention_backend});
     if (model.enforce_eager) command.push_back("--enforce-eager");
   }
+  if (model.batch_invariant) command.push_back("--batch-invariant");
   if (config.parallel.experts.check_routing) command.push_back("--check-routing");
   if (host.layout_file != nullptr) {
     command.push_back("--expert-layout");

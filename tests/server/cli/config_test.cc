@@ -49,6 +49,31 @@ TEST(ServeConfigTest, EveryViolationIsListedWithValueAndLimit) {
   EXPECT_EQ(std::count(message.begin(), message.end(), '\n'), 6);
 }
 
+TEST(ServeConfigTest, BatchInvarianceIsOfOurKernelsAndOneAllReduce) {
+  ServeConfig config = Good();
+  config.model.batch_invariant = true;
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  config.model.attention_backend = "flashinfer";
+  config.parallel.tensor_parallel_size = 2;
+  const std::string message(config.Validate().message());
+  EXPECT_THAT(message, HasSubstr("--batch-invariant: --attention-backend flashinfer"));
+  EXPECT_THAT(message, HasSubstr("--batch-invariant: --all-reduce auto"));
+  config.model.attention_backend = "nibble";
+  config.parallel.all_reduce.all_reduce = "int8";
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+}
+
+TEST(ServeConfigTest, NotAllOfADeviceIsGiven) {
+  ServeConfig config = Good();
+  for (const double share : {0.0, 0.99, 1.0}) {
+    config.model.gpu_memory_utilization = share;
+    EXPECT_THAT(std::string(config.Validate().message()),
+                HasSubstr("want more than 0 and at most 0.98"));
+  }
+  config.model.gpu_memory_utilization = 0.98;
+  EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+}
+
 TEST(ServeConfigTest, WhatIsOfDevicesIsRefusedOnTheCpu) {
   ServeConfig config = Good();
   config.model.gpu_memory_utilization = 0.5;

@@ -45,6 +45,22 @@ TEST(ParallelSetupTest, RanksGetLayoutsOfLargeModels) {
   EXPECT_EQ(parsed->expert_of_slot, layout.expert_of_slot);
 }
 
+TEST(ParallelSetupTest, RanksAreBatchInvariantAsTheServerIs) {
+  server::ServeConfig config;
+  config.parallel.tensor_parallel_size = 2;
+  HostSetup host;
+  host.placement.ranks.resize(2);
+  const auto count = [&] {
+    const std::vector<std::string> command = LocalRanksFor(config, host).command(1);
+    return std::count(command.begin(), command.end(), "--batch-invariant");
+  };
+  const std::string before = IdentityOf(config, host).options_fingerprint;
+  EXPECT_EQ(count(), 0);
+  config.model.batch_invariant = true;
+  EXPECT_EQ(count(), 1);
+  EXPECT_NE(IdentityOf(config, host).options_fingerprint, before);
+}
+
 TEST(ParallelSetupTest, StagesSpanNodesOrNot) {
   const auto spans = [](int tensor_parallel_size, int pipeline_parallel_size, int nnodes) {
     return SomeStageSpansNodes({.tensor_parallel_size = tensor_parallel_size,
