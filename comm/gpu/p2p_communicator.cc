@@ -81,9 +81,8 @@ P2pCommunicator::P2pCommunicator(Communicator* host, const DeviceCommunicatorOpt
     : host_(host),
       options_(options),
       memory_(std::move(memory)),
-      policy_(options.policy.choices.empty()
-                  ? UnmeasuredDevicePolicy(host->policy(), host->size())
-                  : options.policy) {}
+      policy_(options.policy.choices.empty() ? UnmeasuredDevicePolicy(host->policy(), host->size())
+                                             : options.policy) {}
 
 P2pCommunicator::~P2pCommunicator() {
   if (words_.data() == nullptr) return;

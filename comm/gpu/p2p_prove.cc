@@ -67,12 +67,10 @@ absl::Status P2pCommunicator::SelfTest() {
     void* const rows = is_bf16 ? static_cast<void*>(halves.data()) : values.data();
     const size_t bytes = values.size() * SizeOf(test.dtype);
     NIBBLE_RETURN_IF_ERROR(gpu::CopyToDevice(data.data(), rows, bytes, stream.get()));
-    NIBBLE_RETURN_IF_ERROR(AllReduceBy({.algorithm = test.algorithm, .codec = test.codec},
-                                       {.data = data.data(),
-                                        .dtype = test.dtype,
-                                        .num_rows = kSelfTestRows,
-                                        .row_size = row_size},
-                                       stream.get()));
+    NIBBLE_RETURN_IF_ERROR(AllReduceBy(
+        {.algorithm = test.algorithm, .codec = test.codec},
+        {.data = data.data(), .dtype = test.dtype, .num_rows = kSelfTestRows, .row_size = row_size},
+        stream.get()));
     NIBBLE_RETURN_IF_ERROR(gpu::CopyToHost(rows, data.data(), bytes, stream.get()));
     NIBBLE_RETURN_IF_ERROR(stream.Synchronize());
     NIBBLE_RETURN_IF_ERROR(Check());

@@ -51,9 +51,10 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
                             LoadDecoderWeights(checkpoint, config, *own, pool));
     weights.kv_dtype = own->kv_cache_dtype.value_or(weights.kv_dtype);
     if (!options.dtype.has_value() && own->dtype.value_or(config.dtype) != config.dtype) {
-      weights.warnings.push_back(fmt::format(
-          "the checkpoint is of {}, which its device computes in {}: --dtype float32 rounds nothing",
-          ToString(config.dtype), ToString(*own->dtype)));
+      weights.warnings.push_back(
+          fmt::format("the checkpoint is of {}, which its device computes in {}: --dtype float32 "
+                      "rounds nothing",
+                      ToString(config.dtype), ToString(*own->dtype)));
     }
     if (own->device != nullptr) {
       return own->device->MakeModel(std::move(config), std::move(weights), *own);

@@ -81,8 +81,8 @@ std::string PolicyKey(const server::ServeConfig& config, const engine::RankGroup
       "{}{}{}",
       kVersion, group.row_size, group.num_stages, fmt::join(group.node_of_rank, ","),
       fmt::join(addresses, ","), host.placement.ranks.front().threads, HostCpuFeatures().name,
-      ToString(host.device.isa), host.device.device, sums.group_size, sums.scale, sums.spikes ? " spikes" : "",
-      sums.rotation ? " rotation" : "");
+      ToString(host.device.isa), host.device.device, sums.group_size, sums.scale,
+      sums.spikes ? " spikes" : "", sums.rotation ? " rotation" : "");
 }
 
 // Empty: to be measured.

@@ -191,7 +191,7 @@ class CudaDecoderModel final : public Model {
   std::mutex communicator_mutex_;
   // Written by the thread that computes under communicator_mutex_; Abort() reads it so too.
   std::unique_ptr<comm::DeviceCommunicator> communicator_;
-  std::stop_source connecting_;  // under it too: this group's communicator is not to be made
+  std::stop_source connecting_;    // under it too: this group's communicator is not to be made
   int64_t communicator_rows_ = 0;  // that it was made for
 
   // Room for so many, and what they lie in.

@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Four 4-bit codes to four int8 weights in one register: (u * factor + offset) ^ 0x80 in every byte.
+// Four 4-bit codes to four int8 weights in one register: (u * factor + offset) ^ 0x80 in every
+// byte.
 //
 // No byte of the sum leaves 0..255, so that none borrows from its neighbour whatever the sign of
 // the factor: arithmetic modulo 2^32 is exact whatever happens in between.
