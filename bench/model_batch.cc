@@ -81,7 +81,12 @@ absl::Status ModelBatch::Step(int64_t context, int64_t num_tokens, bool sample, 
   }
   plan.block_tables = block_tables_;
   plan.max_blocks_per_seq = static_cast<int32_t>(blocks_per_seq_);
-  return model_->Forward(plan, cache_.get(), logits_.data(), pool);
+  if (model_->device_name().empty()) {
+    return model_->Forward(plan, cache_.get(), logits_.data(), pool);
+  }
+  // As served: from a device come tokens, and not all logits.
+  plan.sampling.resize(plan.logits_indices.size(), {.temperature = 0.0F});
+  return model_->ForwardAndSample(plan, cache_.get(), {}, pool).status();
 }
 
 }  // namespace nibble::bench

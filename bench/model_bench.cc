@@ -57,7 +57,7 @@ absl::Status RunSteps(ModelBatch* batch, int64_t context, int64_t steps, ThreadP
 
 absl::StatusOr<nlohmann::ordered_json> MeasureDecode(const DecodeBenchOptions& options,
                                                      int64_t num_seqs, int64_t context,
-                                                     const Roofline& roofline,
+                                                     const std::optional<Roofline>& roofline,
                                                      const ModelSubject& subject) {
   NIBBLE_ASSIGN_OR_RETURN(
       ModelBatch batch,
@@ -93,12 +93,15 @@ absl::StatusOr<nlohmann::ordered_json> MeasureDecode(const DecodeBenchOptions& o
   row["bytes_per_step"] = static_cast<int64_t>(bytes);
   row["bytes_per_token"] = static_cast<int64_t>(bytes / static_cast<double>(num_seqs));
   row["gb_per_s"] = Rounded(bytes_per_s * 1e-9);
-  row["share_of_read"] = Rounded(bytes_per_s / roofline.read_bytes_per_s);
+  if (roofline.has_value()) {
+    row["share_of_read"] = Rounded(bytes_per_s / roofline->read_bytes_per_s);
+  }
   return row;
 }
 
 absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(const PrefillBenchOptions& options,
-                                                      int64_t prompt, const Roofline& roofline,
+                                                      int64_t prompt,
+                                                      const std::optional<Roofline>& roofline,
                                                       const ModelSubject& subject) {
   const int64_t max_chunk = std::min(prompt, options.max_num_batched_tokens);
   NIBBLE_ASSIGN_OR_RETURN(
@@ -118,15 +121,29 @@ absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(const PrefillBenchOptions&
   const Timing timing = Summarize(std::move(seconds));
   const auto tokens = static_cast<double>(prompt);
   const double ops_per_s = 2.0 * LinearWeights(subject.model->config()) * tokens / timing.median_s;
-  return nlohmann::ordered_json{
-      {"prompt", prompt},
-      {"chunk", max_chunk},
-      {"tokens_per_s", Rounded(tokens / timing.median_s)},
-      {"best_tokens_per_s", Rounded(tokens / timing.best_s)},
-      {"median_ms", Rounded(timing.median_s * 1e3)},
-      {"best_ms", Rounded(timing.best_s * 1e3)},
-      {"top_per_s", Rounded(ops_per_s * 1e-12)},
-      {"share_of_int8_peak", Rounded(ops_per_s / roofline.int8_op_per_s)}};
+  nlohmann::ordered_json row = {{"prompt", prompt},
+                                {"chunk", max_chunk},
+                                {"tokens_per_s", Rounded(tokens / timing.median_s)},
+                                {"best_tokens_per_s", Rounded(tokens / timing.best_s)},
+                                {"median_ms", Rounded(timing.median_s * 1e3)},
+                                {"best_ms", Rounded(timing.best_s * 1e3)},
+                                {"top_per_s", Rounded(ops_per_s * 1e-12)}};
+  if (roofline.has_value()) {
+    row["share_of_int8_peak"] = Rounded(ops_per_s / roofline->int8_op_per_s);
+  }
+  return row;
+}
+
+// This host's peaks say nothing of a model that a device computes.
+std::optional<Roofline> RooflineOf(const ModelSubject& subject) {
+  if (!subject.model->device_name().empty()) return std::nullopt;
+  return MeasureRoofline(subject.isa, subject.pool);
+}
+
+nlohmann::ordered_json PeaksOf(const std::optional<Roofline>& roofline,
+                               const ModelSubject& subject) {
+  if (roofline.has_value()) return ToJson(*roofline);
+  return {{"device", subject.model->device_name()}};
 }
 
 }  // namespace
@@ -146,7 +163,7 @@ void PrefillBenchOptions::Validate(std::vector<std::string>* violations) const {
 
 absl::StatusOr<nlohmann::ordered_json> RunDecodeBench(const DecodeBenchOptions& options,
                                                       const ModelSubject& subject) {
-  const Roofline roofline = MeasureRoofline(subject.isa, subject.pool);
+  const std::optional<Roofline> roofline = RooflineOf(subject);
   Report report("decode",
                 {{"batch", "batch", 6},
                  {"context", "context", 9},
@@ -163,12 +180,13 @@ absl::StatusOr<nlohmann::ordered_json> RunDecodeBench(const DecodeBenchOptions& 
       report.Add(std::move(row));
     }
   }
-  return report.Finish(subject.pool->num_threads(), ToJson(roofline), Members(*subject.model));
+  return report.Finish(subject.pool->num_threads(), PeaksOf(roofline, subject),
+                       Members(*subject.model));
 }
 
 absl::StatusOr<nlohmann::ordered_json> RunPrefillBench(const PrefillBenchOptions& options,
                                                        const ModelSubject& subject) {
-  const Roofline roofline = MeasureRoofline(subject.isa, subject.pool);
+  const std::optional<Roofline> roofline = RooflineOf(subject);
   Report report("prefill",
                 {{"prompt", "prompt", 7},
                  {"chunk", "chunk", 7},
@@ -182,7 +200,8 @@ absl::StatusOr<nlohmann::ordered_json> RunPrefillBench(const PrefillBenchOptions
                             MeasurePrefill(options, prompt, roofline, subject));
     report.Add(std::move(row));
   }
-  return report.Finish(subject.pool->num_threads(), ToJson(roofline), Members(*subject.model));
+  return report.Finish(subject.pool->num_threads(), PeaksOf(roofline, subject),
+                       Members(*subject.model));
 }
 
 }  // namespace nibble::bench

@@ -4,7 +4,6 @@
 #include "engine/model/decoder.h"
 
 #include <algorithm>
-#include <limits>
 #include <new>
 #include <utility>
 
@@ -123,23 +122,7 @@ absl::Status DecoderModel::ComputeLogits(int64_t num_rows, float* logits, Thread
 }
 
 absl::Status DecoderModel::Reserve(const StepLimits& limits, ThreadPool* pool) {
-  constexpr int64_t kMaxIndex = std::numeric_limits<int32_t>::max();  // a plan's are int32
-  // So are the rows of experts.
-  const int64_t max_tokens =
-      config_.moe.has_value() ? kMaxIndex / config_.moe->num_experts_per_tok : kMaxIndex;
-  if (limits.max_tokens < 0 || limits.max_tokens > max_tokens) {
-    return InvalidArgument("a step of {} tokens: the limits are 0 and {}", limits.max_tokens,
-                           max_tokens);
-  }
-  if (limits.max_positions < 0 || limits.max_positions > config_.max_position_embeddings) {
-    return InvalidArgument(
-        "sequences of {} tokens: the limits are 0 and {} (the model's positions)",
-        limits.max_positions, config_.max_position_embeddings);
-  }
-  if (limits.max_samples < 0 || limits.max_samples > kMaxIndex) {
-    return InvalidArgument("{} rows of logits in a step: the limits are 0 and {}",
-                           limits.max_samples, kMaxIndex);
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckStepLimits(config_, limits));
   NIBBLE_RETURN_IF_ERROR(ReserveRows(limits.max_tokens));
   NIBBLE_RETURN_IF_ERROR(ReserveSamples(limits.max_samples));
   return ReservePositions(limits.max_positions, pool);

@@ -3,6 +3,7 @@
 
 #include "engine/model/model.h"
 
+#include <limits>
 #include <new>
 #include <utility>
 
@@ -34,6 +35,30 @@ absl::StatusOr<LoadOptions> WithExpertLayout(const ModelConfig& config, LoadOpti
 }
 
 }  // namespace
+
+absl::Status CheckStepLimits(const ModelConfig& config, const StepLimits& limits) {
+  constexpr int64_t kMaxIndex = std::numeric_limits<int32_t>::max();
+  const int64_t max_tokens =
+      config.moe.has_value() ? kMaxIndex / config.moe->num_experts_per_tok : kMaxIndex;
+  if (limits.max_tokens < 0 || limits.max_tokens > max_tokens) {
+    return InvalidArgument("a step of {} tokens: the limits are 0 and {}", limits.max_tokens,
+                           max_tokens);
+  }
+  if (limits.max_positions < 0 || limits.max_positions > config.max_position_embeddings) {
+    return InvalidArgument(
+        "sequences of {} tokens: the limits are 0 and {} (the model's positions)",
+        limits.max_positions, config.max_position_embeddings);
+  }
+  if (limits.max_samples < 0 || limits.max_samples > kMaxIndex) {
+    return InvalidArgument("{} rows of logits in a step: the limits are 0 and {}",
+                           limits.max_samples, kMaxIndex);
+  }
+  if (limits.max_seqs < 0 || limits.max_seqs > kMaxIndex) {
+    return InvalidArgument("{} sequences in a step: the limits are 0 and {}", limits.max_seqs,
+                           kMaxIndex);
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
                                                    const LoadOptions& options, ThreadPool* pool) {

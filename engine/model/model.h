@@ -127,6 +127,10 @@ struct HostSampling {
   Isa isa = Isa::kRef;
 };
 
+// INVALID_ARGUMENT, naming value and limit, for what no step of the model can be. A plan's indices
+// are int32, and so are the rows of experts.
+absl::Status CheckStepLimits(const ModelConfig& config, const StepLimits& limits);
+
 class Model {
  public:
   // Reads config.json and the safetensors of `dir`. Errors name the file, tensor or value at fault.

@@ -123,7 +123,9 @@ std::string CudaDecoderModel::device_name() const {
       driver.ok() ? *driver : "?",
       attention_op_ == nullptr ? "as the step needs" : attention_op_->name(),
       cublaslt_ == nullptr ? "no" : "with",
-      options_.enforce_eager ? "no graphs" : "graphs of decode steps");
+      options_.enforce_eager || place_.num_stages > 1 ? "no graphs"
+      : place_.size > 1 ? "graphs of decode steps where the ranks' sums can be captured"
+                        : "graphs of decode steps");
 }
 
 ExpertLoad CudaDecoderModel::expert_load() const {

@@ -4,7 +4,6 @@
 // The memory of a CudaDecoderModel's steps.
 
 #include <algorithm>
-#include <limits>
 
 #include "comm/gpu/p2p_link.h"
 #include "comm/gpu/p2p_plan.h"
@@ -17,7 +16,6 @@
 namespace nibble::engine {
 namespace {
 
-constexpr int64_t kMaxIndex = std::numeric_limits<int32_t>::max();  // a plan's are int32
 constexpr int64_t kRowPadding = 64;
 
 int64_t RoundUp(int64_t value, int64_t multiple) {
@@ -55,23 +53,7 @@ KvMemory CudaDecoderModel::kv_memory() const {
 }
 
 absl::Status CudaDecoderModel::Reserve(const StepLimits& limits, ThreadPool* pool) {
-  // Rows of experts are int32 too.
-  const int64_t max_tokens =
-      config_.moe.has_value() ? kMaxIndex / config_.moe->num_experts_per_tok : kMaxIndex;
-  if (limits.max_tokens < 0 || limits.max_tokens > max_tokens) {
-    return InvalidArgument("a step of {} tokens: the limits are 0 and {}", limits.max_tokens,
-                           max_tokens);
-  }
-  if (limits.max_positions < 0 || limits.max_positions > config_.max_position_embeddings) {
-    return InvalidArgument(
-        "sequences of {} tokens: the limits are 0 and {} (the model's positions)",
-        limits.max_positions, config_.max_position_embeddings);
-  }
-  if (limits.max_samples < 0 || limits.max_samples > kMaxIndex || limits.max_seqs < 0 ||
-      limits.max_seqs > kMaxIndex) {
-    return InvalidArgument("{} rows of logits of {} sequences in a step: the limits are 0 and {}",
-                           limits.max_samples, limits.max_seqs, kMaxIndex);
-  }
+  NIBBLE_RETURN_IF_ERROR(CheckStepLimits(config_, limits));
   NIBBLE_ASSIGN_OR_RETURN(const gpu::DeviceGuard guard, gpu::DeviceGuard::Create(caps_.index));
   const int64_t rows = std::max(limits.max_tokens, limits.max_seqs);
   const int64_t samples = std::max(limits.max_samples, limits.max_seqs);
@@ -167,14 +149,16 @@ absl::Status CudaDecoderModel::ReserveLogits(int64_t num_samples) {
   own_logits_ = {}, gathered_ = {}, logits_ = {}, sample_workspace_ = {};
   NIBBLE_RETURN_IF_ERROR(
       CheckDeviceMemory(floats * 4 + work, fmt::format("{} rows of logits", num_samples)));
-  NIBBLE_RETURN_IF_ERROR(Retake(samples * logits_stride_, &own_logits_));
   if (gathers) NIBBLE_RETURN_IF_ERROR(Retake(place_.size * samples * logits_stride_, &gathered_));
-  if (!has_logits()) return absl::OkStatus();
-  if (gathers) NIBBLE_RETURN_IF_ERROR(Retake(samples * all_stride, &logits_));
-  NIBBLE_RETURN_IF_ERROR(Retake(work, &sample_workspace_));
-  NIBBLE_RETURN_IF_ERROR(Retake(samples, &tokens_));
-  NIBBLE_RETURN_IF_ERROR(Retake(std::min(samples, kHostRows) * config_.vocab_size, &host_logits_));
-  return Retake(samples, &host_tokens_);
+  if (has_logits()) {
+    if (gathers) NIBBLE_RETURN_IF_ERROR(Retake(samples * all_stride, &logits_));
+    NIBBLE_RETURN_IF_ERROR(Retake(work, &sample_workspace_));
+    NIBBLE_RETURN_IF_ERROR(Retake(samples, &tokens_));
+    NIBBLE_RETURN_IF_ERROR(
+        Retake(std::min(samples, kHostRows) * config_.vocab_size, &host_logits_));
+    NIBBLE_RETURN_IF_ERROR(Retake(samples, &host_tokens_));
+  }
+  return Retake(samples * logits_stride_, &own_logits_);  // last: its size says what there is
 }
 
 absl::Status CudaDecoderModel::ReservePositions(int64_t num_positions, ThreadPool* pool) {
@@ -194,7 +178,7 @@ absl::Status CudaDecoderModel::ReservePositions(int64_t num_positions, ThreadPoo
 }
 
 absl::Status CudaDecoderModel::ReserveAttention(const StepLimits& limits) {
-  StepLimits& had = attention_limits_;
+  const StepLimits& had = attention_limits_;
   if (attention_op_ != nullptr && limits.max_tokens <= had.max_tokens &&
       limits.max_seqs <= had.max_seqs && limits.max_positions <= had.max_positions &&
       limits.block_size == had.block_size) {
@@ -204,24 +188,25 @@ absl::Status CudaDecoderModel::ReserveAttention(const StepLimits& limits) {
   NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());  // a chunk may be under way
   graphs_.clear();
   attention_op_ = nullptr;
-  had = {.max_tokens = std::max(limits.max_tokens, had.max_tokens),
-         .max_positions = std::max(limits.max_positions, had.max_positions),
-         .max_samples = 0,
-         .max_seqs = std::max<int64_t>({limits.max_seqs, had.max_seqs, 1}),
-         .block_size = limits.block_size};
+  const StepLimits wanted = {.max_tokens = std::max(limits.max_tokens, had.max_tokens),
+                             .max_positions = std::max(limits.max_positions, had.max_positions),
+                             .max_samples = 0,
+                             .max_seqs = std::max<int64_t>({limits.max_seqs, had.max_seqs, 1}),
+                             .block_size = limits.block_size};
   NIBBLE_ASSIGN_OR_RETURN(
-      attention_op_,
-      kernels::cuda::DeviceAttention::Create(
-          {.num_heads = rank_config_.num_heads,
-           .num_kv_heads = rank_config_.num_kv_heads,
-           .head_dim = config_.head_dim,
-           .block_size = had.block_size,
-           .kv_dtype = weights_.kv_dtype,
-           .activation = activation_},
-          {.max_tokens = std::max(had.max_tokens, had.max_seqs),
-           .max_seqs = had.max_seqs,
-           .max_blocks_per_seq = (had.max_positions + had.block_size - 1) / had.block_size},
-          caps_, ToBackend(options_.attention)));
+      attention_op_, kernels::cuda::DeviceAttention::Create(
+                         {.num_heads = rank_config_.num_heads,
+                          .num_kv_heads = rank_config_.num_kv_heads,
+                          .head_dim = config_.head_dim,
+                          .block_size = wanted.block_size,
+                          .kv_dtype = weights_.kv_dtype,
+                          .activation = activation_},
+                         {.max_tokens = std::max(wanted.max_tokens, wanted.max_seqs),
+                          .max_seqs = wanted.max_seqs,
+                          .max_blocks_per_seq =
+                              (wanted.max_positions + wanted.block_size - 1) / wanted.block_size},
+                         caps_, ToBackend(options_.attention)));
+  attention_limits_ = wanted;
   return absl::OkStatus();
 }
 
