@@ -243,6 +243,13 @@ void ParallelOptions::Validate(std::vector<std::string>* violations) const {
         "--pipeline-parallel-size {} x --tensor-parallel-size {} are {} ranks, want {} at most",
         pipeline_parallel_size, tensor_parallel_size, world_size(), kMaxRanks));
   }
+  CheckChoice("--distributed-executor-backend", distributed_executor_backend,
+              {"auto", "mp", "uni"}, violations);
+  if (world_size() > 1 && distributed_executor_backend == "uni") {
+    violations->push_back(fmt::format(
+        "--distributed-executor-backend is uni, want auto or mp with {} ranks: each is a process",
+        world_size()));
+  }
   CheckRange("--rank-threads", rank_threads, 0, 1024, violations);
   if (world_size() == 1 && rank_threads > 0) {
     violations->push_back(fmt::format(

@@ -75,6 +75,9 @@ struct ExpertOptions {
 struct ParallelOptions {
   int tensor_parallel_size = 1;    // ranks that share a layer
   int pipeline_parallel_size = 1;  // stages that share the layers, each of as many ranks
+  // One rank: auto (mp with a CUDA device), mp (a process of its own, so that what ends it ends no
+  // client's connection), uni (in the server's process). More: auto or mp, which are the same.
+  std::string distributed_executor_backend = "auto";
   int rank_threads = 0;            // of each rank; 0: CPUs of the process / ranks of this host
   int nnodes = 1;                  // hosts, each with world_size() / nnodes ranks
   int node_rank = 0;               // which one this is; 0 is the one that serves

@@ -32,6 +32,11 @@ void AddParallelOptions(CLI::App* app, server::ParallelOptions* options) {
       ->capture_default_str();
   AddPipelineOption(app, &options->pipeline_parallel_size);
   AddExpertOptions(app, &options->experts);
+  app->add_option("--distributed-executor-backend", options->distributed_executor_backend,
+                  "where one rank runs: mp (a process of its own: should it end, for instance with "
+                  "its device, streams go on with the next), uni (in the server), auto (mp on "
+                  "CUDA, else uni). Several ranks are always processes")
+      ->capture_default_str();
   app->add_option("--rank-threads", options->rank_threads,
                   "compute threads of each rank (0: this process's CPUs / ranks of this host)")
       ->capture_default_str();

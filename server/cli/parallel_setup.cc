@@ -13,6 +13,7 @@
 #include "base/mapped_file.h"
 #include "engine/model/memory.h"
 #include "engine/model/weight_loader.h"
+#include "server/cli/cuda_engine.h"
 #include "server/cli/fingerprint.h"
 #include "server/cli/version.h"
 
@@ -108,7 +109,8 @@ absl::Status CheckWeightsFit(const server::ServeConfig& config, const HostSetup&
     bytes += engine::LeastWeightBytes(host.model, load);
   }
   return engine::CheckMemory(
-      bytes, fmt::format("the weights of this host's {} ranks", parallel.ranks_per_node()));
+      bytes,
+      fmt::format("the weights of this host's {}", Counted(parallel.ranks_per_node(), "rank")));
 }
 
 }  // namespace
@@ -131,6 +133,13 @@ absl::StatusOr<int64_t> ChooseMaxModelLen(const server::ServeConfig& config,
   return config.max_model_len;
 }
 
+bool RanksAreProcesses(const server::ServeConfig& config) {
+  const std::string& backend = config.parallel.distributed_executor_backend;
+  if (config.parallel.world_size() > 1 || backend == "mp") return true;
+  if (backend == "uni" || config.model.device == "cpu" || !HasCudaEngine()) return false;
+  return !CudaDevices().usable.empty();
+}
+
 absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {
   const server::ParallelOptions& parallel = config.parallel;
   NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(config.model.model));
@@ -145,8 +154,10 @@ absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {
   }
   NIBBLE_ASSIGN_OR_RETURN(host.max_model_len,
                           ChooseMaxModelLen(config, host.model.max_position_embeddings));
+  const int rank_threads =
+      parallel.world_size() == 1 ? config.model.threads : parallel.rank_threads;
   NIBBLE_ASSIGN_OR_RETURN(host.placement,
-                          PlaceRanks(config.model, parallel.rank_threads, parallel.ranks_per_node(),
+                          PlaceRanks(config.model, rank_threads, parallel.ranks_per_node(),
                                      HostCpus::OfThisProcess()));
   if (!host.placement.warning.empty()) log::Warning("{}", host.placement.warning);
   // Each device holds one rank's, which looks for itself.

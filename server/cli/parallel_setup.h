@@ -28,6 +28,10 @@ std::string TakeSecretFromEnvironment();
 absl::StatusOr<int64_t> ChooseMaxModelLen(const server::ServeConfig& config,
                                           int64_t max_position_embeddings);
 
+// Whether what computes is a group of processes, or the model is in this one; see
+// --distributed-executor-backend. A lost device (CUDA's sticky errors) costs its process.
+bool RanksAreProcesses(const server::ServeConfig& config);
+
 // What every host of a group finds out before it starts ranks.
 struct HostSetup {
   DeviceChoice device;

@@ -58,10 +58,9 @@ absl::StatusOr<HostPlacement> PlaceRanks(const server::ModelOptions& model, int 
   HostPlacement placement;
   if (threads * num_ranks > host.num_threads) {
     placement.warning = fmt::format(
-        "{} ranks with {} each share {}: they wait for each other; fewer ranks or --rank-threads "
-        "are "
-        "faster",
-        num_ranks, Counted(threads, "thread"), Counted(host.num_threads, "CPU"));
+        "{} with {} each share {}: they wait for each other; fewer are faster ({})",
+        Counted(num_ranks, "rank"), Counted(threads, "thread"), Counted(host.num_threads, "CPU"),
+        num_ranks == 1 ? "--threads" : "--tensor-parallel-size, --rank-threads");
   }
   const int num_cpus = static_cast<int>(host.cpus.size());
   const bool whole_host = host.num_threads == num_cpus && threads * num_ranks <= num_cpus &&

@@ -54,7 +54,7 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Start(
 }
 
 absl::Status ServingStack::StartModel() {
-  if (config_.parallel.world_size() == 1) {
+  if (!RanksAreProcesses(config_)) {
     NIBBLE_ASSIGN_OR_RETURN(backend_, StartLocalModel(config_));
     return absl::OkStatus();
   }

@@ -53,7 +53,7 @@ class ServingStack {
   absl::Status StartGrpc();
 
   server::ServeConfig config_;
-  std::unique_ptr<server::RankMetrics> rank_metrics_;  // null: one rank, in this process
+  std::unique_ptr<server::RankMetrics> rank_metrics_;  // null: the model is in this process
   ModelBackend backend_;                               // its executor is the engine's
   int64_t max_model_len_ = 0;
   std::unique_ptr<server::Metrics> metrics_;

@@ -106,6 +106,21 @@ def test_an_idle_group_notices_too(pair):
     assert "Once" not in greedy(pair, "Once upon a time", 8)
 
 
+def test_one_rank_in_a_process_of_its_own(nibble, undisturbed):
+    """As on a GPU, whose loss ends a process: the server and its clients' streams outlive it."""
+    with Server(nibble, "--distributed-executor-backend", "mp", "--threads", 1, *EXACT[:2], "--rank-timeout", 1) as server:
+        assert "ranks      1, 1 thread each" in server.log()
+        before = rank_processes(server.process.pid)
+        assert sorted(before) == [0]
+        results = run_streams(server, requests(8, 400), lambda: os.kill(before[0], signal.SIGKILL))
+        assert results == undisturbed
+        assert server.metric("nibble:rank_losses_total", rank=0, reason="killed") == 1
+        assert sorted(rank_processes(server.process.pid)) == [0]
+        assert server.wait_until_idle() == (0, 0, 0)
+    with Server(nibble, "--threads", 1) as server:
+        assert not rank_processes(server.process.pid)  # on the CPU nothing is lost but with the server
+
+
 def test_readiness_names_the_missing_rank(pair):
     ranks = rank_processes(pair.process.pid)
     os.kill(ranks[1], signal.SIGSTOP)

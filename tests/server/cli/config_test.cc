@@ -190,6 +190,21 @@ TEST(ServeConfigTest, OptionsThatNothingWouldUseAreRefused) {
   EXPECT_TRUE(config.Validate().ok()) << config.Validate();
 }
 
+TEST(ServeConfigTest, WhereRanksRun) {
+  ServeConfig config = Good();
+  for (const char* backend : {"auto", "mp", "uni"}) {
+    config.parallel.distributed_executor_backend = backend;
+    EXPECT_TRUE(config.Validate().ok()) << config.Validate();
+  }
+  config.parallel.tensor_parallel_size = 2;
+  EXPECT_EQ(std::string(config.Validate().message()),
+            "--distributed-executor-backend is uni, want auto or mp with 2 ranks: each is a "
+            "process");
+  config.parallel.distributed_executor_backend = "ray";
+  EXPECT_EQ(std::string(config.Validate().message()),
+            "--distributed-executor-backend is 'ray', want auto, mp, uni");
+}
+
 TEST(ServeConfigTest, StagesAreRanksToo) {
   ServeConfig config = Good();
   config.parallel.pipeline_parallel_size = 2;
