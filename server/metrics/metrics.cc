@@ -92,6 +92,10 @@ struct Metrics::Families {
     result[key] = value;
     return result;
   }
+  // With a value that stays.
+  void AddConstant(const char* name, const char* help, const Labels& with, double value) {
+    prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add(with).Set(value);
+  }
   prometheus::Gauge& AddGauge(const char* name, const char* help) {
     return prometheus::BuildGauge().Name(name).Help(help).Register(registry).Add(labels);
   }
@@ -122,6 +126,15 @@ struct Metrics::Families {
   prometheus::Gauge& waiting_deferred = waiting_by_reason.Add(With("reason", "deferred"));
   prometheus::Gauge& kv_usage =
       AddGauge("vllm:kv_cache_usage_perc", "Share of KV blocks held by sequences; 1 means full.");
+
+  prometheus::Gauge& is_ready =
+      AddGauge("nibble:ready", "1 while /health says ready: the server can be sent requests.");
+  prometheus::Gauge& step_age = AddGauge(
+      "nibble:step_age_seconds", "Since the last step ended, while sequences run; 0 without any.");
+  prometheus::Gauge& http_connections =
+      AddGauge("nibble:http_connections", "Open connections of the HTTP server.");
+  prometheus::Gauge& http_buffered =
+      AddGauge("nibble:http_buffered_bytes", "Held of HTTP requests that are not answered yet.");
 
   prometheus::Counter& prompt_tokens =
       AddCounter("vllm:prompt_tokens_total",
@@ -154,6 +167,9 @@ struct Metrics::Families {
   prometheus::Histogram& iteration_tokens =
       AddHistogram("vllm:iteration_tokens_total", "Tokens computed per step, recomputed ones too.",
                    PowersOfTwo(8, 16384));
+  prometheus::Histogram& step =
+      AddHistogram("nibble:step_seconds", "From a step's plan to its tokens; steps may overlap.",
+                   InterTokenBuckets());
   prometheus::Histogram& first_token = AddHistogram(
       "vllm:time_to_first_token_seconds", "From queued to the first token.", FirstTokenBuckets());
   prometheus::Histogram& inter_token = AddHistogram(
@@ -196,25 +212,40 @@ struct Metrics::Families {
           .Name("http_request_duration_seconds")
           .Help("From the whole request to the whole answer.")
           .Register(registry);
+
+  prometheus::Family<prometheus::Counter>& grpc_calls =
+      prometheus::BuildCounter()
+          .Name("grpc_server_handled_total")
+          .Help("gRPC calls that ended, by status.")
+          .Register(registry);
+  prometheus::Family<prometheus::Histogram>& grpc_seconds =
+      prometheus::BuildHistogram()
+          .Name("grpc_server_handling_seconds")
+          .Help("From the start of a gRPC call to its end.")
+          .Register(registry);
 };
 
 Metrics::Metrics(const MetricsConfig& config) : families_(std::make_unique<Families>(config)) {
-  Labels labels = families_->labels;
+  Families& f = *families_;
+  Labels labels = f.labels;
   labels["block_size"] = std::to_string(config.block_size);
   labels["num_gpu_blocks"] =
       std::to_string(config.num_blocks);  // vLLM's label, whatever the device
   labels["enable_prefix_caching"] = config.enable_prefix_caching ? "True" : "False";
-  prometheus::BuildGauge()
-      .Name("vllm:cache_config_info")
-      .Help("KV cache configuration; the value is always 1.")
-      .Register(families_->registry)
-      .Add(labels)
-      .Set(1);
+  f.AddConstant("vllm:cache_config_info", "KV cache configuration; the value is always 1.", labels,
+                1);
+  f.AddConstant("nibble:build_info", "Version of the server; the value is always 1.",
+                f.With("version", config.version), 1);
+  f.AddConstant("nibble:max_num_seqs", "Sequences that a step takes at most.", f.labels,
+                static_cast<double>(config.max_num_seqs));
+  f.AddConstant("nibble:max_queued_requests",
+                "Sequences that may wait; requests beyond are refused (429).", f.labels,
+                static_cast<double>(config.max_queued_requests));
   // Every reason exists from the start: a series that appears later breaks rate() over its first
   // increment.
   for (const auto reason : {engine::FinishReason::kStop, engine::FinishReason::kLength,
                             engine::FinishReason::kAbort, engine::FinishReason::kError}) {
-    families_->success.Add(families_->With("finished_reason", FinishedReason(reason)));
+    f.success.Add(f.With("finished_reason", FinishedReason(reason)));
   }
 }
 
@@ -236,7 +267,10 @@ void Metrics::OnStep(const engine::StepStats& stats) {
   f.prefix_queries.Increment(static_cast<double>(stats.prefix_cache_queries));
   f.prefix_hits.Increment(static_cast<double>(stats.prefix_cache_hits));
   const int64_t iteration_tokens = stats.num_prompt_tokens + stats.num_generated_tokens;
-  if (iteration_tokens > 0) f.iteration_tokens.Observe(static_cast<double>(iteration_tokens));
+  if (iteration_tokens > 0) {
+    f.iteration_tokens.Observe(static_cast<double>(iteration_tokens));
+    f.step.Observe(stats.step_seconds);
+  }
   for (const double seconds : stats.time_to_first_token_seconds) f.first_token.Observe(seconds);
   for (const double seconds : stats.inter_token_seconds) f.inter_token.Observe(seconds);
 }
@@ -276,16 +310,27 @@ void Metrics::OnHttp(std::string_view handler, std::string_view method, int stat
       .Observe(seconds);
 }
 
-std::string Metrics::Serialize(const engine::EngineStats& stats) {
-  families_->running.Set(static_cast<double>(stats.num_running));
-  families_->waiting.Set(static_cast<double>(stats.num_waiting));
-  families_->waiting_capacity.Set(static_cast<double>(stats.num_waiting));
-  families_->waiting_deferred.Set(0);
-  families_->kv_usage.Set(stats.kv_blocks_total == 0
-                              ? 0.0
-                              : static_cast<double>(stats.kv_blocks_used) /
-                                    static_cast<double>(stats.kv_blocks_total));
-  return prometheus::TextSerializer().Serialize(families_->registry.Collect());
+void Metrics::OnGrpc(std::string_view method, std::string_view code, double seconds) {
+  Labels labels = {{"grpc_service", "nibble.v1.Nibble"}, {"grpc_method", std::string(method)}};
+  families_->grpc_seconds.Add(labels, LatencyBuckets()).Observe(seconds);
+  labels["grpc_code"] = code;
+  families_->grpc_calls.Add(labels).Increment();
+}
+
+std::string Metrics::Serialize(const engine::EngineStats& stats, const ScrapeState& state) {
+  Families& f = *families_;
+  f.running.Set(static_cast<double>(stats.num_running));
+  f.waiting.Set(static_cast<double>(stats.num_waiting));
+  f.waiting_capacity.Set(static_cast<double>(stats.num_waiting));
+  f.waiting_deferred.Set(0);
+  f.kv_usage.Set(stats.kv_blocks_total == 0 ? 0.0
+                                            : static_cast<double>(stats.kv_blocks_used) /
+                                                  static_cast<double>(stats.kv_blocks_total));
+  f.is_ready.Set(state.is_ready ? 1 : 0);
+  f.step_age.Set(state.step_age_seconds);
+  f.http_connections.Set(static_cast<double>(state.num_http_connections));
+  f.http_buffered.Set(static_cast<double>(state.http_buffered_bytes));
+  return prometheus::TextSerializer().Serialize(f.registry.Collect());
 }
 
 }  // namespace nibble::server

@@ -24,6 +24,17 @@ struct MetricsConfig {
   int64_t num_blocks = 0;
   int64_t max_model_len = 0;  // where the token-count buckets end
   bool enable_prefix_caching = false;
+  std::string version;  // label of nibble:build_info
+  int64_t max_num_seqs = 0;
+  int64_t max_queued_requests = 0;
+};
+
+// What the engine does not know, at the moment of a scrape.
+struct ScrapeState {
+  bool is_ready = false;
+  double step_age_seconds = 0.0;  // since the last step ended, while sequences run; else 0
+  int64_t num_http_connections = 0;
+  int64_t http_buffered_bytes = 0;
 };
 
 // Thread-safe. Register as the engine's observer; the engine must not outlive it.
@@ -40,8 +51,11 @@ class Metrics final : public engine::EngineObserver {
   // as "other": clients cannot make labels.
   void OnHttp(std::string_view handler, std::string_view method, int status, double seconds);
 
-  // The text exposition format, with gauges set from `stats`.
-  std::string Serialize(const engine::EngineStats& stats);
+  // One gRPC call of nibble.v1.Nibble that ended: "Chat", "OK".
+  void OnGrpc(std::string_view method, std::string_view code, double seconds);
+
+  // The text exposition format, with gauges set from both.
+  std::string Serialize(const engine::EngineStats& stats, const ScrapeState& state = {});
 
  private:
   struct Families;

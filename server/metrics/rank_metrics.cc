@@ -65,12 +65,17 @@ struct RankMetrics::Families {
 };
 
 RankMetrics::RankMetrics(const std::string& model_name, std::vector<int> node_of_rank,
-                         const Clock* clock)
+                         const std::vector<std::string>& reasons, const Clock* clock)
     : node_of_rank_(std::move(node_of_rank)),
       clock_(clock),
       families_(std::make_unique<Families>(model_name)) {
   for (size_t rank = 0; rank < node_of_rank_.size(); ++rank) {
-    families_->up.Add(families_->OfRank(static_cast<int>(rank), node_of_rank_[rank])).Set(0);
+    Labels labels = families_->OfRank(static_cast<int>(rank), node_of_rank_[rank]);
+    families_->up.Add(labels).Set(0);
+    for (const std::string& reason : reasons) {
+      labels["reason"] = reason;
+      families_->losses.Add(labels);
+    }
   }
 }
 

@@ -24,8 +24,11 @@ struct AllReduceLabels {
 // Thread-safe.
 class RankMetrics {
  public:
-  // `node_of_rank` [size]. Ranks are down until the first generation is formed.
+  // `node_of_rank` [size]. Ranks are down until the first generation is formed. `reasons` are those
+  // that OnLost may be told: their counters are there from the start, since Prometheus does not see
+  // the first increment of one that comes later.
   RankMetrics(const std::string& model_name, std::vector<int> node_of_rank,
+              const std::vector<std::string>& reasons = {},
               const Clock* clock = &Clock::Monotonic());
   ~RankMetrics();
 

@@ -26,7 +26,10 @@ MetricsConfig Config() {
           .block_size = 16,
           .num_blocks = 100,
           .max_model_len = 2048,
-          .enable_prefix_caching = true};
+          .enable_prefix_caching = true,
+          .version = "1.2.3",
+          .max_num_seqs = 64,
+          .max_queued_requests = 1024};
 }
 
 TEST(MetricsTest, GaugesFollowTheEngine) {
@@ -42,6 +45,33 @@ TEST(MetricsTest, GaugesFollowTheEngine) {
   EXPECT_THAT(text, HasSubstr(R"(vllm:kv_cache_usage_perc{engine="0",model_name="stories"} 0.25)"));
   EXPECT_THAT(text, HasSubstr("vllm:cache_config_info{block_size=\"16\""));
   EXPECT_THAT(text, HasSubstr(R"(finished_reason="abort",model_name="stories"} 0)"));
+}
+
+TEST(MetricsTest, TheServersStateIsThatOfTheScrape) {
+  Metrics metrics(Config());
+  const std::string labels = R"({engine="0",model_name="stories"})";
+  EXPECT_THAT(metrics.Serialize({}), HasSubstr("nibble:ready" + labels + " 0"));
+  const std::string text = metrics.Serialize({}, {.is_ready = true,
+                                                  .step_age_seconds = 2.5,
+                                                  .num_http_connections = 7,
+                                                  .http_buffered_bytes = 4096});
+  EXPECT_THAT(text, HasSubstr("nibble:ready" + labels + " 1"));
+  EXPECT_THAT(text, HasSubstr("nibble:step_age_seconds" + labels + " 2.5"));
+  EXPECT_THAT(text, HasSubstr("nibble:http_connections" + labels + " 7"));
+  EXPECT_THAT(text, HasSubstr("nibble:http_buffered_bytes" + labels + " 4096"));
+  EXPECT_THAT(text, HasSubstr("nibble:max_num_seqs" + labels + " 64"));
+  EXPECT_THAT(text, HasSubstr("nibble:max_queued_requests" + labels + " 1024"));
+  EXPECT_THAT(text,
+              HasSubstr(R"(nibble:build_info{engine="0",model_name="stories",version="1.2.3"} 1)"));
+}
+
+TEST(MetricsTest, StepsThatComputeNothingHaveNoTime) {
+  Metrics metrics(Config());
+  const std::string count = R"(nibble:step_seconds_count{engine="0",model_name="stories"} )";
+  metrics.OnStep({.step_seconds = 0.5});
+  EXPECT_THAT(metrics.Serialize({}), HasSubstr(count + "0"));
+  metrics.OnStep({.num_generated_tokens = 1, .step_seconds = 0.004});
+  EXPECT_THAT(metrics.Serialize({}), HasSubstr(count + "1"));
 }
 
 TEST(MetricsTest, AnEmptyPoolIsNotADivisionByZero) {
@@ -170,6 +200,14 @@ TEST(MetricsTest, NamesTypesAndBucketsAreThoseDashboardsKnow) {
       {"vllm:num_requests_waiting_by_reason", {"gauge", {}}},
       {"vllm:kv_cache_usage_perc", {"gauge", {}}},
       {"vllm:cache_config_info", {"gauge", {}}},
+      {"nibble:ready", {"gauge", {}}},
+      {"nibble:build_info", {"gauge", {}}},
+      {"nibble:max_num_seqs", {"gauge", {}}},
+      {"nibble:max_queued_requests", {"gauge", {}}},
+      {"nibble:step_age_seconds", {"gauge", {}}},
+      {"nibble:http_connections", {"gauge", {}}},
+      {"nibble:http_buffered_bytes", {"gauge", {}}},
+      {"nibble:step_seconds", {"histogram", fine_inter_token}},
       {"vllm:prompt_tokens_total", {"counter", {}}},
       {"vllm:prompt_tokens_by_source_total", {"counter", {}}},
       {"vllm:prompt_tokens_cached_total", {"counter", {}}},
@@ -193,12 +231,27 @@ TEST(MetricsTest, NamesTypesAndBucketsAreThoseDashboardsKnow) {
       {"vllm:request_params_max_tokens", {"histogram", tokens}},
       {"vllm:request_params_n", {"histogram", {1, 2, 5, 10, 20}}},
       {"vllm:iteration_tokens_total", {"histogram", step_tokens}},
+      {"grpc_server_handled_total", {"counter", {}}},
+      {"grpc_server_handling_seconds", {"histogram", latency}},
       {"http_requests_total", {"counter", {}}},
       {"http_request_duration_seconds", {"histogram", latency}},
   };
   Metrics metrics(Config());
   metrics.OnHttp("/health", "GET", 200, 0.001);
+  metrics.OnGrpc("Chat", "OK", 0.001);
   EXPECT_THAT(ParseFamilies(metrics.Serialize({})), ::testing::ContainerEq(expected));
+}
+
+TEST(MetricsTest, GrpcCallsAreCountedByMethodAndStatus) {
+  Metrics metrics(Config());
+  metrics.OnGrpc("Chat", "OK", 0.2);
+  metrics.OnGrpc("Chat", "OK", 0.4);
+  metrics.OnGrpc("Chat", "RESOURCE_EXHAUSTED", 0.001);
+  const std::string text = metrics.Serialize({});
+  const std::string of_chat = R"(grpc_method="Chat",grpc_service="nibble.v1.Nibble")";
+  EXPECT_THAT(text, HasSubstr(R"(grpc_server_handled_total{grpc_code="OK",)" + of_chat + "} 2"));
+  EXPECT_THAT(text, HasSubstr(R"({grpc_code="RESOURCE_EXHAUSTED",)" + of_chat + "} 1"));
+  EXPECT_THAT(text, HasSubstr("grpc_server_handling_seconds_count{" + of_chat + "} 3"));
 }
 
 TEST(MetricsTest, AnInventedMethodIsNoSeriesOfItsOwn) {

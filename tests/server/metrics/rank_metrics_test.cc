@@ -34,7 +34,7 @@ TEST(RankMetricsTest, RanksAreUpWhenTheGroupIsFormed) {
 
 TEST(RankMetricsTest, AnOutageIsCountedOnceHoweverManyRanksAreLost) {
   FakeClock clock;
-  RankMetrics metrics("stories", {0, 0}, &clock);
+  RankMetrics metrics("stories", {0, 0}, {}, &clock);
   metrics.OnFormed(1);
   clock.now_ns = 1'000'000'000;
   metrics.OnLost(1, "killed");
@@ -56,7 +56,7 @@ TEST(RankMetricsTest, AnOutageIsCountedOnceHoweverManyRanksAreLost) {
 
 TEST(RankMetricsTest, AGroupThatBreaksIsAnOutageWithoutALoss) {
   FakeClock clock;
-  RankMetrics metrics("stories", {0, 0}, &clock);
+  RankMetrics metrics("stories", {0, 0}, {}, &clock);
   metrics.OnBroken();  // at the start: none
   clock.now_ns = 1'000'000'000;
   metrics.OnFormed(1);
@@ -73,6 +73,17 @@ TEST(RankMetricsTest, ALostRankIsDown) {
   const std::string text = metrics.Serialize();
   EXPECT_THAT(text, HasSubstr(R"(nibble:rank_up{model_name="stories",node="0",rank="1"} 0)"));
   EXPECT_THAT(text, HasSubstr(R"(nibble:rank_up{model_name="stories",node="0",rank="0"} 1)"));
+}
+
+TEST(RankMetricsTest, LossesAreCountedFromZero) {
+  RankMetrics metrics("stories", {0, 1}, {"killed", "silent"});
+  const std::string of_rank =
+      R"(nibble:rank_losses_total{model_name="stories",node="1",rank="1",reason=)";
+  EXPECT_THAT(metrics.Serialize(), HasSubstr(of_rank + R"("silent"} 0)"));
+  metrics.OnLost(1, "silent");
+  const std::string text = metrics.Serialize();
+  EXPECT_THAT(text, HasSubstr(of_rank + R"("silent"} 1)"));
+  EXPECT_THAT(text, HasSubstr(of_rank + R"("killed"} 0)"));
 }
 
 TEST(RankMetricsTest, TheAllReduceIsToldAsLabels) {
