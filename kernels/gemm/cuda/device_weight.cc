@@ -11,17 +11,6 @@
 #include "kernels/gemm/cuda/packing.h"
 
 namespace nibble::kernels::cuda {
-namespace {
-
-template <typename T>
-absl::StatusOr<gpu::DeviceBuffer<T>> Upload(const std::vector<T>& host, cudaStream_t stream) {
-  NIBBLE_ASSIGN_OR_RETURN(auto device, gpu::DeviceBuffer<T>::Create(host.size()));
-  NIBBLE_RETURN_IF_ERROR(
-      gpu::CopyToDevice(device.data(), host.data(), device.size_bytes(), stream));
-  return device;
-}
-
-}  // namespace
 
 class WeightUploader {
  public:
@@ -31,9 +20,8 @@ class WeightUploader {
     weight->desc_ = host.desc;
     weight->layout_ = host.layout;
     weight->has_zero_points_ = host.has_zero_points;
-    NIBBLE_ASSIGN_OR_RETURN(weight->codes_, Upload(host.codes, stream.get()));
-    NIBBLE_ASSIGN_OR_RETURN(weight->scales_, Upload(host.scales, stream.get()));
-    NIBBLE_RETURN_IF_ERROR(stream.Synchronize());
+    NIBBLE_ASSIGN_OR_RETURN(weight->codes_, gpu::Upload(host.codes, stream.get()));
+    NIBBLE_ASSIGN_OR_RETURN(weight->scales_, gpu::Upload(host.scales, stream.get()));
     return weight;
   }
 };
@@ -93,8 +81,7 @@ absl::StatusOr<GroupedWeights> GroupedWeights::Create(
     entries.push_back({weights[i]->codes(), weights[i]->scales(), weights[i]->zeros()});
   }
   NIBBLE_ASSIGN_OR_RETURN(const gpu::Stream stream, gpu::Stream::Create());
-  NIBBLE_ASSIGN_OR_RETURN(grouped.entries_, Upload(entries, stream.get()));
-  NIBBLE_RETURN_IF_ERROR(stream.Synchronize());
+  NIBBLE_ASSIGN_OR_RETURN(grouped.entries_, gpu::Upload(entries, stream.get()));
   return grouped;
 }
 
