@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/status.h"
 #include "engine/exec/executor.h"
+#include "engine/heartbeat.h"
 #include "engine/request/request.h"
 #include "engine/tokenizer/tokenizer.h"
 
@@ -48,7 +49,7 @@ struct EngineStats {
   int64_t kv_blocks_total = 0;
   int64_t kv_blocks_used = 0;
   int64_t num_steps = 0;
-  int64_t last_step_ns = 0;  // Clock time when the last step ended: the heartbeat
+  int64_t last_step_ns = 0;  // Clock time when the last step ended
   // Since the start: how often the executor lost its KV cache (a rank died), and how many running
   // sequences had to be recomputed for that.
   int64_t num_outages = 0;
@@ -123,6 +124,9 @@ class Engine {
   // OK, or why the engine does not serve: UNAVAILABLE while the executor is not ready, naming what
   // is missing; what failed when it never will be again.
   virtual absl::Status Health() const = 0;
+  // What it is at. Takes no lock: an answer is certain whatever hangs. During an outage, which
+  // Health() tells, no step is possible and the wait goes on.
+  virtual EngineProgress Progress() const = 0;
 
   // No new requests from now on; returns when all are finished or `timeout_ns` is over
   // (DEADLINE_EXCEEDED).

@@ -34,6 +34,7 @@ EngineLoop::EngineLoop(EngineConfig config, const SchedulerConfig& scheduler_con
       tokenizer_(tokenizer),
       observer_(observer),
       clock_(clock),
+      heartbeat_(clock->NowNs()),
       scheduler_(scheduler_config),
       max_steps_in_flight_(static_cast<size_t>(scheduler_config.max_steps_in_flight)),
       step_thread_(std::move(executor), [this] {
@@ -125,6 +126,7 @@ void EngineLoop::BeginStep() {
   }
   NoteAdmissions(step, start_ns);
   PublishStats();
+  if (in_flight_.empty()) heartbeat_.StepBegan(start_ns);
   in_flight_.push_back({std::move(step), start_ns});
   const absl::Status status = step_thread_.Begin(in_flight_.back().step.plan);
   if (status.ok()) return;
@@ -146,6 +148,7 @@ void EngineLoop::FinishOldestStep() {
     FailSteps(status);
     return;
   }
+  heartbeat_.StepEnded(clock_->NowNs(), !in_flight_.empty());
   outage_.reset();
   undelivered_ = scheduler_.Update(done.step, *output);
   NoteTokens(done, undelivered_);
@@ -160,6 +163,7 @@ void EngineLoop::FailSteps(const absl::Status& status) {
     AddCounts(lost.step, &lost_step_);
   }
   in_flight_.clear();
+  heartbeat_.StepEnded(clock_->NowNs(), false);
   nothing_to_plan_ = false;
   if (absl::IsUnavailable(status)) {
     BeginOutage(status);
@@ -297,7 +301,9 @@ void EngineLoop::EndRequest(std::map<RequestId, ActiveRequest>::iterator request
   ended.sink.reset();
 
   const std::lock_guard lock(mutex_);
-  if (--num_unfinished_ == 0) request_left_.notify_all();
+  if (--num_unfinished_ > 0) return;
+  heartbeat_.WorkIsDone();
+  request_left_.notify_all();
 }
 
 void EngineLoop::FailEngine(const absl::Status& error) {

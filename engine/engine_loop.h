@@ -36,6 +36,7 @@
 
 #include "engine/engine.h"
 #include "engine/engine_step_thread.h"
+#include "engine/heartbeat.h"
 #include "engine/output/output_processor.h"
 #include "engine/scheduler/scheduler.h"
 
@@ -54,6 +55,7 @@ class EngineLoop final : public Engine {
   EngineStats Stats() const override;
   const EngineConfig& config() const override { return config_; }
   absl::Status Health() const override;
+  EngineProgress Progress() const override { return heartbeat_.Read(); }
   absl::Status Drain(int64_t timeout_ns) override;
   void Stop() override;
 
@@ -127,6 +129,7 @@ class EngineLoop final : public Engine {
   const Tokenizer* tokenizer_;
   EngineObserver* observer_;  // may be null
   const Clock* clock_;
+  Heartbeat heartbeat_;
 
   // The engine thread's.
   Scheduler scheduler_;

@@ -114,6 +114,7 @@ absl::StatusOr<std::vector<RequestId>> EngineLoop::Submit(std::vector<EngineRequ
     ids.push_back(arrival.sequence.id);
     mailbox_.arrivals.push_back(std::move(arrival));
   }
+  if (num_unfinished_ == 0 && num_new > 0) heartbeat_.WorkCame(clock_->NowNs());
   num_queued_ += num_new;
   num_unfinished_ += num_new;
   mail_came_.notify_one();

@@ -47,6 +47,7 @@ bool EngineLoop::ReadyForSteps() {
     return false;
   }
   if (ready.ok() && outage_->waiting) {
+    heartbeat_.ExecutorCameBack(clock_->NowNs());  // before the outage is told to be over
     log::Info("the executor is ready again after {:.1f} s, {} requests go on",
               Seconds(clock_->NowNs() - outage_->since_ns), scheduler_.num_waiting());
   }

@@ -91,6 +91,10 @@ class FakeEngine final : public engine::Engine {
     const std::lock_guard<std::mutex> lock(mutex_);
     return health;
   }
+  engine::EngineProgress Progress() const override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return progress_;
+  }
   absl::Status Drain(int64_t) override { return absl::OkStatus(); }
   void Stop() override {}
 
@@ -116,6 +120,10 @@ class FakeEngine final : public engine::Engine {
     const std::lock_guard<std::mutex> lock(mutex_);
     stats_ = stats;
   }
+  void SetProgress(const engine::EngineProgress& progress) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    progress_ = progress;
+  }
   // Before requests arrive.
   engine::EngineConfig* mutable_config() { return &config_; }
   void Emit(engine::RequestId id, engine::RequestOutput output) {
@@ -135,6 +143,7 @@ class FakeEngine final : public engine::Engine {
   mutable std::mutex mutex_;
   engine::EngineConfig config_;
   engine::EngineStats stats_;
+  engine::EngineProgress progress_;
   std::map<engine::RequestId, engine::EngineRequest> requests_;
   std::set<engine::RequestId> cancelled_;
   engine::RequestId next_id_ = 0;
