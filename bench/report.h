@@ -46,5 +46,6 @@ class Report {
 double Rounded(double value);
 
 nlohmann::ordered_json ToJson(const Roofline& roofline);
+nlohmann::ordered_json ToJson(const DevicePeaks& peaks);
 
 }  // namespace nibble::bench

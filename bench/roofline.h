@@ -35,6 +35,12 @@ struct Roofline {
   Peak amx_bf16;          // between tile registers
 };
 
+// The same of a device; what its kernels are measured against.
+struct DevicePeaks {
+  double read_bytes_per_s = 0.0;  // of its memory
+  double int8_op_per_s = 0.0;     // 2 a product
+};
+
 // Owns the buffers that the loops read. `pool` must outlive it.
 class RooflineMeter {
  public:

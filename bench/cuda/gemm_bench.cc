@@ -14,7 +14,7 @@
 #include "base/cuda/buffer.h"
 #include "base/cuda/device.h"
 #include "base/cuda/stream.h"
-#include "bench/cuda/device_peaks.h"
+#include "bench/cuda/device_meter.h"
 #include "bench/cuda_gemm_bench.h"
 #include "bench/report.h"
 #include "bench/timing.h"
@@ -30,8 +30,6 @@ using kernels::cuda::CublasLt;
 using kernels::cuda::DeviceMatrix;
 using kernels::cuda::DeviceWeight;
 
-// Copies of a weight together take this many second-level caches.
-constexpr int64_t kRotatedCaches = 3;
 constexpr int kMaxCopies = 64;
 
 int64_t RoundUp(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
@@ -86,78 +84,23 @@ class Device {
  public:
   static absl::StatusOr<std::unique_ptr<Device>> Create(const CudaGemmBenchOptions& options) {
     auto device = std::make_unique<Device>();
-    NIBBLE_ASSIGN_OR_RETURN(const std::vector<gpu::DeviceCaps> devices, gpu::ListDevices());
-    if (devices.empty()) return Unavailable("--device cuda: no CUDA device on this host");
-    device->caps_ = devices[0];
-    NIBBLE_ASSIGN_OR_RETURN(device->stream_, gpu::Stream::Create());
-    NIBBLE_ASSIGN_OR_RETURN(device->sink_, gpu::DeviceBuffer<uint32_t>::Create(1));
+    NIBBLE_ASSIGN_OR_RETURN(device->meter_,
+                            DeviceMeter::Create(0, {.seconds = options.seconds,
+                                                    .min_runs = options.min_runs,
+                                                    .rotated_bytes = options.rotated_bytes,
+                                                    .peak_rounds = options.peak_rounds}));
     auto lt = CublasLt::Open();
     if (lt.ok()) {
       device->lt_ = *std::move(lt);
     } else {
       device->why_no_lt_ = std::string(lt.status().message());
     }
-    device->options_ = options;
     device->max_m_ = *std::max_element(options.m.begin(), options.m.end());
     return device;
   }
 
-  const gpu::DeviceCaps& caps() const { return caps_; }
+  const DeviceMeter& meter() const { return meter_; }
   const std::string& why_no_lt() const { return why_no_lt_; }
-  int64_t rotated_bytes() const {
-    return options_.rotated_bytes > 0 ? options_.rotated_bytes : kRotatedCaches * caps_.l2_bytes;
-  }
-
-  // Seconds of one call of `body`, which is given 0, 1, ...: captured, launched several times.
-  absl::StatusOr<Timing> Measure(int calls, double seconds,
-                                 const std::function<absl::Status(int)>& body) {
-    NIBBLE_RETURN_IF_ERROR(body(0));  // whatever is loaded or chosen at the first call
-    NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());
-    NIBBLE_RETURN_IF_ERROR(gpu::GraphExec::BeginCapture(stream_.get()));
-    absl::Status status;
-    for (int i = 0; i < calls && status.ok(); ++i) status = body(i);
-    auto graph = gpu::GraphExec::EndCapture(stream_.get());
-    NIBBLE_RETURN_IF_ERROR(status);
-    NIBBLE_RETURN_IF_ERROR(graph.status());
-    NIBBLE_ASSIGN_OR_RETURN(const gpu::Event begin, gpu::Event::Create(/*timing=*/true));
-    NIBBLE_ASSIGN_OR_RETURN(const gpu::Event end, gpu::Event::Create(/*timing=*/true));
-    NIBBLE_RETURN_IF_ERROR(graph->Launch(stream_.get()));
-    std::vector<double> runs;
-    double total = 0.0;
-    while (static_cast<int>(runs.size()) < options_.min_runs || total < seconds) {
-      NIBBLE_RETURN_IF_ERROR(begin.Record(stream_.get()));
-      NIBBLE_RETURN_IF_ERROR(graph->Launch(stream_.get()));
-      NIBBLE_RETURN_IF_ERROR(end.Record(stream_.get()));
-      NIBBLE_RETURN_IF_ERROR(end.Synchronize());
-      NIBBLE_ASSIGN_OR_RETURN(const float ms, gpu::ElapsedMs(begin, end));
-      total += std::max<double>(static_cast<double>(ms), 1e-3) * 1e-3;
-      runs.push_back(static_cast<double>(ms) * 1e-3 / calls);
-    }
-    return Summarize(std::move(runs));
-  }
-
-  absl::StatusOr<double> ReadBytesPerSecond() {
-    const int64_t bytes = RoundUp(2 * rotated_bytes(), 1 << 12);
-    NIBBLE_ASSIGN_OR_RETURN(const auto data,
-                            gpu::DeviceBuffer<uint8_t>::Create(static_cast<size_t>(bytes)));
-    NIBBLE_RETURN_IF_ERROR(gpu::ZeroDevice(data.data(), data.size_bytes(), stream_.get()));
-    NIBBLE_ASSIGN_OR_RETURN(
-        const Timing timing, Measure(options_.calls, options_.seconds, [&](int) {
-          return LaunchRead(data.data(), bytes, sink_.data(), caps_, stream_.get());
-        }));
-    return static_cast<double>(bytes) / timing.best_s;
-  }
-
-  absl::StatusOr<double> Int8OpsPerSecond() {
-    double ops = 0.0;
-    NIBBLE_ASSIGN_OR_RETURN(
-        const Timing timing, Measure(1, options_.seconds, [&](int) -> absl::Status {
-          NIBBLE_ASSIGN_OR_RETURN(
-              ops, LaunchInt8Peak(options_.peak_rounds, sink_.data(), caps_, stream_.get()));
-          return absl::OkStatus();
-        }));
-    return ops / timing.best_s;
-  }
 
   // Buffers for a shape; what was there is gone.
   absl::Status Prepare(const CudaGemmShape& shape) {
@@ -166,8 +109,9 @@ class Device {
     n_stride_ = RoundUp(shape.n, 8);
     const auto a = RandomBf16(static_cast<size_t>(max_m_ * k_stride_), 1);
     NIBBLE_ASSIGN_OR_RETURN(a_, gpu::DeviceBuffer<uint16_t>::Create(a.size()));
-    NIBBLE_RETURN_IF_ERROR(gpu::CopyToDevice(a_.data(), a.data(), a_.size_bytes(), stream_.get()));
-    NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());
+    NIBBLE_RETURN_IF_ERROR(
+        gpu::CopyToDevice(a_.data(), a.data(), a_.size_bytes(), meter_.stream()));
+    NIBBLE_RETURN_IF_ERROR(meter_.Synchronize());
     NIBBLE_ASSIGN_OR_RETURN(a8_, gpu::DeviceBuffer<int8_t>::Create(a.size()));
     NIBBLE_ASSIGN_OR_RETURN(a8_scales_,
                             gpu::DeviceBuffer<float>::Create(static_cast<size_t>(max_m_)));
@@ -188,41 +132,42 @@ class Device {
       NIBBLE_ASSIGN_OR_RETURN(auto weight, pack());
       bytes += static_cast<int64_t>(weight->size_bytes());
       copies->push_back(std::move(weight));
-    } while (bytes < rotated_bytes() && std::ssize(*copies) < kMaxCopies);
+    } while (bytes < meter_.rotated_bytes() && std::ssize(*copies) < kMaxCopies);
     const GemmDesc desc = copies->front()->desc();
-    NIBBLE_RETURN_IF_ERROR(kernels::cuda::Supports(desc, caps_));
+    NIBBLE_RETURN_IF_ERROR(kernels::cuda::Supports(desc, meter_.caps()));
     // Dense weights: cuBLASLt, or what runs without it.
     CublasLt* const lt = takes_int8 ? nullptr : lt_.get();
-    const int64_t workspace = kernels::cuda::WorkspaceBytes(desc, max_m_, caps_, lt != nullptr);
+    const int64_t workspace =
+        kernels::cuda::WorkspaceBytes(desc, max_m_, meter_.caps(), lt != nullptr);
     NIBBLE_RETURN_IF_ERROR(ReserveWorkspace(workspace));
-    return Subject{.name = std::move(name),
-                   .weight_bytes = static_cast<int64_t>(copies->front()->size_bytes()),
-                   .peak_factor = takes_int8 ? 1.0 : 0.5,
-                   .num_copies = static_cast<int>(copies->size()),
-                   .run = [this, copies, lt, takes_int8](int64_t m, int copy) -> absl::Status {
-                     if (takes_int8) NIBBLE_RETURN_IF_ERROR(Quantize(m));
-                     return kernels::cuda::Run(
-                         *(*copies)[static_cast<size_t>(copy)],
-                         {.m = m, .a = A(), .a8 = A8(), .bias = nullptr, .d = D()},
-                         {.caps = caps_,
-                          .cublaslt = lt,
-                          .workspace = workspace_.data(),
-                          .workspace_bytes = static_cast<int64_t>(workspace_.size())},
-                         stream_.get());
-                   },
-                   .kernel =
-                       [this, desc, lt](int64_t m) {
-                         const auto plan = kernels::cuda::Choose(desc, m, caps_, lt != nullptr);
-                         return fmt::format("{} n{} k/{}", kernels::cuda::ToString(plan.kernel),
-                                            plan.tile_n, plan.split_k);
-                       }};
+    return Subject{
+        .name = std::move(name),
+        .weight_bytes = static_cast<int64_t>(copies->front()->size_bytes()),
+        .peak_factor = takes_int8 ? 1.0 : 0.5,
+        .num_copies = static_cast<int>(copies->size()),
+        .run = [this, copies, lt, takes_int8](int64_t m, int copy) -> absl::Status {
+          if (takes_int8) NIBBLE_RETURN_IF_ERROR(Quantize(m));
+          return kernels::cuda::Run(*(*copies)[static_cast<size_t>(copy)],
+                                    {.m = m, .a = A(), .a8 = A8(), .bias = nullptr, .d = D()},
+                                    {.caps = meter_.caps(),
+                                     .cublaslt = lt,
+                                     .workspace = workspace_.data(),
+                                     .workspace_bytes = static_cast<int64_t>(workspace_.size())},
+                                    meter_.stream());
+        },
+        .kernel =
+            [this, desc, lt](int64_t m) {
+              const auto plan = kernels::cuda::Choose(desc, m, meter_.caps(), lt != nullptr);
+              return fmt::format("{} n{} k/{}", kernels::cuda::ToString(plan.kernel), plan.tile_n,
+                                 plan.split_k);
+            }};
   }
 
   // cuBLASLt's int8 product, then the scales.
   absl::StatusOr<Subject> LtInt8Subject() {
     const int64_t bytes = shape_.n * k_stride_;
-    const auto num_copies =
-        static_cast<int>(std::clamp<int64_t>((rotated_bytes() + bytes - 1) / bytes, 1, kMaxCopies));
+    const auto num_copies = static_cast<int>(
+        std::clamp<int64_t>((meter_.rotated_bytes() + bytes - 1) / bytes, 1, kMaxCopies));
     auto weights = std::make_shared<gpu::DeviceBuffer<int8_t>>();
     auto scales = std::make_shared<gpu::DeviceBuffer<float>>();
     const auto host = RandomBytes<int8_t>(static_cast<size_t>(bytes), 2);
@@ -231,29 +176,30 @@ class Device {
         *weights, gpu::DeviceBuffer<int8_t>::Create(host.size() * static_cast<size_t>(num_copies)));
     NIBBLE_ASSIGN_OR_RETURN(*scales, gpu::DeviceBuffer<float>::Create(ones.size()));
     for (int i = 0; i < num_copies; ++i) {
-      NIBBLE_RETURN_IF_ERROR(
-          gpu::CopyToDevice(weights->data() + i * bytes, host.data(), host.size(), stream_.get()));
+      NIBBLE_RETURN_IF_ERROR(gpu::CopyToDevice(weights->data() + i * bytes, host.data(),
+                                               host.size(), meter_.stream()));
     }
     NIBBLE_RETURN_IF_ERROR(
-        gpu::CopyToDevice(scales->data(), ones.data(), scales->size_bytes(), stream_.get()));
-    NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());
+        gpu::CopyToDevice(scales->data(), ones.data(), scales->size_bytes(), meter_.stream()));
+    NIBBLE_RETURN_IF_ERROR(meter_.Synchronize());
     NIBBLE_RETURN_IF_ERROR(ReserveWorkspace(kernels::cuda::LtInt8WorkspaceBytes(max_m_, shape_.n)));
     return Subject{.name = "w8a8-cublaslt",
                    .weight_bytes = bytes,
                    .num_copies = num_copies,
                    .run = [this, weights, scales, bytes](int64_t m, int copy) -> absl::Status {
                      NIBBLE_RETURN_IF_ERROR(Quantize(m));
-                     return kernels::cuda::MultiplyInt8(
-                         lt_.get(),
-                         {.m = m,
-                          .n = shape_.n,
-                          .k = shape_.k,
-                          .a = A8(),
-                          .b = weights->data() + copy * bytes,
-                          .b_stride = k_stride_,
-                          .scales = scales->data(),
-                          .d = D()},
-                         workspace_.data(), static_cast<int64_t>(workspace_.size()), stream_.get());
+                     return kernels::cuda::MultiplyInt8(lt_.get(),
+                                                        {.m = m,
+                                                         .n = shape_.n,
+                                                         .k = shape_.k,
+                                                         .a = A8(),
+                                                         .b = weights->data() + copy * bytes,
+                                                         .b_stride = k_stride_,
+                                                         .scales = scales->data(),
+                                                         .d = D()},
+                                                        workspace_.data(),
+                                                        static_cast<int64_t>(workspace_.size()),
+                                                        meter_.stream());
                    },
                    .kernel = [](int64_t) { return "cublaslt"; }};
   }
@@ -268,7 +214,7 @@ class Device {
   }
   absl::Status Quantize(int64_t m) {
     return kernels::cuda::QuantizeRows(A(), m, shape_.k, {.values = {}, .quantized = A8()}, nullptr,
-                                       stream_.get());
+                                       meter_.stream());
   }
   absl::Status ReserveWorkspace(int64_t bytes) {
     if (static_cast<int64_t>(workspace_.size()) >= bytes) return absl::OkStatus();
@@ -277,16 +223,13 @@ class Device {
     return absl::OkStatus();
   }
 
-  CudaGemmBenchOptions options_;
-  gpu::DeviceCaps caps_;
-  gpu::Stream stream_;
+  DeviceMeter meter_;
   std::unique_ptr<CublasLt> lt_;
   std::string why_no_lt_;
   int64_t max_m_ = 0;
   CudaGemmShape shape_;
   int64_t k_stride_ = 0;
   int64_t n_stride_ = 0;
-  gpu::DeviceBuffer<uint32_t> sink_;
   gpu::DeviceBuffer<uint16_t> a_;
   gpu::DeviceBuffer<int8_t> a8_;
   gpu::DeviceBuffer<float> a8_scales_;
@@ -337,8 +280,7 @@ std::vector<std::pair<std::string, std::function<absl::StatusOr<Subject>()>>> Su
 absl::StatusOr<nlohmann::ordered_json> RunCudaGemmBench(const CudaGemmBenchOptions& options,
                                                         ThreadPool* pool, std::FILE* table) {
   NIBBLE_ASSIGN_OR_RETURN(const auto device, Device::Create(options));
-  NIBBLE_ASSIGN_OR_RETURN(const double read, device->ReadBytesPerSecond());
-  NIBBLE_ASSIGN_OR_RETURN(const double int8, device->Int8OpsPerSecond());
+  NIBBLE_ASSIGN_OR_RETURN(const DevicePeaks peaks, device->meter().MeasurePeaks());
   Report report("gemm",
                 {{"shape", "shape", 14},
                  {"variant", "variant", 15},
@@ -364,8 +306,9 @@ absl::StatusOr<nlohmann::ordered_json> RunCudaGemmBench(const CudaGemmBenchOptio
         const int64_t m = options.m[i];
         NIBBLE_ASSIGN_OR_RETURN(
             const Timing timing,
-            device->Measure(std::max(options.calls, subject.num_copies), options.seconds,
-                            [&](int call) { return subject.run(m, call % subject.num_copies); }));
+            device->meter().Measure(std::max(options.calls, subject.num_copies), [&](int call) {
+              return subject.run(m, call % subject.num_copies);
+            }));
         const double seconds = timing.median_s;
         const auto bytes = static_cast<double>(subject.weight_bytes);
         const double ops = 2.0 * static_cast<double>(m * shape.n * shape.k);
@@ -380,9 +323,10 @@ absl::StatusOr<nlohmann::ordered_json> RunCudaGemmBench(const CudaGemmBenchOptio
             {"median_us", Rounded(seconds * 1e6)},
             {"best_us", Rounded(timing.best_s * 1e6)},
             {"gb_per_s", Rounded(bytes / seconds * 1e-9)},
-            {"share_of_read", Rounded(bytes / seconds / read)},
+            {"share_of_read", Rounded(bytes / seconds / peaks.read_bytes_per_s)},
             {"top_per_s", Rounded(ops / seconds * 1e-12)},
-            {"share_of_peak", Rounded(ops / seconds / (int8 * subject.peak_factor))}};
+            {"share_of_peak",
+             Rounded(ops / seconds / (peaks.int8_op_per_s * subject.peak_factor))}};
         if (variant.starts_with("bf16")) bf16_s[i] = seconds;
         if (bf16_s[i] > 0.0) row["times_bf16"] = Rounded(bf16_s[i] / seconds);
         report.Add(std::move(row));
@@ -392,16 +336,9 @@ absl::StatusOr<nlohmann::ordered_json> RunCudaGemmBench(const CudaGemmBenchOptio
   if (!any) {
     return InvalidArgument("--filter '{}': no variant has it in its name", options.filter);
   }
-  nlohmann::ordered_json members = {{"device",
-                                     {{"name", device->caps().name},
-                                      {"sm", device->caps().sm},
-                                      {"num_sms", device->caps().num_sms},
-                                      {"l2_bytes", device->caps().l2_bytes}}}};
+  nlohmann::ordered_json members = {{"device", device->meter().Describe()}};
   if (!device->has_lt()) members["cublaslt"] = device->why_no_lt();
-  return report.Finish(
-      pool->num_threads(),
-      {{"read_gb_per_s", Rounded(read * 1e-9)}, {"int8_top_per_s", Rounded(int8 * 1e-12)}},
-      members);
+  return report.Finish(pool->num_threads(), ToJson(peaks), members);
 }
 
 }  // namespace nibble::bench
