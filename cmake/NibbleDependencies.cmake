@@ -30,6 +30,7 @@ add_library(nibble::utf8proc ALIAS nibble_utf8proc)
 
 if(NIBBLE_SERVER)
   find_package(Boost 1.81 REQUIRED)          # Beast: HTTP
+  find_package(OpenSSL REQUIRED)             # TLS; gRPC's CMake package asks for it too
   add_library(nibble_beast INTERFACE)
   target_link_libraries(nibble_beast INTERFACE Boost::headers)
   if(NIBBLE_SANITIZE STREQUAL "thread" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
@@ -39,7 +40,6 @@ if(NIBBLE_SERVER)
   add_library(nibble::beast ALIAS nibble_beast)
 endif()
 if(NIBBLE_SERVER AND NIBBLE_GRPC)
-  find_package(OpenSSL REQUIRED)             # gRPC's CMake package asks for it
   find_package(Protobuf REQUIRED)
   find_package(gRPC REQUIRED CONFIG)
   find_package(CLI11 REQUIRED CONFIG)

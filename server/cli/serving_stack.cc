@@ -165,10 +165,9 @@ absl::Status ServingStack::StartHttp() {
   };
   api_ = std::make_unique<server::OpenAiApi>(service_.get(), std::move(api_config));
   api_->Register(http_.get());
-  http_->SetObserver(
-      [this](std::string_view handler, std::string_view method, int status, double seconds) {
-        metrics_->OnHttp(handler, method, status, seconds);
-      });
+  http_->SetObserver([this](const server::HttpOutcome& outcome) {
+    metrics_->OnHttp(outcome.route, outcome.method, outcome.status, outcome.seconds);
+  });
   return http_->Start();
 }
 

@@ -9,18 +9,16 @@
 #include <optional>
 #include <utility>
 
-#include "boost/asio/buffer.hpp"
-#include "boost/asio/post.hpp"
-#include "boost/beast/http/error.hpp"
-#include "boost/beast/http/parser.hpp"
-#include "boost/beast/http/string_body.hpp"
 #include "fmt/core.h"
+
+#include "base/host_port.h"
+#include "server/request_log/request_trace.h"
+#include "server/tls/tls_source.h"
 
 namespace nibble::server {
 namespace {
 
 namespace asio = boost::asio;
-namespace http = boost::beast::http;
 using boost::system::error_code;
 using std::chrono::steady_clock;
 
@@ -34,52 +32,19 @@ constexpr std::chrono::seconds kRestInterval{1};
 // Below this a request is read even when all together hold too much.
 constexpr int64_t kAlwaysTaken = int64_t{16} << 10;
 
-std::string_view View(boost::beast::string_view view) { return {view.data(), view.size()}; }
+// Of a write in one go; then others on the thread have their turn.
+constexpr size_t kWriteTurn = size_t{256} << 10;
 
-bool EqualsIgnoreCase(std::string_view a, std::string_view b) {
-  return boost::beast::iequals({a.data(), a.size()}, {b.data(), b.size()});
-}
-
-std::string Lower(std::string_view text) {
-  std::string result(text);
-  std::transform(result.begin(), result.end(), result.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
-  return result;
-}
+constexpr std::string_view kPlainHttpAnswer =
+    "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 43\r\n"
+    "Connection: close\r\n\r\nThis port speaks TLS: use an https address.";
 
 }  // namespace
 
-ServerState::Routes::const_iterator ServerState::FindRoute(const std::string& path) const {
-  auto route = routes.find(path);
-  for (size_t slash = path.rfind('/'); route == routes.end() && slash != std::string::npos;
-       slash = slash == 0 ? std::string::npos : path.rfind('/', slash - 1)) {
-    route = routes.find(path.substr(0, slash + 1) + "*");
-  }
-  return route;
-}
-
-bool IoThread::Post(std::function<void()> task) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (refuse_posts_) return false;
-  asio::post(context, std::move(task));
-  return true;
-}
-
-void IoThread::RefusePosts() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  refuse_posts_ = true;
-}
-
-struct Connection::Request {
-  http::request_parser<http::string_body> parser;
-  bool header_checked = false;
-  RequestTarget target;
-};
-
 Connection::Connection(asio::ip::tcp::socket socket, std::shared_ptr<IoThread> io,
                        std::shared_ptr<ServerState> server)
-    : socket_(std::move(socket)),
-      timer_(io->context),
+    : stream_(std::move(socket)),
+      deadline_(io->context),
       rest_timer_(io->context),
       io_(std::move(io)),
       server_(std::move(server)),
@@ -89,29 +54,46 @@ Connection::~Connection() = default;
 
 void Connection::Start() {
   error_code ignored;
-  const auto endpoint = socket_.remote_endpoint(ignored);
-  if (!ignored) remote_address_ = endpoint.address().to_string(ignored);
-  socket_.non_blocking(true, ignored);
-  socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
-  socket_.set_option(asio::socket_base::keep_alive(true), ignored);  // peers that vanish silently
+  HttpStream::Socket& socket = stream_.socket();
+  const auto endpoint = socket.remote_endpoint(ignored);
+  if (!ignored) {
+    remote_address_ = HostAndPort(endpoint.address().to_string(ignored), endpoint.port());
+  }
+  socket.non_blocking(true, ignored);
+  socket.set_option(asio::ip::tcp::no_delay(true), ignored);
+  socket.set_option(asio::socket_base::keep_alive(true), ignored);  // peers that vanish silently
 
-  const int64_t limit = server_->config.max_connections;
-  counted_ = server_->num_connections.fetch_add(1) < limit;
+  if (server_->config.tls != nullptr && !StartHandshake()) return;  // the socket closes with us
+  counted_ = server_->num_connections.fetch_add(1) < server_->config.max_connections;
   if (!counted_) {
     server_->num_connections.fetch_sub(1);
-    if (io_->num_refusing >= kMaxRefusing) return;  // the socket closes with us
+    if (io_->num_refusing >= kMaxRefusing) return EndHandshake();
     ++io_->num_refusing;
   }
   io_->connections.insert(shared_from_this());
-  SetDeadline(std::chrono::seconds(server_->config.read_timeout_seconds));
+  deadline_.Attach(weak_from_this(),
+                   [](void* owner) { static_cast<Connection*>(owner)->OnTimeout(); });
+  if (state_ == State::kHandshaking) {
+    deadline_.Set(std::chrono::seconds(server_->config.handshake_timeout_seconds));
+    WaitForInput();
+  } else {
+    BeginReading();
+  }
+}
+
+void Connection::BeginReading() {
+  state_ = State::kReading;
+  SetReadDeadline();
   WaitForInput();
   if (!counted_) {
-    Refuse(503, fmt::format("too many connections, the limit is {}", limit));
+    Refuse(503,
+           fmt::format("too many connections, the limit is {}", server_->config.max_connections));
   }
 }
 
 void Connection::Close() {
   if (state_ == State::kClosed) return;
+  EndHandshake();
   state_ = State::kClosed;
   const std::shared_ptr<Connection> self = shared_from_this();  // io_->connections may be the last
   if (exchange_ != nullptr) {
@@ -119,11 +101,10 @@ void Connection::Close() {
     exchange_->Detach();
     exchange_.reset();
   }
-  error_code ignored;
-  socket_.close(ignored);
-  timer_.cancel();
+  stream_.Close();
+  deadline_.Cancel();
   rest_timer_.cancel();
-  request_.reset();
+  reader_.reset();
   DropInput();
   if (counted_) {
     server_->num_connections.fetch_sub(1);
@@ -134,31 +115,81 @@ void Connection::Close() {
 }
 
 void Connection::CloseIfIdle() {
-  if (state_ == State::kReading && request_ == nullptr && input_.empty()) Close();
+  if (state_ == State::kReading && reader_ == nullptr && input_.empty()) CloseCleanly();
+}
+
+void Connection::CloseCleanly() {
+  stream_.EndWriting();
+  Close();
+}
+
+// --- TLS -----------------------------------------------------------------------------------------
+
+bool Connection::StartHandshake() {
+  // Handshakes cost more than requests, and whoever is past the limit could not be told in a way it
+  // understands.
+  if (server_->num_handshakes.fetch_add(1) >= server_->config.max_handshakes ||
+      !stream_.StartTls(server_->config.tls->context().get())) {
+    server_->num_handshakes.fetch_sub(1);
+    return false;
+  }
+  state_ = State::kHandshaking;
+  return true;
+}
+
+void Connection::EndHandshake() {
+  if (state_ != State::kHandshaking) return;
+  server_->num_handshakes.fetch_sub(1);
+  state_ = State::kReading;
+}
+
+void Connection::ContinueHandshake() {
+  switch (stream_.Handshake()) {
+    case HttpStream::Result::kOk:
+      EndHandshake();
+      return BeginReading();
+    case HttpStream::Result::kWaitReadable:
+      return WaitForInput();
+    case HttpStream::Result::kWaitWritable:
+      return WaitForInput(WaitType::wait_write);
+    case HttpStream::Result::kPlainHttp:
+      return RefusePlainHttp();
+    case HttpStream::Result::kEnd:
+      return Close();
+  }
+}
+
+void Connection::RefusePlainHttp() {
+  EndHandshake();
+  size_t unused = 0;  // the socket's buffer is empty: it takes these bytes
+  stream_.Write(kPlainHttpAnswer.data(), kPlainHttpAnswer.size(), &unused);
+  Linger();
+  WaitForInput();
 }
 
 // --- Input ---------------------------------------------------------------------------------------
 
-void Connection::WaitForInput() {
+void Connection::WaitForInput(WaitType what) {
   // Waiting instead of reading: ten thousand idle connections need no ten thousand buffers.
-  socket_.async_wait(asio::socket_base::wait_read,
-                     [self = shared_from_this()](const error_code& error) {
-                       if (error || self->state_ == State::kClosed) return;
-                       self->OnInput();
-                     });
+  stream_.socket().async_wait(what, [self = shared_from_this()](const error_code& error) {
+    if (error || self->state_ == State::kClosed) return;
+    self->OnInput();
+  });
 }
 
 void Connection::OnInput() {
+  if (state_ == State::kHandshaking) return ContinueHandshake();
   if (HasReadAhead()) return RestInput();
-  error_code error;
-  const size_t size = socket_.read_some(asio::buffer(io_->scratch), error);
-  if (error == asio::error::would_block || error == asio::error::interrupted) {
-    WaitForInput();
-    return;
-  }
-  if (error) {
-    OnInputEnd();
-    return;
+  size_t size = 0;
+  switch (stream_.Read(io_->scratch.data(), io_->scratch.size(), &size)) {
+    case HttpStream::Result::kOk:
+      break;
+    case HttpStream::Result::kWaitReadable:
+      return WaitForInput();
+    case HttpStream::Result::kWaitWritable:
+      return WaitForInput(WaitType::wait_write);
+    default:
+      return OnInputEnd();
   }
   if (state_ != State::kLingering && !discard_input_ && TakeInput(size)) {
     if (state_ == State::kReading) ParseInput();
@@ -183,7 +214,7 @@ void Connection::WatchForEnd() {
   rest_timer_.expires_after(kRestInterval);
   rest_timer_.async_wait([self = shared_from_this()](const error_code& error) {
     if (error || self->state_ == State::kClosed || !self->input_rests_) return;
-    pollfd state = {self->socket_.native_handle(), POLLRDHUP, 0};
+    pollfd state = {self->stream_.socket().native_handle(), POLLRDHUP, 0};
     if (::poll(&state, 1, 0) > 0) {
       self->OnInputEnd();
     } else if (self->HasReadAhead()) {
@@ -232,42 +263,23 @@ void Connection::OnInputEnd() {
 
 void Connection::ParseInput() {
   if (input_.empty()) return;
-  const asio::const_buffer input(input_.data(), input_.size());
-  if (request_ == nullptr) {
-    request_ = std::make_unique<Request>();
-    request_->parser.header_limit(static_cast<uint32_t>(server_->config.max_header_bytes));
-    // Checked by us once the header is in, so that the refusal can name the size.
-    request_->parser.body_limit(boost::none);
+  if (reader_ == nullptr) {
+    const HttpServerConfig& config = server_->config;
+    reader_ = std::make_unique<RequestReader>(RequestReader::Limits{
+        .max_header_bytes = config.max_header_bytes, .max_body_bytes = config.max_body_bytes});
   }
-  auto& parser = request_->parser;
-  while (input_offset_ < input_.size() && !parser.is_done()) {
-    error_code error;
-    try {
-      input_offset_ += parser.put(input + input_offset_, error);
-    } catch (const std::exception& problem) {  // a field longer than Beast's 16-bit lengths
-      return Refuse(431, fmt::format("request header: {}", problem.what()));
-    }
-    if (error == http::error::need_more) {
-      // Also bounds what the parser does not: chunk extensions and trailers.
-      if (static_cast<int64_t>(input_.size() - input_offset_) > server_->config.max_header_bytes) {
-        error = http::error::header_limit;
-      } else {
-        break;
-      }
-    }
-    if (error == http::error::header_limit) {
-      return Refuse(431, fmt::format("request header of more than {} bytes",
-                                     server_->config.max_header_bytes));
-    }
-    if (error == http::error::body_limit) {
-      return Refuse(413, fmt::format("request body of more than {} bytes, the limit",
-                                     server_->config.max_body_bytes));
-    }
-    if (error == http::error::bad_version) return Refuse(505, "want HTTP/1.1 or HTTP/1.0");
-    if (error) return Refuse(400, "malformed HTTP request: " + error.message());
-    if (parser.is_header_done() && !std::exchange(request_->header_checked, true)) {
-      if (!CheckHeader()) return;
-    }
+  const auto read = [this] {
+    return reader_->Read(std::string_view(input_).substr(input_offset_), &input_offset_);
+  };
+  RequestReader::Event event = read();
+  std::optional<HttpRefusal> guarded;
+  if (event == RequestReader::Event::kHead) {
+    guarded = TakeHead();
+    if (!guarded.has_value()) event = read();
+  }
+  if (event == RequestReader::Event::kRefused) {
+    const RequestReader::Refusal refusal = reader_->refusal();
+    return Refuse(refusal.status, refusal.message);
   }
   // Erasing only what is more than the rest moves each byte once at most.
   if (input_offset_ == input_.size()) {
@@ -277,62 +289,57 @@ void Connection::ParseInput() {
     input_.erase(0, input_offset_);
     input_offset_ = 0;
   }
-  if (parser.is_done()) Dispatch();
+  if (guarded.has_value()) {
+    TurnAway(*guarded);
+  } else if (event == RequestReader::Event::kWhole) {
+    Dispatch();
+  }
 }
 
-bool Connection::CheckHeader() {
-  auto& parser = request_->parser;
-  const auto& message = parser.get();
-  const auto refuse = [this](int status, const std::string& text) {
-    Refuse(status, text);
-    return false;
-  };
-  if (message.version() == 11 && message.count(http::field::host) != 1) {
-    return refuse(400, fmt::format("an HTTP/1.1 request has exactly one Host header, not {}",
-                                   message.count(http::field::host)));
+std::optional<HttpRefusal> Connection::TakeHead() {
+  HttpRequest& request = reader_->request();
+  request.id = server_->request_ids.Choose(request.Header(kRequestIdHeader));
+  request.trace = std::make_shared<RequestTrace>();
+  request.arrival = steady_clock::now();
+  request.remote_address = remote_address_;
+  std::optional<HttpRefusal> refusal;
+  if (server_->guard) refusal = server_->guard(request);
+  if (!refusal.has_value() && reader_->expects_continue() && reader_->has_body()) {
+    constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
+    size_t unused = 0;  // no answer is under way, so the socket's buffer has room for these bytes
+    stream_.Write(kContinue.data(), kContinue.size(), &unused);
   }
-  // Anything but plain chunked would be a body of unknown length: the door to request smuggling.
-  if (const size_t codings = message.count(http::field::transfer_encoding); codings > 0) {
-    if (codings > 1 || message.version() == 10) return refuse(400, "bad Transfer-Encoding");
-    if (!EqualsIgnoreCase(View(message[http::field::transfer_encoding]), "chunked")) {
-      return refuse(501, "the only Transfer-Encoding served is chunked");
-    }
-  }
-  auto target = ParseRequestTarget(View(message.target()));
-  if (!target.has_value()) return refuse(400, "malformed request target");
-  request_->target = std::move(*target);
+  return refusal;
+}
 
-  const auto limit = static_cast<uint64_t>(server_->config.max_body_bytes);
-  if (const auto length = parser.content_length(); length.has_value() && *length > limit) {
-    return refuse(413, fmt::format("request body of {} bytes, the limit is {}", *length, limit));
-  }
-  parser.body_limit(limit);
+void Connection::TurnAway(const HttpRefusal& refusal) {
+  Exchange::Info info = RequestInfo();
+  // What is still to come of a body is not read: the connection ends with the answer.
+  discard_input_ = reader_->has_body();
+  info.keep_alive = info.keep_alive && !discard_input_;
+  reader_.reset();
+  if (discard_input_) DropInput();
+  share_.Set(static_cast<int64_t>(input_.size() - input_offset_));
+  BeginAnswer(std::move(info));
+  SendError(refusal.status, refusal.message, refusal.headers);
+}
 
-  const std::string_view expect = View(message[http::field::expect]);
-  if (expect.empty() || message.version() == 10) return true;
-  if (!EqualsIgnoreCase(expect, "100-continue")) {
-    return refuse(417, "the only expectation served is 100-continue");
-  }
-  if (!parser.is_done()) {
-    // No answer is under way, so the socket's buffer has room for these bytes.
-    error_code ignored;
-    socket_.write_some(asio::buffer(std::string_view("HTTP/1.1 100 Continue\r\n\r\n")), ignored);
-  }
-  return true;
+Exchange::Info Connection::RequestInfo() const {
+  const HttpRequest& request = reader_->request();
+  return {.route = "none",
+          .method = request.method,
+          .head_only = request.method == "HEAD",
+          .http_1_0 = reader_->http_1_0(),
+          .keep_alive = reader_->keep_alive() && !server_->draining.load(),
+          .start = request.arrival,
+          .request_id = request.id,
+          .trace = request.trace};
 }
 
 void Connection::Dispatch() {
-  auto message = request_->parser.release();
-  HttpRequest request{.method = std::string(View(message.method_string())),
-                      .path = std::move(request_->target.path),
-                      .query = std::move(request_->target.query),
-                      .remote_address = remote_address_};
-  for (const auto& field : message) {
-    request.headers.emplace_back(Lower(View(field.name_string())),
-                                 std::string(View(field.value())));
-  }
-  request.body = std::move(message.body());
-  request_.reset();
+  Exchange::Info info = RequestInfo();
+  HttpRequest request = std::move(reader_->request());
+  reader_.reset();
   // From here on the handler holds the request, we what came after it.
   const auto rest = static_cast<int64_t>(input_.size() - input_offset_);
   const auto share = std::make_shared<BufferShare>(server_);
@@ -340,12 +347,6 @@ void Connection::Dispatch() {
   share_.Set(rest);
   request.buffer_share = share;
 
-  const bool head = request.method == "HEAD";
-  Exchange::Info info{.route = "none",
-                      .method = request.method,
-                      .head_only = head,
-                      .http_1_0 = message.version() == 10,
-                      .keep_alive = message.keep_alive() && !server_->draining.load()};
   const auto route = server_->FindRoute(request.path);
   if (route == server_->routes.end()) {
     BeginAnswer(std::move(info));
@@ -353,7 +354,7 @@ void Connection::Dispatch() {
   }
   info.route = route->first;
   // A HEAD is answered as its GET would be, without the body.
-  const auto handler = route->second.find(head ? "GET" : request.method);
+  const auto handler = route->second.find(info.head_only ? "GET" : request.method);
   if (handler == route->second.end()) {
     std::string allow;
     for (const auto& [method, unused] : route->second) {
@@ -369,10 +370,15 @@ void Connection::Dispatch() {
 }
 
 void Connection::Refuse(int status, const std::string& message) {
-  request_.reset();
+  reader_.reset();
   DropInput();
   discard_input_ = true;
-  BeginAnswer({.route = "none", .method = "none", .keep_alive = false});
+  BeginAnswer({.route = "none",
+               .method = "none",
+               .keep_alive = false,
+               .start = steady_clock::now(),
+               .request_id = server_->request_ids.Next(),
+               .trace = std::make_shared<RequestTrace>()});
   SendError(status, message, {});
 }
 
@@ -385,8 +391,7 @@ void Connection::SendError(int status, const std::string& message, const HttpHea
 
 void Connection::BeginAnswer(Exchange::Info info) {
   state_ = State::kAnswering;
-  ClearDeadline();
-  info.start = steady_clock::now();
+  deadline_.Clear();
   info.error_body = server_->error_body;
   exchange_ = std::make_shared<Exchange>(std::move(info), io_, this);
 }
@@ -394,43 +399,60 @@ void Connection::BeginAnswer(Exchange::Info info) {
 void Connection::OnExchangeReady() {
   if (state_ != State::kAnswering) return;
   // An aborted answer does not wait for a write that the client may never take.
-  if (!writing_ || exchange_->aborted()) WriteNext();
+  if (exchange_->aborted()) return Abort();
+  if (writing_) return;
+  WriteMore();
 }
 
-void Connection::WriteNext() {
-  if (exchange_->aborted()) return Abort();
-  Exchange::Taken taken = exchange_->Take();
-  output_ = std::move(taken.bytes);
-  output_offset_ = 0;
-  if (!output_.empty()) {
-    writing_ = true;
-    return WriteSome();
+// Writes what there is until it is out, the socket takes no more, or it was much. Every bit of
+// progress moves the deadline: only a client that takes nothing at all is dropped.
+void Connection::WriteMore() {
+  for (size_t num_written = 0; num_written < kWriteTurn;) {
+    if (output_offset_ == output_.size()) {
+      if (exchange_->aborted()) return Abort();
+      Exchange::Taken taken = exchange_->Take();
+      output_ = std::move(taken.bytes);
+      output_offset_ = 0;
+      writing_ = !output_.empty();
+      if (!writing_) {
+        deadline_.Clear();
+        if (taken.finished) OnAnswerDone(taken.close);
+        return;
+      }
+      SetReadDeadline();
+    }
+    size_t size = 0;
+    switch (
+        stream_.Write(output_.data() + output_offset_, output_.size() - output_offset_, &size)) {
+      case HttpStream::Result::kOk:
+        break;
+      case HttpStream::Result::kWaitReadable:
+        return WaitToWrite(WaitType::wait_read);
+      case HttpStream::Result::kWaitWritable:
+        return WaitToWrite(WaitType::wait_write);
+      default:
+        return Close();
+    }
+    num_written += size;
+    output_offset_ += size;
+    exchange_->OnSent(size);
+    SetReadDeadline();
   }
-  ClearDeadline();
-  if (taken.finished) OnAnswerDone(taken.close);
+  WaitToWrite(WaitType::wait_write);
+}
+
+void Connection::WaitToWrite(WaitType what) {
+  stream_.socket().async_wait(what, [self = shared_from_this()](const error_code& error) {
+    if (error || self->state_ == State::kClosed) return;
+    self->WriteMore();
+  });
 }
 
 void Connection::Abort() {
   // A reset, because at the end of an HTTP/1.0 body an ordinary close would look complete.
   error_code ignored;
-  socket_.set_option(asio::socket_base::linger(true, 0), ignored);
+  stream_.socket().set_option(asio::socket_base::linger(true, 0), ignored);
   Close();
-}
-
-void Connection::WriteSome() {
-  // Every bit of progress moves the deadline: only a client that takes nothing at all is dropped.
-  SetDeadline(std::chrono::seconds(server_->config.read_timeout_seconds));
-  socket_.async_write_some(
-      asio::buffer(output_.data() + output_offset_, output_.size() - output_offset_),
-      [self = shared_from_this()](const error_code& error, size_t size) {
-        if (self->state_ == State::kClosed) return;
-        if (error) return self->Close();
-        self->output_offset_ += size;
-        self->exchange_->OnSent(size);
-        if (self->output_offset_ < self->output_.size()) return self->WriteSome();
-        self->writing_ = false;
-        self->WriteNext();
-      });
 }
 
 void Connection::OnAnswerDone(bool close) {
@@ -438,14 +460,15 @@ void Connection::OnAnswerDone(bool close) {
   exchange_->Detach();
   exchange_.reset();
   output_ = std::string();
+  output_offset_ = 0;
   if (!input_open_) return Close();
   if (close || discard_input_) {
     Linger();
   } else if (server_->draining.load() && input_.empty()) {
-    return Close();
+    return CloseCleanly();
   } else {
     state_ = State::kReading;
-    SetDeadline(std::chrono::seconds(server_->config.read_timeout_seconds));
+    SetReadDeadline();
     ParseInput();
   }
   ResumeInput();
@@ -454,47 +477,33 @@ void Connection::OnAnswerDone(bool close) {
 void Connection::Observe() {
   if (!server_->observer) return;
   const Exchange::Info& info = exchange_->info();
-  const int status = exchange_->status() == 0 ? 499 : exchange_->status();
   const std::chrono::duration<double> elapsed = steady_clock::now() - info.start;
-  server_->observer(info.route, info.method, status, elapsed.count());
+  server_->observer({.route = info.route,
+                     .method = info.method,
+                     .status = exchange_->status() == 0 ? 499 : exchange_->status(),
+                     .seconds = elapsed.count(),
+                     .request_id = info.request_id,
+                     .remote_address = remote_address_,
+                     .trace = info.trace.get()});
 }
 
 void Connection::Linger() {
   state_ = State::kLingering;
   DropInput();
-  error_code ignored;
-  socket_.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
-  SetDeadline(kLinger);
+  stream_.EndWriting();
+  deadline_.Set(kLinger);
 }
 
-// --- Deadlines -----------------------------------------------------------------------------------
-
-void Connection::SetDeadline(std::chrono::seconds from_now) {
-  deadline_ = steady_clock::now() + from_now;
-  // A pending timer looks at deadline_ when it fires; it is set anew only when it would fire late.
-  if (!timer_pending_ || timer_.expiry() > deadline_) WaitForTimer();
-}
-
-void Connection::ClearDeadline() { deadline_ = steady_clock::time_point::max(); }
-
-void Connection::WaitForTimer() {
-  timer_pending_ = true;
-  timer_.expires_at(deadline_);
-  timer_.async_wait([self = shared_from_this()](const error_code& error) {
-    if (error || self->state_ == State::kClosed) return;
-    self->timer_pending_ = false;
-    if (self->deadline_ == steady_clock::time_point::max()) return;
-    if (self->deadline_ > steady_clock::now()) return self->WaitForTimer();
-    self->OnTimeout();
-  });
+void Connection::SetReadDeadline() {
+  deadline_.Set(std::chrono::seconds(server_->config.read_timeout_seconds));
 }
 
 void Connection::OnTimeout() {
-  if (state_ == State::kReading && (request_ != nullptr || !input_.empty())) {
+  if (state_ == State::kReading && (reader_ != nullptr || !input_.empty())) {
     return Refuse(408, fmt::format("the request did not arrive within {} seconds",
                                    server_->config.read_timeout_seconds));
   }
-  Close();
+  state_ == State::kReading ? CloseCleanly() : Close();
 }
 
 }  // namespace nibble::server

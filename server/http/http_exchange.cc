@@ -75,7 +75,8 @@ void Exchange::Send(int status, std::string_view content_type, std::string body,
                                             .content_type = content_type,
                                             .content_length = body.size(),
                                             .close = close_,
-                                            .keep_alive = info_.http_1_0 && !close_},
+                                            .keep_alive = info_.http_1_0 && !close_,
+                                            .request_id = info_.request_id},
                                            headers));
     if (info_.head_only) body.clear();
     if (body.size() <= kCopiedBody) {
@@ -99,7 +100,8 @@ void Exchange::StartStream(int status, std::string_view content_type, const Http
     wake = AppendLocked(FormatResponseHead({.status = status,
                                             .content_type = content_type,
                                             .chunked = !info_.http_1_0,
-                                            .close = close_},
+                                            .close = close_,
+                                            .request_id = info_.request_id},
                                            headers));
   }
   if (wake) Wake();

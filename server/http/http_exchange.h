@@ -51,6 +51,8 @@ class Exchange final : public std::enable_shared_from_this<Exchange> {
     bool http_1_0 = false;   // no chunked bodies
     bool keep_alive = true;  // what client and server state allow
     std::chrono::steady_clock::time_point start;
+    std::string request_id;
+    std::shared_ptr<RequestTrace> trace;
     std::shared_ptr<const HttpErrorBody> error_body;
   };
 

@@ -100,6 +100,7 @@ std::string FormatResponseHead(const ResponseHead& head, const HttpHeaders& head
   if (head.chunked) AppendHeader("Transfer-Encoding", "chunked", &out);
   if (head.close) AppendHeader("Connection", "close", &out);
   if (head.keep_alive) AppendHeader("Connection", "keep-alive", &out);
+  if (!head.request_id.empty()) AppendHeader("x-request-id", head.request_id, &out);
   for (const auto& [name, value] : headers) AppendHeader(name, value, &out);
   out.append("\r\n");
   return out;

@@ -20,8 +20,9 @@ struct ResponseHead {
   std::string_view content_type;
   std::optional<size_t> content_length;  // unset: the body has no known length
   bool chunked = false;
-  bool close = false;       // "Connection: close"
-  bool keep_alive = false;  // "Connection: keep-alive", for HTTP/1.0 clients
+  bool close = false;           // "Connection: close"
+  bool keep_alive = false;      // "Connection: keep-alive", for HTTP/1.0 clients
+  std::string_view request_id;  // x-request-id; empty: none
 };
 
 // Status line and headers up to and with the empty line. Control characters in header values become

@@ -47,6 +47,8 @@ absl::Status ValidateConfig(const HttpServerConfig& config) {
   check("max_connections", config.max_connections, 1, int64_t{1} << 30);
   check("max_buffered_bytes", config.max_buffered_bytes, 1, int64_t{1} << 50);
   check("read_timeout_seconds", config.read_timeout_seconds, 1, 86400);
+  check("handshake_timeout_seconds", config.handshake_timeout_seconds, 1, 86400);
+  check("max_handshakes", config.max_handshakes, 1, int64_t{1} << 30);
   return problems.empty() ? absl::OkStatus() : absl::InvalidArgumentError(problems);
 }
 
@@ -162,6 +164,14 @@ class BeastHttpServer final : public HttpServer {
   void SetObserver(HttpObserver observer) override { state_->observer = std::move(observer); }
   void SetErrorBody(HttpErrorBody error_body) override {
     state_->error_body = std::make_shared<const HttpErrorBody>(std::move(error_body));
+  }
+  void SetGuard(HttpGuard guard) override { state_->guard = std::move(guard); }
+  std::vector<std::string> Routes() const override {
+    std::vector<std::string> routes;
+    for (const auto& [path, methods] : state_->routes) {
+      for (const auto& [method, unused] : methods) routes.push_back(method + " " + path);
+    }
+    return routes;
   }
 
   absl::Status Start() override;

@@ -5,9 +5,11 @@
 // Boost.Beast stays behind http_connection.cc because its headers cost 20 s per source.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -16,6 +18,9 @@
 #include "base/status.h"
 
 namespace nibble::server {
+
+struct RequestTrace;  // server/request_log/request_trace.h
+class TlsSource;      // server/tls/tls_source.h
 
 struct HttpServerConfig {
   std::string host = "127.0.0.1";
@@ -28,7 +33,10 @@ struct HttpServerConfig {
   // What all connections together may hold of requests that are not answered yet. More: 503, but
   // for requests that are still below 16 KiB, so that probes are answered meanwhile.
   int64_t max_buffered_bytes = int64_t{512} << 20;
-  int read_timeout_seconds = 60;  // for a whole request to arrive; also idle keep-alive
+  int read_timeout_seconds = 60;   // for a whole request to arrive; also idle keep-alive
+  std::shared_ptr<TlsSource> tls;  // null: plain HTTP
+  int handshake_timeout_seconds = 10;
+  int64_t max_handshakes = 1024;  // in progress, of all threads; more: closed
 };
 
 struct HttpRequest {
@@ -38,6 +46,12 @@ struct HttpRequest {
   std::vector<std::pair<std::string, std::string>> headers;  // names in lower case
   std::string body;
   std::string remote_address;
+  // The client's x-request-id if it is 1..256 visible ASCII characters, else made here. Every
+  // answer carries it.
+  std::string id;
+  // What the handler knows and the observer will want to; never null in a handler.
+  std::shared_ptr<RequestTrace> trace;
+  std::chrono::steady_clock::time_point arrival;  // of the whole header
   // The body's share of max_buffered_bytes: given back when the last copy goes. May be null.
   std::shared_ptr<const void> buffer_share;
 
@@ -73,9 +87,25 @@ class HttpResponder {
 // thread.
 using HttpHandler =
     std::function<void(HttpRequest request, std::shared_ptr<HttpResponder> responder)>;
-// What is logged and counted after each answer: handler is the route's path, or "none".
-using HttpObserver = std::function<void(std::string_view handler, std::string_view method,
-                                        int status, double seconds)>;
+// One request at its end.
+struct HttpOutcome {
+  std::string_view route;   // the route's path, "none" where there was none
+  std::string_view method;  // "none" where it was not read
+  int status = 0;           // 499: the client left before
+  double seconds = 0.0;     // since the request's header was there
+  std::string_view request_id;
+  std::string_view remote_address;
+  const RequestTrace* trace = nullptr;  // never null
+};
+using HttpObserver = std::function<void(const HttpOutcome& outcome)>;
+// Looks at every request before its body is read and before its route is looked up: what it returns
+// is answered instead, with the server's form of errors.
+struct HttpRefusal {
+  int status = 0;
+  std::string message;
+  HttpHeaders headers;
+};
+using HttpGuard = std::function<std::optional<HttpRefusal>(const HttpRequest& request)>;
 // Renders the body of errors that the server itself answers (404, 405, 413, 431, 400, 503):
 // {content type, body}.
 using HttpErrorBody =
@@ -93,6 +123,9 @@ class HttpServer {
   virtual void Handle(std::string method, std::string path, HttpHandler handler) = 0;
   virtual void SetObserver(HttpObserver observer) = 0;
   virtual void SetErrorBody(HttpErrorBody error_body) = 0;
+  virtual void SetGuard(HttpGuard guard) = 0;
+  // "GET /health", sorted by path.
+  virtual std::vector<std::string> Routes() const = 0;
 
   // Binds and listens; UNAVAILABLE naming address and cause (in use, not permitted). Raises the
   // process's soft limit of open files to the hard one.

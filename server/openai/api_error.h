@@ -19,6 +19,6 @@ std::string ErrorJson(const absl::Status& status);
 std::string ErrorJson(int http_status, std::string_view message);
 
 // Answers with the status's HTTP status, error body and, where it has one, Retry-After.
-void SendError(HttpResponder* responder, const absl::Status& status, HttpHeaders headers);
+void SendError(HttpResponder* responder, const absl::Status& status, HttpHeaders headers = {});
 
 }  // namespace nibble::server

@@ -3,9 +3,7 @@
 
 #include "server/openai/openai_api.h"
 
-#include <atomic>
 #include <ctime>
-#include <random>
 #include <utility>
 
 #include "fmt/format.h"
@@ -16,21 +14,12 @@
 #include "server/openai/preparation_pool.h"
 #include "server/openai/response_sink.h"
 #include "server/openai/sse_writer.h"
+#include "server/request_log/request_id.h"
 
 namespace nibble::server {
 namespace {
 
 constexpr std::string_view kJson = "application/json";
-constexpr std::string_view kRequestId = "x-request-id";
-
-bool IsPlainId(std::string_view id) {
-  constexpr size_t kMaxIdBytes = 256;
-  if (id.empty() || id.size() > kMaxIdBytes) return false;
-  for (const char c : id) {
-    if (c < 0x21 || c > 0x7e) return false;
-  }
-  return true;
-}
 
 absl::StatusOr<nlohmann::json> ParseBody(const HttpRequest& request) {
   const std::string_view encoding = request.Header("content-encoding");
@@ -48,20 +37,16 @@ class OpenAiApi::Impl : public std::enable_shared_from_this<Impl> {
   Impl(GenerationService* service, OpenAiConfig config)
       : service_(service),
         config_(std::move(config)),
-        id_base_(std::random_device()()),
-        preparation_(config_.num_preparation_threads, config_.max_waiting_preparations) {
-    id_base_ = (id_base_ << 32) | std::random_device()();
-  }
+        preparation_(config_.num_preparation_threads, config_.max_waiting_preparations) {}
 
   void Register(HttpServer* server);
   // Routes keep this object beyond OpenAiApi's life, the service need not live so long.
   void Stop() { preparation_.Stop(); }
 
  private:
-  // One request on its way to an answer: names, headers, where to answer.
+  // One request on its way to an answer.
   struct Call {
-    std::string id;  // 32 hex digits, unique in this process
-    HttpHeaders headers;
+    std::string id;  // of the answer: 32 hex digits, unique in this process
     std::shared_ptr<HttpResponder> responder;
   };
   using Action = absl::Status (Impl::*)(const HttpRequest&, const Call&);
@@ -70,7 +55,6 @@ class OpenAiApi::Impl : public std::enable_shared_from_this<Impl> {
   // Answers now, or on a preparation thread.
   void Handle(Action action, HttpRequest request, std::shared_ptr<HttpResponder> responder);
   void Route(HttpServer* server, const char* method, const std::string& path, Action action);
-  std::string NewId() { return fmt::format("{:016x}{:016x}", id_base_, next_id_.fetch_add(1)); }
   RequestLimits limits() const {
     return {.sampling = SamplingLimitsOf(), .service = service_->limits()};
   }
@@ -97,17 +81,13 @@ class OpenAiApi::Impl : public std::enable_shared_from_this<Impl> {
 
   GenerationService* const service_;
   const OpenAiConfig config_;
-  uint64_t id_base_;  // differs from process to process
-  std::atomic<uint64_t> next_id_{0};
+  RequestIds ids_;
   PreparationPool preparation_;  // last: its tasks use all of the above
 };
 
 void OpenAiApi::Impl::Handle(Action action, HttpRequest request,
                              std::shared_ptr<HttpResponder> responder) {
-  Call call{.id = NewId(), .headers = {}, .responder = std::move(responder)};
-  const std::string_view given = request.Header(kRequestId);
-  call.headers.emplace_back(std::string(kRequestId),
-                            IsPlainId(given) ? std::string(given) : call.id);
+  Call call{.id = ids_.Next(), .responder = std::move(responder)};
   if (static_cast<int64_t>(request.body.size()) <= config_.max_inline_body_bytes) {
     return Answer(action, request, call);
   }
@@ -115,12 +95,12 @@ void OpenAiApi::Impl::Handle(Action action, HttpRequest request,
   const auto shared = std::make_shared<const HttpRequest>(std::move(request));
   const absl::Status status =
       preparation_.Run([this, action, shared, call] { Answer(action, *shared, call); });
-  if (!status.ok()) SendError(call.responder.get(), status, call.headers);
+  if (!status.ok()) SendError(call.responder.get(), status);
 }
 
 void OpenAiApi::Impl::Answer(Action action, const HttpRequest& request, const Call& call) {
   const absl::Status status = (this->*action)(request, call);
-  if (!status.ok()) SendError(call.responder.get(), status, call.headers);
+  if (!status.ok()) SendError(call.responder.get(), status);
 }
 
 void OpenAiApi::Impl::Route(HttpServer* server, const char* method, const std::string& path,
@@ -190,7 +170,6 @@ absl::Status OpenAiApi::Impl::Generate(ApiRequest request, const Call& call) {
                                    .created_unix_seconds = std::time(nullptr),
                                    .model = service_->model().name,
                                    .system_fingerprint = config_.system_fingerprint},
-                        .http_headers = call.headers,
                         .chat = request.chat,
                         .stream = request.stream,
                         .include_usage = request.include_usage,
@@ -229,7 +208,7 @@ absl::Status OpenAiApi::Impl::Tokenize(const HttpRequest& request, const Call& c
     json.append("null");
   }
   json.push_back('}');
-  call.responder->Send(200, kJson, std::move(json), call.headers);
+  call.responder->Send(200, kJson, std::move(json));
   return absl::OkStatus();
 }
 
@@ -241,7 +220,7 @@ absl::Status OpenAiApi::Impl::Detokenize(const HttpRequest& request, const Call&
   std::string json = "{\"prompt\":";
   AppendJsonString(text, &json);
   json.push_back('}');
-  call.responder->Send(200, kJson, std::move(json), call.headers);
+  call.responder->Send(200, kJson, std::move(json));
   return absl::OkStatus();
 }
 
@@ -257,13 +236,12 @@ std::string OpenAiApi::Impl::ModelJson() const {
 }
 
 absl::Status OpenAiApi::Impl::Models(const HttpRequest&, const Call& call) {
-  call.responder->Send(200, kJson, "{\"object\":\"list\",\"data\":[" + ModelJson() + "]}",
-                       call.headers);
+  call.responder->Send(200, kJson, "{\"object\":\"list\",\"data\":[" + ModelJson() + "]}");
   return absl::OkStatus();
 }
 
 absl::Status OpenAiApi::Impl::Model(const HttpRequest&, const Call& call) {
-  call.responder->Send(200, kJson, ModelJson(), call.headers);
+  call.responder->Send(200, kJson, ModelJson());
   return absl::OkStatus();
 }
 
@@ -276,7 +254,7 @@ absl::Status OpenAiApi::Impl::UnknownModel(const HttpRequest& request, const Cal
 
 absl::Status OpenAiApi::Impl::Health(const HttpRequest&, const Call& call) {
   NIBBLE_RETURN_IF_ERROR(service_->Ready());
-  call.responder->Send(200, kJson, "{\"status\":\"ok\"}", call.headers);
+  call.responder->Send(200, kJson, "{\"status\":\"ok\"}");
   return absl::OkStatus();
 }
 
@@ -284,13 +262,12 @@ absl::Status OpenAiApi::Impl::Version(const HttpRequest&, const Call& call) {
   std::string json = "{\"version\":";
   AppendJsonString(config_.version, &json);
   json.push_back('}');
-  call.responder->Send(200, kJson, std::move(json), call.headers);
+  call.responder->Send(200, kJson, std::move(json));
   return absl::OkStatus();
 }
 
 absl::Status OpenAiApi::Impl::Metrics(const HttpRequest&, const Call& call) {
-  call.responder->Send(200, "text/plain; version=0.0.4; charset=utf-8", config_.metrics(),
-                       call.headers);
+  call.responder->Send(200, "text/plain; version=0.0.4; charset=utf-8", config_.metrics());
   return absl::OkStatus();
 }
 

@@ -117,7 +117,7 @@ class StreamSink final : public SinkBase {
 
   void StartOnce() {
     if (std::exchange(started_, true)) return;
-    HttpHeaders headers = options_.http_headers;
+    HttpHeaders headers;
     headers.emplace_back("Cache-Control", "no-cache");
     headers.emplace_back("X-Accel-Buffering", "no");  // proxies that buffer would undo streaming
     responder_->StartStream(200, "text/event-stream; charset=utf-8", std::move(headers));
@@ -194,7 +194,7 @@ class StreamSink final : public SinkBase {
   }
 
   void SendFailure(const absl::Status& status) override {
-    if (!started_) return SendError(responder_.get(), status, options_.http_headers);
+    if (!started_) return SendError(responder_.get(), status);
     // The status line is out; an error event is how OpenAI clients learn of it.
     responder_->Write(SseEvent(ErrorJson(status)));
     responder_->Write(std::string(kSseDone));
@@ -228,7 +228,7 @@ class WholeSink final : public SinkBase {
     if (options_.logprobs) choice.logprobs.Append(output.logprobs, *tokenizer_);
     if (output.finish_reason.has_value()) AppendFinish(output, &choice.finish);
     if (!all_finished()) return;
-    responder_->Send(200, kJson, FormatAnswer(), options_.http_headers);
+    responder_->Send(200, kJson, FormatAnswer());
     choices_.clear();
     End();
   }
@@ -256,7 +256,7 @@ class WholeSink final : public SinkBase {
   }
 
   void SendFailure(const absl::Status& status) override {
-    SendError(responder_.get(), status, options_.http_headers);
+    SendError(responder_.get(), status);
   }
 
   std::vector<Choice> choices_;

@@ -29,7 +29,6 @@ class AnswerSink : public GenerationSink {
 
 struct AnswerOptions {
   AnswerHeader header;
-  HttpHeaders http_headers;
   bool chat = false;
   bool stream = false;
   bool include_usage = false;

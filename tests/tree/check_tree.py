@@ -30,12 +30,15 @@ ALLOWED = {
 }
 # Inside the server: the wire formats do not know each other, and the native path knows neither.
 ALLOWED_SERVER = {
-    "server/http": {"server/http"},
+    "server/http": {"server/http", "server/request_log", "server/tls"},
+    "server/tls": {"server/tls"},
+    "server/request_log": {"server/request_log"},
+    "server/auth": {"server/auth", "server/http"},
     "server/chat": {"server/chat", "server/chat/jinja"},
-    "server/admission": {"server/admission", "server/chat"},
+    "server/admission": {"server/admission", "server/chat", "server/request_log"},
     "server/metrics": {"server/metrics"},
-    "server/openai": {"server/openai", "server/http", "server/admission", "server/chat", "server"},
-    "server/grpc": {"server/grpc", "server/admission", "server"},
+    "server/openai": {"server/openai", "server/http", "server/admission", "server/chat", "server/request_log", "server"},
+    "server/grpc": {"server/grpc", "server/admission", "server/auth", "server/request_log", "server/tls", "server"},
 }
 # Folders below server build without gRPC and without an HTTP library.
 FORBIDDEN_BELOW_SERVER = re.compile(r'#include\s+[<"](grpc|google/protobuf|boost/|nibble/v1/|prometheus/|CLI/)')

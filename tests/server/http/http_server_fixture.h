@@ -38,9 +38,9 @@ class HttpServerTest : public ::testing::Test {
       held_.push_back(std::move(responder));
     });
     server_->Handle("POST", "/drop", [](HttpRequest, std::shared_ptr<HttpResponder>) {});
-    server_->SetObserver([this](std::string_view handler, std::string_view, int status, double) {
+    server_->SetObserver([this](const HttpOutcome& outcome) {
       const std::lock_guard<std::mutex> lock(mutex_);
-      observed_.push_back(std::string(handler) + " " + std::to_string(status));
+      observed_.push_back(std::string(outcome.route) + " " + std::to_string(outcome.status));
     });
     const absl::Status status = server_->Start();
     ASSERT_TRUE(status.ok()) << status;

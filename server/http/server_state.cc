@@ -1,0 +1,33 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/http/server_state.h"
+
+#include <utility>
+
+#include "boost/asio/post.hpp"
+
+namespace nibble::server {
+
+ServerState::Routes::const_iterator ServerState::FindRoute(const std::string& path) const {
+  auto route = routes.find(path);
+  for (size_t slash = path.rfind('/'); route == routes.end() && slash != std::string::npos;
+       slash = slash == 0 ? std::string::npos : path.rfind('/', slash - 1)) {
+    route = routes.find(path.substr(0, slash + 1) + "*");
+  }
+  return route;
+}
+
+bool IoThread::Post(std::function<void()> task) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (refuse_posts_) return false;
+  boost::asio::post(context, std::move(task));
+  return true;
+}
+
+void IoThread::RefusePosts() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  refuse_posts_ = true;
+}
+
+}  // namespace nibble::server
