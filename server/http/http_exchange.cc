@@ -3,6 +3,7 @@
 
 #include "server/http/http_exchange.h"
 
+#include <optional>
 #include <utility>
 
 #include "server/http/http_format.h"
@@ -71,9 +72,12 @@ void Exchange::Send(int status, std::string_view content_type, std::string body,
     state_ = State::kFinished;
     status_ = status;
     std::swap(release, on_disconnect_);
+    // 304 has no body; a length would be that of the answer it stands for.
+    std::optional<size_t> length;
+    if (status != 304) length = body.size();
     wake = AppendLocked(FormatResponseHead({.status = status,
                                             .content_type = content_type,
-                                            .content_length = body.size(),
+                                            .content_length = length,
                                             .close = close_,
                                             .keep_alive = info_.http_1_0 && !close_,
                                             .request_id = info_.request_id},
