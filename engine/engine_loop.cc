@@ -178,6 +178,7 @@ void EngineLoop::NoteAdmissions(const ScheduledStep& step, int64_t now_ns) {
     request.scheduled_ns = now_ns;
     request.num_cached_tokens = admission.num_cached_tokens;
     request.output.set_num_cached_tokens(admission.num_cached_tokens);
+    request.output.set_queue_seconds(Seconds(now_ns - request.queued_ns));
   }
   if (step.first_time.empty()) return;
   const std::lock_guard lock(mutex_);

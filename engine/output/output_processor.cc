@@ -22,6 +22,7 @@ RequestOutput OutputProcessor::NewOutput() const {
   output.num_prompt_tokens = num_prompt_tokens_;
   output.num_cached_tokens = num_cached_tokens_;
   output.num_generated_tokens = num_generated_tokens_;
+  output.queue_seconds = queue_seconds_;
   return output;
 }
 

@@ -34,6 +34,7 @@ class OutputProcessor {
                   std::span<const int32_t> prompt_token_ids);
 
   void set_num_cached_tokens(int64_t count) { num_cached_tokens_ = count; }
+  void set_queue_seconds(double seconds) { queue_seconds_ = seconds; }
   int64_t num_generated_tokens() const { return num_generated_tokens_; }
 
   // The delta of one token. It carries a finish_reason when the token ended the sequence, or when
@@ -57,6 +58,7 @@ class OutputProcessor {
   int64_t min_tokens_;
   int64_t num_prompt_tokens_;
   int64_t num_cached_tokens_ = 0;
+  double queue_seconds_ = -1.0;
   int64_t num_generated_tokens_ = 0;
   std::string held_;           // decoded, not sent
   size_t num_sent_bytes_ = 0;  // offset of held_ in the whole text

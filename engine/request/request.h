@@ -51,6 +51,7 @@ struct RequestOutput {
   int64_t num_prompt_tokens = 0;
   int64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int64_t num_generated_tokens = 0;
+  double queue_seconds = -1.0;  // from Submit to the first step with it; < 0: no step had it yet
 };
 
 // Where a request's deltas go. OnOutput is called from the engine thread, in order, never after the
