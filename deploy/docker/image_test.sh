@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: The nibble authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# image_test.sh [--debian FOLDER] cpu|cuda: makes what `docker build` would make, without a container engine, and leaves the
+# image's root in build/image-test/root-KIND.
+#
+# The base image is a Debian of debootstrap; in it run the RUN lines of the Dockerfile's stage build-KIND, as they stand
+# there, on the files that Dockerfile.dockerignore lets through. Needs root, debootstrap, and a Debian mirror (DEBIAN_MIRROR).
+# --debian names a root of an earlier run, to which nothing is installed that is there already.
+set -euo pipefail
+if [ "${NIBBLE_IMAGE_TEST:-}" != inside ]; then
+  # Mounts below end with this process.
+  NIBBLE_IMAGE_TEST=inside exec unshare --mount --propagation private -- "${BASH_SOURCE[0]}" "$@"
+fi
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$here/../.."
+work=$PWD/build/image-test
+debian=
+if [ "${1:-}" = --debian ]; then debian=$(cd "$2" && pwd); shift 2; fi
+kind=${1:-}
+case $kind in cpu | cuda) ;; *) echo "image_test.sh: want cpu or cuda" >&2; exit 2 ;; esac
+say() { printf '==> %s\n' "$*" >&2; }
+
+if [ -z "$debian" ]; then
+  debian=$work/debian
+  rm -rf "$debian"
+  mkdir -p "$debian"
+  say "debootstrap"
+  debootstrap --variant=minbase bookworm "$debian" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >"$work/debootstrap.log" 2>&1 ||
+    { tail -20 "$work/debootstrap.log" >&2; exit 1; }
+  # As in the base image, where apt finds security updates too.
+  echo "deb ${DEBIAN_SECURITY_MIRROR:-http://deb.debian.org/debian-security} bookworm-security main" >>"$debian/etc/apt/sources.list"
+fi
+
+say "copying the source that Dockerfile.dockerignore lets through"
+rm -rf "$debian/src" "$debian/image" "$debian/cuda"
+mkdir "$debian/src"
+mapfile -t through < <(sed -n 's/^!//p' "$here/Dockerfile.dockerignore")
+git ls-files -co --exclude-standard -z -- "${through[@]}" | xargs -0 cp --parents -t "$debian/src"
+
+mount -t proc proc "$debian/proc"
+mount --rbind /dev "$debian/dev"
+cp -L /etc/resolv.conf "$debian/etc/resolv.conf"
+mkdir -p "$debian/ccache" "${CCACHE_DIR:-$HOME/.cache/ccache}"
+mount --bind "${CCACHE_DIR:-$HOME/.cache/ccache}" "$debian/ccache"
+
+# RUN lines of the stage, without what is BuildKit's. ARGs of the stage have their defaults.
+mapfile -t steps < <(awk -v stage="build-$kind" '
+  $1 == "FROM" {inside = ($4 == stage)}
+  inside && $1 == "RUN" {sub(/^RUN +/, ""); gsub(/--mount=[^ ]+ +/, ""); print}' "$here/Dockerfile")
+[ ${#steps[@]} -gt 0 ] || { echo "image_test.sh: the Dockerfile has no stage build-$kind" >&2; exit 1; }
+for step in "${steps[@]}"; do
+  say "RUN $step"
+  chroot "$debian" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive CCACHE_DIR=/ccache \
+    ${JOBS:+JOBS="$JOBS"} sh -c "cd /src && $step"
+done
+rm -rf "$work/root-$kind"
+cp -a "$debian/image" "$work/root-$kind"
+say "the image's root: $work/root-$kind"

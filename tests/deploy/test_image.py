@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: The nibble authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The image: what its Dockerfile says, and its root file system, made by the same steps and run as a container runtime would.
+
+With `--image-root FOLDER` the root is one that deploy/docker/image_test.sh made; without, one of the binary under test.
+"""
+import json
+import os
+import pathlib
+import re
+import shutil
+import stat
+import subprocess
+
+import pytest
+
+import chart
+import checks
+from nibble_server import ROOT, STORIES
+from ranks import free_port
+from test_binary import Running, get, wait_ready
+
+DOCKER = ROOT / "deploy" / "docker"
+STEPS, RUN_ROOT = DOCKER / "build_steps.sh", DOCKER / "run_root.sh"
+USER = 65532
+MAX_CPU_MEGABYTES = 64
+
+
+@pytest.fixture(scope="module")
+def root(request, nibble, tmp_path_factory):
+    given = request.config.getoption("--image-root")
+    if given is not None:
+        return pathlib.Path(given).resolve()
+    folder = tmp_path_factory.mktemp("image") / "root"
+    subprocess.run([STEPS, "root", "cpu", nibble, folder], check=True)
+    return folder
+
+
+def files_of(root):
+    return [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+
+
+def test_nothing_but_nibble_and_its_libraries(root):
+    programs = {str(path.relative_to(root)) for path in files_of(root) if path.stat().st_mode & stat.S_IXUSR}
+    libraries = {name for name in programs if re.fullmatch(r"usr/lib(64|/x86_64-linux-gnu)/[\w.+-]+\.so[\w.]*", name)}
+    assert programs - libraries == {"usr/bin/nibble"}
+    assert sum(path.stat().st_size for path in files_of(root) if "libnccl" not in path.name and "libcublas" not in path.name) \
+        < MAX_CPU_MEGABYTES << 20
+
+
+def test_every_library_is_found_in_the_root(root):
+    loader = root / "usr" / "lib64" / "ld-linux-x86-64.so.2"
+    for path in [root / "usr/bin/nibble", *(root / "usr/lib/x86_64-linux-gnu").iterdir()]:
+        listed = subprocess.run([loader, "--library-path", root / "usr/lib/x86_64-linux-gnu", "--list", path], check=True,
+                                capture_output=True, text=True).stdout
+        for name, found in re.findall(r"(\S+) => (.*?)(?: \(0x\w+\))?\n", listed):
+            # The loader itself is named by its path in the image.
+            assert found.startswith(str(root)) or name == "/lib64/ld-linux-x86-64.so.2" or "ld-linux" in name, f"{path}: {name} => {found}"
+
+
+def test_owners_and_modes(root):
+    for path in [root, *root.rglob("*")]:
+        mode = path.lstat().st_mode
+        assert not mode & (stat.S_ISUID | stat.S_ISGID), path
+        if not path.is_symlink() and path.name != "tmp":
+            assert not mode & stat.S_IWOTH, path
+    if os.getuid() == 0:
+        owned = {str(path.relative_to(root)) for path in root.rglob("*") if path.lstat().st_uid == USER}
+        assert owned == {"var/cache/nibble", "var/lib/nibble"}
+    assert f"nibble:x:{USER}:{USER}:" in (root / "etc/passwd").read_text()
+
+
+def test_packages_are_described(root):
+    """Scanners look for vulnerable versions here, people for licences."""
+    listed = {line for line in (DOCKER / "runtime_packages.txt").read_text().splitlines() if not line.startswith("#")}
+    assert {path.name for path in (root / "var/lib/dpkg/status.d").iterdir()} == listed
+    for name in listed:
+        assert re.search(r"^Version: \S+", (root / "var/lib/dpkg/status.d" / name).read_text(), re.M)
+        assert (root / "usr/share/doc" / name / "copyright").stat().st_size > 0
+
+
+def test_a_binary_with_other_libraries_is_refused(tmp_path):
+    ended = subprocess.run([STEPS, "root", "cpu", shutil.which("cat"), tmp_path / "root"], capture_output=True, text=True)
+    assert ended.returncode == 1 and "-libgrpc29" in ended.stderr and "runtime_packages.txt" in ended.stderr
+    assert not (tmp_path / "root").exists()
+
+
+def can_mount():
+    return os.getuid() == 0 and subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounting needs root")
+def test_it_serves_read_only_and_without_rights(root):
+    """With the arguments of the chart's pods, in the image's root."""
+    (_, template), = checks.templates(chart.render({"options": {"device": "cpu", "max-model-len": 512}}))
+    ports = {"port": free_port(), "grpc-port": free_port(), "health-port": free_port()}
+    arguments = list(checks.container(template)["args"])
+    for name, port in ports.items():
+        arguments[arguments.index(f"--{name}") + 1] = str(port)
+    arguments[arguments.index("--host") + 1] = "127.0.0.1"
+
+    class Pod:
+        command = [str(RUN_ROOT), str(root), "--bind", f"{STORIES}:/models", "--", "/usr/bin/nibble", *arguments]
+        environment = {}
+    with Running([Pod]) as running:
+        wait_ready(running, template, ports["health-port"])
+        status, text = get(ports["port"], "/v1/completions", {"model": "models", "prompt": "Once", "max_tokens": 4})
+        assert status == 200 and json.loads(text)["usage"]["completion_tokens"] == 4, text
+        process = pathlib.Path("/proc") / str(running.processes[0].pid)
+        state = dict(re.findall(r"^(\w+):\s*(.*)$", (process / "status").read_text(), re.M))
+        assert set(state["Uid"].split()) == set(state["Gid"].split()) == {str(USER)} and not state["Groups"].strip()
+        assert int(state["CapEff"], 16) == int(state["CapPrm"], 16) == 0 and state["NoNewPrivs"] == "1"
+        mounts = {line.split()[4]: line.split()[5] for line in (process / "mountinfo").read_text().splitlines()}
+        assert mounts["/"].startswith("ro") and mounts["/models"].startswith("ro"), mounts
+    assert running.processes[0].returncode == 0
+
+
+def instructions():
+    """(stage, instruction, words) of the Dockerfile; lines that go on are one."""
+    stage = None
+    for line in re.sub(r"\\\n\s*", "", (DOCKER / "Dockerfile").read_text()).splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, words = line.split(None, 1)
+        if name == "FROM":
+            stage = re.search(r" AS (\S+)", words).group(1)
+        yield stage, name, words
+
+
+def test_the_dockerfile_runs_only_steps_that_are_tested():
+    runs = [(stage, re.sub(r"--mount=\S+\s+", "", words)) for stage, name, words in instructions() if name == "RUN"]
+    assert [stage for stage, _ in runs] == ["build-cpu"] * 3 + ["build-cuda"] * 4
+    known = re.findall(r"^  ([a-z|\s-]+)\) \[", STEPS.read_text(), re.M)
+    known = {verb.strip() for line in known for verb in line.split("|")}
+    for _, words in runs:
+        script, verb, *_ = words.split()
+        assert ROOT / script == STEPS and verb in known, words
+
+
+def test_the_dockerfile_agrees_with_the_chart():
+    said = {}
+    for stage, name, words in instructions():
+        said.setdefault(stage, []).append((name, words))
+    runtime = dict(said["runtime"])
+    (_, template), = checks.templates(chart.render({}))
+    security = template["spec"]["securityContext"]
+    assert runtime["USER"] == f"{security['runAsUser']}:{security['runAsGroup']}" == f"{USER}:{USER}"
+    assert f"USER_ID={USER}" in STEPS.read_text()
+    assert runtime["EXPOSE"].split() == [str(port["containerPort"]) for port in checks.container(template)["ports"]]
+    assert runtime["ENTRYPOINT"] == '["/usr/bin/nibble"]' and "HEALTHCHECK" in runtime
+    assert "XDG_CACHE_HOME=/var/cache/nibble" in runtime["ENV"]
+    for kind in ("cpu", "cuda"):
+        assert said[kind][0] == ("FROM", f"runtime AS {kind}")
+        assert ("COPY", f"--from=build-{kind} /image/ /") in said[kind]
+    version = re.search(r"project\(nibble VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text()).group(1)
+    assert ("ARG", f"VERSION={version}") in said["runtime"]
+    assert f'appVersion: "{version}"' in (chart.CHART / "Chart.yaml").read_text()
+    labels = runtime["LABEL"]
+    for label in ("title", "description", "licenses", "version", "revision"):
+        assert f"org.opencontainers.image.{label}=" in labels
+
+
+def test_what_is_built_is_in_the_build_context():
+    through = re.findall(r"^!(.*)$", (DOCKER / "Dockerfile.dockerignore").read_text(), re.M)
+    needed = re.findall(r"^\s*add_subdirectory\((\w+)\)", (ROOT / "CMakeLists.txt").read_text(), re.M)
+    needed += ["cmake", "dev", "deploy/docker", "LICENSE", "CMakeLists.txt", "CMakePresets.json"]
+    assert set(needed) <= set(through)
+    assert all((ROOT / path).exists() for path in through)
