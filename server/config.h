@@ -123,6 +123,7 @@ struct ServeConfig {
   int64_t seed = 0;  // seeds of requests that bring none are drawn from this
   int http_threads = 2;
   int64_t max_body_bytes = int64_t{16} << 20;
+  bool disable_web = false;  // no page at /
   int shutdown_timeout_seconds = 60;  // how long SIGTERM waits for answers in progress
 
   // All violations at once, each naming option, value and limit.

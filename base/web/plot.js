@@ -132,7 +132,7 @@ const nibblePlot = (() => {
       const xTicks = (options.xTicks ?? numbers.ticks)(xRange[0], xRange[1], Math.max(2, Math.floor(width / 110)));
       const frame = axes(width, {title, height, xRange, yRange, xTicks, yTicks, xFormat, yFormat});
       if (points.length === 0) emptyNote(frame.root, width, height, empty);
-      series.forEach((one, i) => drawSeries(frame, one, one.style ?? i + 1, filled && i === 0, dots));
+      series.forEach((one, i) => drawSeries(frame, one, one.style ?? i + 1, {filled: filled && i === 0, dots, solid: series.length === 1}));
       for (const [px, py, text] of labels) {
         frame.root.append(svg("text", {class: "rule-label", x: frame.x(px) + 8, y: frame.y(py) - 8}, text));
       }
@@ -142,7 +142,7 @@ const nibblePlot = (() => {
     };
   }
 
-  function drawSeries(frame, one, style, filled, dots) {
+  function drawSeries(frame, one, style, {filled, dots, solid}) {
     const runs = [];
     let run = null;
     for (const [px, py] of one.points) {
@@ -161,7 +161,7 @@ const nibblePlot = (() => {
           class: `area fill series-${style}`, d: `M${at[0][0].toFixed(1)} ${bottom}L${path}L${at.at(-1)[0].toFixed(1)} ${bottom}Z`,
         }));
       }
-      if (at.length > 1) frame.root.append(svg("path", {class: `line series-${style}`, d: `M${path}`}));
+      if (at.length > 1) frame.root.append(svg("path", {class: `line series-${style}${solid ? " solid" : ""}`, d: `M${path}`}));
       for (const [px, py] of dots ? at : at.length === 1 ? at : []) {
         frame.root.append(svg("circle", {class: `fill series-${style}`, cx: px, cy: py, r: dots ? 4 : 2.5}));
       }

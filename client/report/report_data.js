@@ -136,11 +136,16 @@ const reportData = (() => {
     for (const gap of one.itls) tokens[at((time += gap))] += weight;
   }
 
-  // [[message, count], ...], the most frequent first.
+  // [[message, count], ...], the most frequent first. Messages that differ in numbers alone are one, the first of them.
   function errors(all) {
-    const counts = new Map();
-    for (const one of all) if (one.failed) counts.set(one.error, (counts.get(one.error) ?? 0) + 1);
-    return [...counts].sort((a, b) => b[1] - a[1]);
+    const found = new Map();
+    for (const {failed, error} of all) {
+      if (!failed) continue;
+      const kind = error.replace(/\d+/g, "0");
+      if (!found.has(kind)) found.set(kind, [error, 0]);
+      ++found.get(kind)[1];
+    }
+    return [...found.values()].sort((a, b) => b[1] - a[1]);
   }
 
   return {kLatencies, finite, requests, latencies, summary, histogram, courses, errors};

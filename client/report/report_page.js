@@ -10,6 +10,8 @@ const reportPage = (() => {
   const {card, distribution, timeline, timelineLegend, table, tiles, settings} = reportPlots;
   const {finite, kLatencies} = reportData;
 
+  const kMaxErrors = 20;
+
   // vLLM writes 20261122-184502.
   function dateText(date) {
     const match = /^(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)(\d\d)$/.exec(String(date ?? ""));
@@ -31,7 +33,7 @@ const reportPage = (() => {
   function header(kind, result, rest) {
     const model = typeof result.model_id === "string" ? result.model_id : "a model";
     document.title = `${kind} of ${model} · nibble`;
-    const parts = [dateText(result.date), typeof result.backend === "string" ? `by ${result.backend}` : "", rest];
+    const parts = [dateText(result.date), typeof result.backend === "string" ? `backend ${result.backend}` : "", rest];
     return html("header", {}, html("h1", {}, `${kind} of ${model}`), html("p", {class: "muted"}, parts.filter((part) => part !== "").join(" · ")));
   }
 
@@ -80,7 +82,8 @@ const reportPage = (() => {
   function timelineCard(all, course) {
     const drawn = all.filter((one) => Number.isFinite(one.start) && Number.isFinite(one.latency));
     const failed = drawn.some((one) => one.failed);
-    return card("timeline-title", "Every request", timelineLegend(failed), timeline(drawn, course.end));
+    return card("timeline-title", "Every request", timelineLegend(failed), timeline(drawn, course.end),
+                html("p", {class: "note"}, "As many lines as requests ran at a time; a request takes the lowest that is free when it is sent."));
   }
 
   function slowest(all) {
@@ -94,8 +97,8 @@ const reportPage = (() => {
   function delays(all) {
     const sorted = all.map((one) => one.delay).filter(Number.isFinite).sort((a, b) => a - b);
     if (sorted.length === 0) return [];
-    return [html("p", {class: "note"}, `The client itself sent requests ${seconds(percentile(sorted, 50))} late (median), ${seconds(percentile(sorted, 99))} (p99), ` +
-        `${seconds(sorted.at(-1))} at most: so much of the figures may be its own doing.`)];
+    return [html("p", {class: "note"}, `The client’s own delay, from when a request was due until it was sent: ${seconds(percentile(sorted, 50))} median, ` +
+        `${seconds(percentile(sorted, 99))} p99, ${seconds(sorted.at(-1))} at most.`)];
   }
 
   function failures(result, all) {
@@ -105,7 +108,7 @@ const reportPage = (() => {
     if (!(count > 0)) return [];
     const note = html("p", {class: "problem"}, html("strong", {}, `${plural(count, "request")} failed.`), " They count in no latency.");
     return found.length === 0 ? [note]
-                              : [note, card("errors-title", "Errors", "", table("Errors", ["Message", "requests"], found.map(([message, n]) => [message, number(n)])))];
+                              : [note, card("errors-title", "Errors", "", table("Errors", ["Message", "requests"], found.slice(0, kMaxErrors).map(([message, n]) => [message, number(n)])))];
   }
 
   function show(page, {result, gap_stride: gapStride}) {
@@ -113,7 +116,8 @@ const reportPage = (() => {
     const sorted = reportData.latencies(all);
     const summary = reportData.summary(result, sorted);
     const course = reportData.courses(all, finite(result.duration), gapStride);
-    page.replaceChildren(header("Load test", result, load(result)), ...failures(result, all), headline(result, summary));
+    const [problem, ...errors] = failures(result, all);
+    page.replaceChildren(header("Load test", result, load(result)), ...(problem ? [problem] : []), headline(result, summary), ...errors);
     if (summary.rows.length > 0) page.append(summaryCard(summary));
     const distributions = Object.entries(kLatencies).filter(([name]) => sorted[name].length > 0).map(([name, about]) =>
         distribution(name, about, sorted[name], name === "itl" && gapStride > 1 ? `of one request in ${number(gapStride)}` : undefined));

@@ -40,13 +40,26 @@ const reportPlots = (() => {
   const kLeft = 52;
   const kRight = 14;
 
-  // A row for each request, thousands of them: a canvas holds the rows, an SVG the axis.
-  function timeline(all, end) {
-    const rows = all.filter((one) => Number.isFinite(one.start) && Number.isFinite(one.latency));
-    const height = Math.round(Math.min(520, Math.max(60, rows.length * 9)));
+  // Each request gets the first lane that is free when it starts, as in a car park: there are as many lanes as requests
+  // that ran at a time, however many there were. [{one, lane}, ...] and the number of lanes.
+  function lanes(rows) {
+    const free = [];  // when the last request of each lane ends
+    const placed = rows.map((one) => {
+      let lane = free.findIndex((end) => end <= one.start);
+      if (lane < 0) lane = free.push(0) - 1;
+      free[lane] = one.start + one.latency;
+      return {one, lane};
+    });
+    return {placed, count: free.length};
+  }
+
+  // Thousands of requests: a canvas holds them, an SVG the axes.
+  function timeline(rows, end) {
+    const {placed, count} = lanes(rows);
+    const height = Math.round(Math.min(480, Math.max(48, count * 14)));
     const canvas = html("canvas", {"aria-hidden": "true"});
     const holder = html("div", {});
-    const title = `Timeline of ${plural(rows.length, "request")} over ${seconds(end)}`;
+    const title = `Timeline of ${plural(rows.length, "request")} over ${seconds(end)}, up to ${number(count)} at a time`;
     create(holder).draw((width) => {
       const inner = Math.max(1, width - kLeft - kRight);
       const x = (time) => kLeft + (time / end) * inner;
@@ -55,50 +68,56 @@ const reportPlots = (() => {
         root.append(svg("line", {class: "grid", x1: x(tick), x2: x(tick), y1: 0, y2: height + 4}),
                     svg("text", {x: x(tick), y: height + 20, "text-anchor": "middle"}, seconds(tick)));
       }
-      for (const tick of ticks(0, rows.length, 4)) {
-        if (tick > 0 && tick % 1 === 0 && tick <= rows.length) {
-          root.append(svg("text", {x: kLeft - 8, y: ((tick - 0.5) / rows.length) * height + 4, "text-anchor": "end"}, compact(tick)));
-        }
+      for (const tick of ticks(0, count, 4).filter((one) => one > 0 && Number.isInteger(one))) {
+        root.append(svg("text", {x: kLeft - 8, y: height - ((tick - 0.5) / count) * height + 4, "text-anchor": "end"}, compact(tick)));
       }
       const picture = svg("foreignObject", {x: kLeft, y: 0, width: inner, height});
-      paint(canvas, rows, inner, height, end);
+      paint(canvas, {placed, count, width: inner, height, end});
       picture.append(canvas);
       const cursor = svg("line", {class: "cursor", y1: 0, y2: height, visibility: "hidden"});
       root.append(picture, cursor);
       const tip = (px, py) => {
-        const one = rows[Math.floor((py / height) * rows.length)];
-        return one && px >= kLeft && px <= width - kRight ? {text: describe(one), x: px} : null;
+        const found = nearest(placed, Math.floor(((height - py) / height) * count), ((px - kLeft) / inner) * end, (4 / inner) * end);
+        return found ? {text: describe(found.one), x: px} : null;
       };
       return {root, tip, cursor};
     });
     return holder;
   }
 
-  // Colours that can be told apart on white and on black, as a picture of one theme may be printed in the other.
+  // The request of that lane that runs at `time`, or did within `slack`.
+  function nearest(placed, lane, time, slack) {
+    return placed.find(({one, lane: its}) => its === lane && time >= one.start - slack && time <= one.start + one.latency + slack);
+  }
+
+  // Colours that can be told apart on white and on black: what is painted in one theme may be printed in the other.
   const kColors = {waiting: "#d9822b", decoding: "#1d9484", failed: "#d0433a"};
 
-  function paint(canvas, rows, width, height, end) {
+  function paint(canvas, {placed, count, width, height, end}) {
     const scale = Math.min(3, window.devicePixelRatio || 1);
     canvas.width = Math.round(width * scale);
     canvas.height = Math.round(height * scale);
     canvas.style.width = `${width}px`;
     canvas.style.height = `${height}px`;
     const context = canvas.getContext("2d");
-    const row = canvas.height / rows.length;
-    const thick = Math.max(1, row > 3 ? row * 0.7 : row);
+    const row = canvas.height / count;
+    const thick = row > 3 ? row - Math.max(scale, row * 0.2) : row;
     const x = (time) => (time / end) * canvas.width;
-    const bar = (from, to, y, color) => {
+    const bar = (from, to, lane, color) => {
       context.fillStyle = color;
-      context.fillRect(x(from), y, Math.max(1, x(to) - x(from)), thick);
+      context.fillRect(from, canvas.height - (lane + 1) * row + (row - thick) / 2, Math.max(1, to - from), thick);
     };
-    rows.forEach((one, i) => {
-      const y = i * row + (row - thick) / 2;
-      const stop = one.start + one.latency;
-      if (one.failed) return bar(one.start, stop, y, kColors.failed);
-      const first = Number.isFinite(one.ttft) ? Math.min(stop, one.start + one.ttft) : stop;
-      bar(one.start, first, y, kColors.waiting);
-      if (first < stop) bar(first, stop, y, kColors.decoding);
-    });
+    for (const {one, lane} of placed) {
+      const [from, to] = [x(one.start), x(one.start + one.latency)];
+      const stop = to - from > 4 * scale ? to - scale : to;  // so that neighbours are seen to be two
+      if (one.failed) {
+        bar(from, stop, lane, kColors.failed);
+        continue;
+      }
+      const first = Number.isFinite(one.ttft) ? Math.min(stop, x(one.start + one.ttft)) : stop;
+      bar(from, first, lane, kColors.waiting);
+      if (first < stop) bar(first, stop, lane, kColors.decoding);
+    }
   }
 
   function describe(one) {

@@ -117,6 +117,8 @@ void AddServe(CLI::App* app, server::ServeConfig* config) {
   app->add_option("--http-threads", config->http_threads, "HTTP io threads")->capture_default_str();
   app->add_option("--max-body-bytes", config->max_body_bytes, "largest HTTP body and gRPC message")
       ->capture_default_str();
+  app->add_flag("--disable-web", config->disable_web,
+                "no page at / (a chat, and a live view of the server)");
   app->add_option("--shutdown-timeout", config->shutdown_timeout_seconds,
                   "seconds that SIGTERM waits for answers in progress")
       ->capture_default_str();

@@ -16,6 +16,7 @@
 #include "server/cli/parallel_setup.h"
 #include "server/cli/replace_file.h"
 #include "server/cli/version.h"
+#include "server/web/web.h"
 
 namespace nibble::cli {
 namespace {
@@ -165,6 +166,7 @@ absl::Status ServingStack::StartHttp() {
   };
   api_ = std::make_unique<server::OpenAiApi>(service_.get(), std::move(api_config));
   api_->Register(http_.get());
+  if (!config_.disable_web) server::RegisterWeb(http_.get());
   http_->SetObserver([this](const server::HttpOutcome& outcome) {
     metrics_->OnHttp(outcome.route, outcome.method, outcome.status, outcome.seconds);
   });
@@ -199,6 +201,7 @@ std::string ServingStack::Banner() const {
       active, backend_.quantization_name, HumanBytes(backend_.weight_bytes), backend_.device,
       backend_.kv.num_blocks * config_.block_size, ToString(backend_.kv_dtype),
       HumanBytes(backend_.kv.bytes), max_model_len_, url);
+  if (!config_.disable_web) banner += fmt::format("  Page       {}/\n", url);
   if (grpc_ != nullptr)
     banner += fmt::format("  gRPC       {}:{} (nibble.v1.Nibble)\n", host, grpc_->port());
   banner += fmt::format(

@@ -10,6 +10,7 @@ import {Parameters} from "./parameters.js";
 const {number} = nibbleNumbers;
 const byId = (id) => document.getElementById(id);
 const kModelRetryMs = 3000;
+const kAnnouncedMs = 8000;  // then it is only in the conversation
 const kNearEnd = 80;  // pixels from the end within which the view follows the text
 
 export class Chat {
@@ -19,6 +20,7 @@ export class Chat {
     this.running = null;   // AbortController of the answer in progress
     this.lastView = null;  // of the last answer
     this.models = [];
+    this.following = true;  // the end of the conversation, until its reader scrolls away from it
     this.message = byId("message");
     this.transcript = byId("transcript");
     this.#listen();
@@ -55,7 +57,11 @@ export class Chat {
       this.#scrollToEnd();
       this.focus();
     });
-    this.transcript.addEventListener("scroll", () => this.#showJump());
+    this.transcript.addEventListener("scroll", () => {
+      this.following = this.#isNearEnd();
+      this.#showJump();
+    });
+    new ResizeObserver(() => this.#follow()).observe(this.transcript);  // a keyboard comes up, the box grows
     byId("model").addEventListener("change", () => this.#showModel());
   }
 
@@ -111,7 +117,7 @@ export class Chat {
     byId("messages").append(view.root);
     this.#scrollToEnd();
     this.#setRunning(new AbortController());
-    byId("chat-status").textContent = `${model.id} is answering`;
+    this.#say(`${model.id} is answering`);
 
     const answer = {
       text: "", running: true, stopped: false, error: null, finishReason: null, usage: null,
@@ -138,10 +144,8 @@ export class Chat {
     const paint = () => {
       painting = false;
       if (!answer.running) return;
-      const follow = this.#isNearEnd();
       view.update(answer);
-      if (follow) this.#scrollToEnd();
-      else this.#showJump();
+      this.#follow();
     };
     try {
       for await (const chunk of streamChat(body, signal)) {
@@ -189,7 +193,7 @@ export class Chat {
       byId("context").textContent = "";
       byId("welcome").hidden = false;
       byId("new-chat").disabled = true;
-      byId("chat-status").textContent = "New chat";
+      this.#say("New chat");
       this.#showJump();
       this.focus();
     });
@@ -219,7 +223,14 @@ export class Chat {
   #announce(answer) {
     const said = answer.error ? Object.values(explain(answer.error)).filter((part) => typeof part === "string").join(" ")
                               : `${answer.stopped ? "Stopped" : "Answer complete"}: ${answer.text}`;
-    byId("chat-status").textContent = `${said} ${figures(answer).join(", ")}`;
+    this.#say(`${said} ${figures(answer).join(", ")}`);
+  }
+
+  // To screen readers.
+  #say(text) {
+    clearTimeout(this.silence);
+    byId("chat-status").textContent = text;
+    this.silence = setTimeout(() => (byId("chat-status").textContent = ""), kAnnouncedMs);
   }
 
   #isNearEnd() {
@@ -228,12 +239,13 @@ export class Chat {
   }
 
   #scrollToEnd() {
+    this.following = true;
     this.transcript.scrollTop = this.transcript.scrollHeight;
     this.#showJump();
   }
 
   #follow() {
-    if (this.#isNearEnd()) this.#scrollToEnd();
+    if (this.following) this.#scrollToEnd();
     else this.#showJump();
   }
 

@@ -6,8 +6,9 @@
 import {ApiError, explain, getJson, getText} from "./api.js";
 import {parse, samples, total} from "./exposition.js";
 import {Latencies} from "./latency.js";
-import {Experts, showRanks, table} from "./ranks.js";
+import {Experts, replaceIfNew, showRanks, table} from "./ranks.js";
 import {kMaxSeconds, Samples} from "./samples.js";
+import {stateOf} from "./state.js";
 
 const {html, lines, legend, create} = nibblePlot;
 const {number, compact, seconds, percent, plural, timeTicks} = nibbleNumbers;
@@ -21,6 +22,7 @@ const kLargeAnswerMs = 5000;
 const ago = (at) => (at > -0.5 ? "now" : `−${seconds(Math.round(-at))}`);
 // What a server answers about itself is no work of its clients.
 const kOwnHandlers = new Set(["/metrics", "/health", "/health/ready", "/health/live", "/", "none"]);
+const kReasons = {stop: "Ended by themselves", length: "Cut at the token limit", abort: "Left by the client", error: "Failed"};
 
 export class Live {
   // `onState({state, text})` tells the header what to say.
@@ -79,8 +81,13 @@ export class Live {
       const text = await getText("metrics");
       if (text.length > kLargeAnswer) delayMs = kLargeAnswerMs;
       this.families = parse(text);
-      this.samples.add(performance.now() / 1000, this.families);
-      this.#ready();
+      // While it loads, a server says how it is and nothing else.
+      if (total(this.families, "vllm:num_requests_running") !== undefined) {
+        this.samples.add(performance.now() / 1000, this.families);
+      }
+      const {state, text: said, problem} = await stateOf(this.families);
+      this.#showProblem(problem);
+      this.onState({state, text: said});
       if (!this.paused) this.draw();
     } catch (error) {
       delayMs = Math.max(kRetryMs, error.retryAfter ? error.retryAfter * 1000 : 0);
@@ -90,30 +97,22 @@ export class Live {
     this.#schedule(delayMs);
   }
 
-  #ready() {
-    const {running, waiting} = this.samples.last;
-    const down = samples(this.families, "nibble:rank_up").filter((rank) => rank.value !== 1).length;
-    byId("problem").hidden = down === 0;
-    if (down > 0) {
-      const text = `${plural(down, "rank")} ${down === 1 ? "is" : "are"} down. Requests wait until the group is whole again.`;
-      if (byId("problem").textContent !== text) byId("problem").textContent = text;  // said once, not every second
-      return this.onState({state: "degraded", text: `${plural(down, "rank")} down`});
-    }
-    const busy = waiting > 0 ? `${number(running)} running, ${number(waiting)} waiting` : `${number(running)} running`;
-    this.onState(running + waiting > 0 ? {state: "busy", text: busy} : {state: "ready", text: "Ready"});
+  // An alert is read out when its text changes: not every second.
+  #showProblem(text) {
+    const box = byId("problem");
+    if (box.textContent !== text) box.textContent = text;
+    box.hidden = text === "";
   }
 
   #unavailable(error) {
     const {title, advice, reload} = explain(error);
-    const text = `${title} ${advice}`;
-    if (byId("problem").textContent !== text) byId("problem").textContent = text;
-    byId("problem").hidden = false;
+    this.#showProblem(`${title} ${advice}`);
     const names = {network: "Not reachable", unauthorized: "Key needed", unready: "Not ready"};
     this.onState({state: reload ? "degraded" : "down", text: error instanceof ApiError ? names[error.kind] ?? "Failing" : "Failing"});
   }
 
   draw() {
-    if (!this.visible || this.families === null) return;
+    if (!this.visible || !this.samples.last) return;
     const period = Number(document.querySelector("input[name=period]:checked").value);
     this.#drawAbout();
     this.#drawTiles(period);
@@ -142,8 +141,9 @@ export class Live {
     const recent = queries > 0;  // else what the server has seen since its start
     const hits = recent ? (last.cacheHits - first.cacheHits) / queries : last.cacheHits / last.cacheQueries;
     const {blocks, tokens} = this.#kvSize();
+    const most = total(this.families, "nibble:max_num_seqs");
     const tiles = [
-      ["Running", number(last.running), "", "sequences in the batch"],
+      ["Running", number(last.running), "", most ? `of at most ${number(most)}` : "sequences in the batch"],
       ["Waiting", number(last.waiting), "", "for a place or memory"],
       ["Generated", compact(rate((one) => one.generated)), "tokens/s", `${compact(last.generated)} since the start`],
       ["Prompt", compact(rate((one) => one.prompt)), "tokens/s", `${compact(last.prompt)} since the start`],
@@ -188,21 +188,22 @@ export class Live {
     const {blocks} = this.#kvSize();
     byId("kv-note").textContent = blocks ? `${number(Math.round(this.samples.last.kvUse * blocks))} of ${plural(blocks, "block")}` : "";
     this.plots.kv.draw(lines({
-      ...common, yMax: 1, yFormat: percent, title: `KV cache in use: ${percent(last(kv))}`,
+      ...common, yMax: 1, height: 230, yFormat: percent, title: `KV cache in use: ${percent(last(kv))}`,
       series: [{name: "In use", points: kv, style: 3}],
     }));
   }
 
   #drawFinished() {
-    const reasons = {stop: "Ended by themselves", length: "Cut at the token limit", abort: "Left by the client", error: "Failed"};
-    const rows = samples(this.families, "vllm:request_success_total").map(({labels, value}) =>
-        [reasons[labels.finished_reason] ?? labels.finished_reason, compact(value)]);
+    const finished = new Map(samples(this.families, "vllm:request_success_total").map(({labels, value}) =>
+        [labels.finished_reason, value]));
+    const order = [...new Set([...Object.keys(kReasons), ...finished.keys()])].filter((reason) => finished.has(reason));
+    const rows = order.map((reason) => [kReasons[reason] ?? reason, compact(finished.get(reason))]);
     const refused = samples(this.families, "http_requests_total").filter(({labels}) =>
         Number(labels.status) >= 400 && labels.status !== "499" && !kOwnHandlers.has(labels.handler));
     const byStatus = new Map();
     for (const {labels, value} of refused) byStatus.set(labels.status, (byStatus.get(labels.status) ?? 0) + value);
     for (const [status, value] of [...byStatus].sort()) rows.push([`Refused with HTTP ${status}`, compact(value)]);
     rows.push(["Preempted to be computed again", compact(total(this.families, "vllm:num_preemptions_total") ?? NaN)]);
-    byId("finished").replaceChildren(table([["Outcome"], ["Count", true]], rows, "Answers by outcome"));
+    replaceIfNew(byId("finished"), rows, () => [table([["Outcome"], ["Count", true]], rows, "Answers by outcome")]);
   }
 }

@@ -20,6 +20,14 @@ export function table(names, rows, label) {
                                                      : html("td", {class: names[i][1] ? "figure" : ""}, cell))))));
 }
 
+// Elements are made anew when what they say has changed, not every second: who has selected or is reading one keeps it.
+export function replaceIfNew(holder, content, make) {
+  const key = JSON.stringify(content);
+  if (holder.shownContent === key) return;
+  holder.shownContent = key;
+  holder.replaceChildren(...make());
+}
+
 function bytes(text) {
   const value = Number(text);
   if (text === "" || !Number.isFinite(value)) return "any size";
@@ -37,7 +45,7 @@ export function showRanks(families) {
       `${numUp} of ${up.length} up · group ${number(total(families, "nibble:group_generation") ?? NaN)} · ` +
       (outage > 0 ? `${seconds(outage)} of outage since the start` : "no outage since the start");
   const sorted = [...up].sort((a, b) => Number(a.labels.rank) - Number(b.labels.rank));
-  byId("ranks").replaceChildren(...sorted.map(({labels, value}) => {
+  replaceIfNew(byId("ranks"), [sorted, losses], () => sorted.map(({labels, value}) => {
     const lost = losses.filter((one) => one.labels.rank === labels.rank && one.value > 0);
     const reasons = lost.map((one) => `${one.labels.reason} ${number(one.value)}×`).join(", ");
     return html("li", {class: "rank", "data-up": String(value)},
@@ -47,7 +55,7 @@ export function showRanks(families) {
   }));
   const sums = samples(families, "nibble:all_reduce_info").map((one) => one.labels);
   sums.sort((a, b) => (Number(a.up_to_bytes) || Infinity) - (Number(b.up_to_bytes) || Infinity));
-  byId("sums").replaceChildren(...(sums.length === 0 ? [] : [
+  replaceIfNew(byId("sums"), sums, () => (sums.length === 0 ? [] : [
     table([["Sums of up to"], ["Algorithm"], ["Codec"]],
           sums.map((one) => [bytes(one.up_to_bytes), one.algorithm, one.codec]), "How sums travel")]));
 }
@@ -63,7 +71,7 @@ function expertTokens(families, before) {
   return [...layers].sort((a, b) => Number(a[0]) - Number(b[0]));
 }
 
-const kCell = 22;
+const kGap = 0.35;  // percent of the row
 
 // A row of squares for each layer; the darker, the more of the layer's tokens went to that expert.
 function layerRow(layer, tokens, balance) {
@@ -73,13 +81,13 @@ function layerRow(layer, tokens, balance) {
   const said = all === 0 ? "no tokens yet"
                          : `expert ${busiest} took ${percent(most / all)}, an even share is ${percent(1 / tokens.length)}`;
   const cells = svg("svg", {
-    class: "expert-row", viewBox: `0 0 ${tokens.length * kCell} ${kCell}`, role: "img", "aria-label": `Layer ${layer}: ${said}`,
-    preserveAspectRatio: "none",
+    class: "expert-row", role: "img", "aria-label": `Layer ${layer}: ${said}`,
   });
   tokens.forEach((value, i) => {
     const share = all === 0 ? 0 : value / all;
     const cell = svg("rect", {
-      class: "fill series-1", x: i * kCell + 1, y: 1, width: kCell - 2, height: kCell - 2, rx: 3,
+      class: "fill series-1", x: `${(i * 100) / tokens.length}%`, y: 1, width: `${Math.max(0.1, 100 / tokens.length - kGap)}%`,
+      height: 20, rx: tokens.length > 32 ? 1 : 4,
       // Twice an even share is full colour.
       "fill-opacity": (0.06 + 0.94 * Math.min(1, (share * tokens.length) / 2)).toFixed(3),
     });
@@ -105,13 +113,14 @@ export class Experts {
     const sinceOpened = sum(counters) > sum(this.start);
     const rows = expertTokens(families, sinceOpened ? this.start : []);
     byId("experts-note").textContent = rows.length > 0
-        ? `share of each layer’s tokens ${sinceOpened ? "since this page was opened" : "since the start"}; at the end how even the ranks’ work is`
+        ? `each expert’s share of its layer’s tokens ${sinceOpened ? "since this page was opened" : "since the start"}; on the right, how even the ranks’ work is`
         : "how even the ranks’ work is; this model has too many experts for a counter each";
     if (rows.length === 0) {
-      byId("experts").replaceChildren(table([["Layer"], ["Balance of ranks", true]],
-          [...balance].map(([layer, value]) => [layer, percent(value)]), "Balance of ranks by layer"));
+      const values = [...balance].map(([layer, value]) => [layer, percent(value)]);
+      replaceIfNew(byId("experts"), values, () => [table([["Layer"], ["Balance of ranks", true]], values, "Balance of ranks by layer")]);
     } else {
-      byId("experts").replaceChildren(...rows.map(([layer, tokens]) => layerRow(layer, tokens, balance.get(layer))));
+      replaceIfNew(byId("experts"), [rows, [...balance]],
+                   () => rows.map(([layer, tokens]) => layerRow(layer, tokens, balance.get(layer))));
     }
   }
 }
