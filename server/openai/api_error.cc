@@ -42,7 +42,9 @@ std::string ErrorJson(const absl::Status& status) {
 
 std::string ErrorJson(int http_status, std::string_view message) {
   const StatusMapping& mapping =
-      MapStatus(http_status == 503   ? absl::StatusCode::kUnavailable
+      MapStatus(http_status == 401   ? absl::StatusCode::kUnauthenticated
+                : http_status == 403 ? absl::StatusCode::kPermissionDenied
+                : http_status == 503 ? absl::StatusCode::kUnavailable
                 : http_status >= 500 ? absl::StatusCode::kInternal
                                      : absl::StatusCode::kInvalidArgument);
   return Body(message, mapping.openai_type, "", mapping.openai_code);

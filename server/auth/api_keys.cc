@@ -1,0 +1,122 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/auth/api_keys.h"
+
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+
+#include <utility>
+
+#include "base/log.h"
+#include "base/mapped_file.h"
+#include "server/auth/authorization.h"
+
+namespace nibble::server {
+namespace {
+
+constexpr size_t kMaxFileBytes = size_t{16} << 20;
+
+std::string_view Trim(std::string_view line) {
+  constexpr std::string_view kBlanks = " \t\r";
+  const size_t first = line.find_first_not_of(kBlanks);
+  if (first == std::string_view::npos) return "";
+  return line.substr(first, line.find_last_not_of(kBlanks) - first + 1);
+}
+
+}  // namespace
+
+ApiKeys::Digest ApiKeys::DigestOf(std::string_view key) {
+  Digest digest = {};
+  // Cannot fail: SHA-256 is in every build of OpenSSL, and there is nothing to allocate but its
+  // context; if it did, a digest of zeros would be that of no key.
+  EVP_Digest(key.data(), key.size(), digest.data(), nullptr, EVP_sha256(), nullptr);
+  return digest;
+}
+
+absl::StatusOr<ApiKeys::Digests> ApiKeys::ReadKeyFile() const {
+  NIBBLE_ASSIGN_OR_RETURN(std::string text, ReadFile(file_, kMaxFileBytes));
+  Digests digests;
+  absl::Status problem;
+  size_t number = 0;
+  for (std::string_view rest = text; !rest.empty() && problem.ok();) {
+    const size_t end = rest.find('\n');
+    const std::string_view line = Trim(rest.substr(0, end));
+    rest.remove_prefix(end == std::string_view::npos ? rest.size() : end + 1);
+    ++number;
+    if (line.empty() || line.front() == '#') continue;
+    problem = Annotate(CheckApiKey(line), fmt::format("--api-key-file {} line {}", file_, number));
+    if (digests.size() == kMaxKeys) {
+      problem =
+          InvalidArgument("--api-key-file {} has more than {} keys, the limit", file_, kMaxKeys);
+    }
+    digests.push_back(DigestOf(line));
+  }
+  OPENSSL_cleanse(text.data(), text.size());
+  NIBBLE_RETURN_IF_ERROR(problem);
+  if (digests.empty()) return InvalidArgument("--api-key-file {} has no key", file_);
+  return digests;
+}
+
+absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Create(const ApiKeyConfig& config) {
+  std::unique_ptr<ApiKeys> keys(new ApiKeys(config.file));
+  if (config.keys.size() > kMaxKeys) {
+    return InvalidArgument("{} keys are given, the limit is {}", config.keys.size(), kMaxKeys);
+  }
+  for (const std::string& key : config.keys) {
+    NIBBLE_RETURN_IF_ERROR(Annotate(CheckApiKey(key), "--api-key, or NIBBLE_API_KEY"));
+    keys->given_.push_back(DigestOf(key));
+  }
+  keys->all_ = std::make_shared<const Digests>(keys->given_);
+  if (config.file.empty()) {
+    if (config.keys.empty()) return InvalidArgument("no API key is given");
+    return keys;
+  }
+  // Before the first reading, so that no change falls between; one that early is read twice.
+  keys->watch_ = std::make_unique<FileWatch>(std::vector<std::string>{config.file}, config.period,
+                                             [raw = keys.get()] { raw->Reload(); });
+  NIBBLE_ASSIGN_OR_RETURN(Digests digests, keys->ReadKeyFile());
+  keys->Use(std::move(digests));
+  return keys;
+}
+
+ApiKeys::~ApiKeys() { watch_.reset(); }
+
+void ApiKeys::Reload() {
+  absl::StatusOr<Digests> digests = ReadKeyFile();
+  if (!digests.ok()) {
+    log::Error("the file of API keys has changed, and the old keys stay valid: {}",
+               std::string(digests.status().message()));
+    return;
+  }
+  log::Info("--api-key-file {} was read again: {} keys", file_, digests->size());
+  Use(*std::move(digests));
+}
+
+void ApiKeys::Use(Digests of_file) {
+  of_file.insert(of_file.end(), given_.begin(), given_.end());
+  auto all = std::make_shared<const Digests>(std::move(of_file));
+  const std::lock_guard lock(mutex_);
+  all_ = std::move(all);
+}
+
+bool ApiKeys::Contains(std::string_view key) const {
+  std::shared_ptr<const Digests> all;
+  {
+    const std::lock_guard lock(mutex_);
+    all = all_;
+  }
+  const Digest digest = DigestOf(key);
+  int found = 0;
+  for (const Digest& valid : *all) {
+    found |= static_cast<int>(CRYPTO_memcmp(digest.data(), valid.data(), digest.size()) == 0);
+  }
+  return found != 0;
+}
+
+size_t ApiKeys::size() const {
+  const std::lock_guard lock(mutex_);
+  return all_->size();
+}
+
+}  // namespace nibble::server

@@ -1,0 +1,49 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// The name and the log line of each call.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "grpcpp/server_context.h"
+#include "grpcpp/support/status.h"
+
+#include "server/request_log/request_id.h"
+#include "server/request_log/request_log.h"
+#include "server/request_log/request_trace.h"
+
+namespace nibble::server {
+
+// One call, from its beginning to its end.
+class LoggedCall {
+ public:
+  LoggedCall(std::string id, std::string method, std::string peer, std::shared_ptr<RequestLog> log);
+  // Once, when the call is over.
+  void End(grpc::StatusCode code);
+  const std::shared_ptr<RequestTrace>& trace() const { return trace_; }
+
+ private:
+  std::string id_;
+  std::string method_;
+  std::string peer_;
+  std::shared_ptr<RequestLog> log_;
+  std::shared_ptr<RequestTrace> trace_ = std::make_shared<RequestTrace>();
+};
+
+class CallLog {
+ public:
+  // `log` may be null: then calls have names, and no lines.
+  explicit CallLog(std::shared_ptr<RequestLog> log) : log_(std::move(log)) {}
+  // Names the call: by its x-request-id, or anew; the answer's initial metadata has it.
+  LoggedCall Begin(grpc::CallbackServerContext* context, std::string_view method);
+
+ private:
+  const std::shared_ptr<RequestLog> log_;
+  RequestIds ids_;
+};
+
+}  // namespace nibble::server

@@ -1,0 +1,25 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Who may connect and who may call: TLS with certificates that are read again, and API keys in
+// front of every method, also of reflection and of those that do not exist; grpc.health.v1 alone
+// needs no key.
+#pragma once
+
+#include <memory>
+
+#include "grpcpp/security/server_credentials.h"
+
+#include "server/auth/api_keys.h"
+#include "server/request_log/request_log.h"
+#include "server/tls/tls_source.h"
+
+namespace nibble::server {
+
+// `tls` null: plain; `keys` null: everybody may call; `log` (may be null) gets what is refused
+// here, which no method ever sees. The result has to outlive the server that uses it.
+std::shared_ptr<grpc::ServerCredentials> MakeServerCredentials(std::shared_ptr<TlsSource> tls,
+                                                               std::shared_ptr<const ApiKeys> keys,
+                                                               std::shared_ptr<RequestLog> log);
+
+}  // namespace nibble::server
