@@ -109,11 +109,13 @@ OVERVIEW = [
          f"count by (version) (nibble:build_info{{{ENGINE}}})", text=True),
     lines("Tokens per second", "Prompt tokens count when a sequence gets its first token, each prompt once.",
           [query(rate("vllm:generation_tokens_total"), "output"),
-           query(rate("vllm:prompt_tokens_by_source_total", by="source"), "input, {{source}}")], "short", width=12),
+           query(rate("vllm:prompt_tokens_by_source_total", by="source"), "input, {{source}}")], "short"),
     lines("Requests per second by how they ended",
           "stop and length are answers; abort is a client that left or a deadline; error is a fault of the server.",
-          [query(rate("vllm:request_success_total", by="finished_reason"), "{{finished_reason}}")], "reqps", width=12,
-          stacked=True),
+          [query(rate("vllm:request_success_total", by="finished_reason"), "{{finished_reason}}")], "reqps", stacked=True),
+    state_timeline("Health", "What /health says of each server: a state is shown while it lasts.",
+                   [query(f"max by (instance, state) (nibble:health_state{{{ENGINE}}}) > 0", "{{instance}} {{state}}")],
+                   words(zero="no", one="yes"), width=8),
 ]
 
 LATENCY = [

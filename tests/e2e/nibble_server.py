@@ -25,7 +25,7 @@ class Server:
     def __init__(self, binary, *options, model=STORIES, environment=None, start_new_session=False, wrap=()):
         command = [*wrap, str(binary), "serve", str(model), "--port", "0", "--grpc-port", "0", *map(str, options)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env={**os.environ, **(environment or {})},
+                                        errors="surrogateescape", env={**os.environ, **(environment or {})},
                                         start_new_session=start_new_session)
         self.lines = []
         self._ready = threading.Event()
