@@ -22,16 +22,28 @@ struct CudaGemmShape {
   std::string name;
   int64_t n = 0;
   int64_t k = 0;
+  // A layer with experts, each n x k, of which a token goes to so many; 0: there are none.
+  int64_t num_experts = 0;
+  int64_t num_experts_per_tok = 0;
+  // Rows of an expert are gathered from the tokens', as gate_up's; else they lie together already.
+  bool gathers = false;
+
+  bool HasExperts() const { return num_experts > 0; }
+  // Of D in a step of `num_tokens`.
+  int64_t NumRows(int64_t num_tokens) const {
+    return HasExperts() ? num_tokens * num_experts_per_tok : num_tokens;
+  }
 };
-// The linear layers of Llama-3-8B and 70B. An expert of Mixtral 8x7B has the gate_up and down of
-// the former.
+// The linear layers of Llama-3-8B and 70B, and the experts of Mixtral 8x7B.
 const std::vector<CudaGemmShape>& CudaGemmShapes();
-// A name of CudaGemmShapes(), or NxK: "6144x4096". INVALID_ARGUMENT names the shapes there are.
+// A name of CudaGemmShapes(), NxK: "6144x4096", or NxKxExT: E experts, of which a token goes to T.
+// INVALID_ARGUMENT names the shapes there are.
 absl::StatusOr<CudaGemmShape> FindCudaGemmShape(std::string_view name);
 
 struct CudaGemmBenchOptions {
-  std::vector<std::string> shapes = {"8b-qkv",  "8b-o",        "8b-gate-up",
-                                     "8b-down", "70b-gate-up", "70b-down"};
+  std::vector<std::string> shapes = {"8b-qkv",      "8b-o",     "8b-gate-up",      "8b-down",
+                                     "70b-gate-up", "70b-down", "mixtral-gate-up", "mixtral-down"};
+  // Tokens.
   std::vector<int64_t> m = {1, 8, 16, 32, 64, 128, 256, 512};
   std::string filter;     // of the kernel's name: w4a8-folded, w4a8-integer, ...
   double seconds = 0.02;  // of each figure

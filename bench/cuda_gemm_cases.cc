@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
+#include <algorithm>
 #include <charconv>
 
 #include "fmt/ranges.h"
@@ -13,19 +14,41 @@ namespace {
 
 constexpr int64_t kMaxN = int64_t{1} << 20;
 constexpr int64_t kMaxK = int64_t{1} << 17;
+constexpr int64_t kMaxExperts = 256;
+constexpr int64_t kMaxExpertsPerTok = 16;
 
 bool ParseSize(std::string_view text, int64_t* value) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *value);
   return error == std::errc() && end == text.data() + text.size();
 }
 
+// "72x128x4x2" -> the numbers; of any other text fewer than there are.
+std::vector<int64_t> ParseSizes(std::string_view text) {
+  std::vector<int64_t> sizes;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find('x', begin), text.size());
+    int64_t size = 0;
+    if (!ParseSize(text.substr(begin, end - begin), &size)) return {};
+    sizes.push_back(size);
+    begin = end + 1;
+  }
+  return sizes;
+}
+
 }  // namespace
 
 const std::vector<CudaGemmShape>& CudaGemmShapes() {
-  static const auto* const kShapes = new std::vector<CudaGemmShape>{
-      {"8b-qkv", 6144, 4096},       {"8b-o", 4096, 4096},     {"8b-gate-up", 28672, 4096},
-      {"8b-down", 4096, 14336},     {"70b-qkv", 10240, 8192}, {"70b-o", 8192, 8192},
-      {"70b-gate-up", 57344, 8192}, {"70b-down", 8192, 28672}};
+  static const auto* const kShapes =
+      new std::vector<CudaGemmShape>{{"8b-qkv", 6144, 4096},
+                                     {"8b-o", 4096, 4096},
+                                     {"8b-gate-up", 28672, 4096},
+                                     {"8b-down", 4096, 14336},
+                                     {"70b-qkv", 10240, 8192},
+                                     {"70b-o", 8192, 8192},
+                                     {"70b-gate-up", 57344, 8192},
+                                     {"70b-down", 8192, 28672},
+                                     {"mixtral-gate-up", 28672, 4096, 8, 2, true},
+                                     {"mixtral-down", 4096, 14336, 8, 2}};
   return *kShapes;
 }
 
@@ -35,14 +58,24 @@ absl::StatusOr<CudaGemmShape> FindCudaGemmShape(std::string_view name) {
     if (shape.name == name) return shape;
     names.push_back(shape.name);
   }
-  CudaGemmShape shape{std::string(name), 0, 0};
-  const size_t times = name.find('x');
-  if (times == std::string_view::npos || !ParseSize(name.substr(0, times), &shape.n) ||
-      !ParseSize(name.substr(times + 1), &shape.k)) {
-    return InvalidArgument("--shapes '{}': one of {}, or NxK", name, fmt::join(names, ", "));
+  const std::vector<int64_t> sizes = ParseSizes(name);
+  if (sizes.size() != 2 && sizes.size() != 4) {
+    return InvalidArgument("--shapes '{}': one of {}, or NxK, or NxKxExT for T of E experts", name,
+                           fmt::join(names, ", "));
   }
+  CudaGemmShape shape{std::string(name), sizes[0], sizes[1]};
   if (shape.n < 1 || shape.n > kMaxN || shape.k < 1 || shape.k > kMaxK) {
     return InvalidArgument("--shapes '{}': the limits are 1x1 and {}x{}", name, kMaxN, kMaxK);
+  }
+  if (sizes.size() == 2) return shape;
+  shape.num_experts = sizes[2];
+  shape.num_experts_per_tok = sizes[3];
+  shape.gathers = true;
+  if (shape.num_experts < 2 || shape.num_experts > kMaxExperts || shape.num_experts_per_tok < 1 ||
+      shape.num_experts_per_tok > std::min(shape.num_experts, kMaxExpertsPerTok)) {
+    return InvalidArgument(
+        "--shapes '{}': experts have the limits 2 and {}, and of them a token 1 and {}", name,
+        kMaxExperts, kMaxExpertsPerTok);
   }
   return shape;
 }

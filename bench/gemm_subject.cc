@@ -3,56 +3,15 @@
 
 #include "bench/gemm_subject.h"
 
-#include <utility>
-
 #include "fmt/ranges.h"
 
+#include "bench/random_weight.h"
+
 namespace nibble::bench {
-namespace {
 
 using kernels::GemmDesc;
 using kernels::ScaleForm;
 using kernels::WeightFormat;
-
-// Bytes without a pattern that a compiler or a cache could use.
-class ByteNoise {
- public:
-  uint8_t Next() {
-    state_ = state_ * 1664525U + 1013904223U;
-    return static_cast<uint8_t>(state_ >> 24);
-  }
-
- private:
-  uint32_t state_ = 1;
-};
-
-kernels::Int4Weight RandomInt4(const GemmDesc& desc) {
-  kernels::Int4Weight weight;
-  weight.n = desc.n;
-  weight.k = desc.k;
-  weight.group_size = desc.group_size;
-  weight.codes.resize(static_cast<size_t>(desc.n * weight.row_bytes()));
-  ByteNoise noise;
-  for (uint8_t& code : weight.codes) code = noise.Next();
-  weight.scales.resize(static_cast<size_t>(desc.n * weight.num_groups()));
-  for (size_t i = 0; i < weight.scales.size(); ++i) {
-    weight.scales[i] = 0.001F * static_cast<float>(8 + i % 9);  // folds: 8..16 times 0.001
-  }
-  return weight;
-}
-
-kernels::Int8Weight RandomInt8(const GemmDesc& desc) {
-  kernels::Int8Weight weight;
-  weight.n = desc.n;
-  weight.k = desc.k;
-  weight.codes.resize(static_cast<size_t>(desc.n * desc.k));
-  ByteNoise noise;
-  for (int8_t& code : weight.codes) code = static_cast<int8_t>(noise.Next());
-  weight.scales.assign(static_cast<size_t>(desc.n), 0.001F);
-  return weight;
-}
-
-}  // namespace
 
 const std::vector<WeightKind>& WeightKinds() {
   static const std::vector<WeightKind> kKinds = {
@@ -83,22 +42,7 @@ std::string WeightKindNames() {
 
 absl::StatusOr<std::unique_ptr<kernels::PackedWeight>> PackRandomWeight(const GemmDesc& desc,
                                                                         Isa isa, ThreadPool* pool) {
-  switch (desc.format) {
-    case WeightFormat::kW4A8:
-      return kernels::PackInt4(RandomInt4(desc), desc.scale_form, isa, pool);
-    case WeightFormat::kW8A8:
-      return kernels::PackInt8(RandomInt8(desc), isa, pool);
-    case WeightFormat::kW4A16:
-      return kernels::PackInt4Float(RandomInt4(desc), isa, pool);
-    case WeightFormat::kDense:
-      break;
-  }
-  std::vector<uint16_t> weights(static_cast<size_t>(desc.n * desc.k));
-  ByteNoise noise;
-  for (uint16_t& weight : weights) {  // bfloat16 near 1: no denormals, nothing infinite
-    weight = static_cast<uint16_t>(0x3f00 | (noise.Next() & 0x7f));
-  }
-  return kernels::PackDense(weights.data(), DType::kBf16, desc.n, desc.k, desc.storage, isa, pool);
+  return RandomWeight(desc, 1).Pack(kernels::CpuWeightPacker(isa), pool);
 }
 
 GemmActivations::GemmActivations(int64_t m, int64_t n, int64_t k, ThreadPool* pool)

@@ -41,9 +41,9 @@ absl::StatusOr<ModelBatch> ModelBatch::Create(engine::Model* model, const ModelB
   const int64_t num_blocks = shape.num_seqs * ((shape.max_tokens + kBlockSize - 1) / kBlockSize);
   NIBBLE_ASSIGN_OR_RETURN(auto cache, model->MakeKvCache(num_blocks, kBlockSize));
   try {
-    return ModelBatch(
-        model, shape, std::move(cache),
-        AlignedBuffer<float>(static_cast<size_t>(shape.num_seqs * config.vocab_size)));
+    return ModelBatch(model, shape, std::move(cache),
+                      AlignedBuffer<float>(static_cast<size_t>(
+                          model->host_logits_rows(shape.num_seqs) * config.vocab_size)));
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("memory for the logits of {} sequences could not be allocated",
                              shape.num_seqs);
@@ -63,7 +63,7 @@ int32_t ModelBatch::BlockOf(int64_t sequence, int64_t position) const {
   return block_tables_[static_cast<size_t>(sequence * blocks_per_seq_ + position / kBlockSize)];
 }
 
-absl::Status ModelBatch::Step(int64_t context, int64_t num_tokens, bool sample, ThreadPool* pool) {
+engine::StepPlan ModelBatch::MakePlan(int64_t context, int64_t num_tokens, bool sample) const {
   engine::StepPlan plan;
   std::minstd_rand random(static_cast<uint32_t>(context + 1));
   const auto vocab_size = static_cast<uint32_t>(model_->config().vocab_size);
@@ -77,15 +77,21 @@ absl::Status ModelBatch::Step(int64_t context, int64_t num_tokens, bool sample, 
     }
     plan.query_start.push_back(static_cast<int32_t>(plan.num_tokens()));
     plan.context_lens.push_back(static_cast<int32_t>(context + num_tokens));
-    if (sample) plan.logits_indices.push_back(static_cast<int32_t>(plan.num_tokens() - 1));
+    if (!sample) continue;
+    plan.logits_indices.push_back(static_cast<int32_t>(plan.num_tokens() - 1));
+    plan.sampling.push_back({.temperature = 0.0F});
   }
   plan.block_tables = block_tables_;
   plan.max_blocks_per_seq = static_cast<int32_t>(blocks_per_seq_);
+  return plan;
+}
+
+absl::Status ModelBatch::Step(int64_t context, int64_t num_tokens, bool sample, ThreadPool* pool) {
+  const engine::StepPlan plan = MakePlan(context, num_tokens, sample);
   if (model_->device_name().empty()) {
     return model_->Forward(plan, cache_.get(), logits_.data(), pool);
   }
   // As served: from a device come tokens, and not all logits.
-  plan.sampling.resize(plan.logits_indices.size(), {.temperature = 0.0F});
   return model_->ForwardAndSample(plan, cache_.get(), {}, pool).status();
 }
 

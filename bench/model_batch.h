@@ -34,12 +34,15 @@ class ModelBatch {
   // zeros, which are there as much as others.
   void FillCache(Isa isa, ThreadPool* pool);
 
-  // Computes `num_tokens` random tokens of every sequence behind the `context` ones it has, and the
-  // logits of the last one where `sample` is set.
+  // The step that computes `num_tokens` random tokens of every sequence behind the `context` ones
+  // it has, and samples after the last one (greedily) where `sample` is set.
+  engine::StepPlan MakePlan(int64_t context, int64_t num_tokens, bool sample) const;
+  // Runs it: on this host as far as the logits, on a device as far as the tokens.
   absl::Status Step(int64_t context, int64_t num_tokens, bool sample, ThreadPool* pool);
 
   // Keys and values of one token of all layers.
   int64_t bytes_per_token() const { return bytes_per_token_; }
+  engine::KvCache* cache() const { return cache_.get(); }
 
  private:
   ModelBatch(engine::Model* model, const ModelBatchShape& shape,
@@ -49,7 +52,7 @@ class ModelBatch {
   engine::Model* model_;
   ModelBatchShape shape_;
   std::unique_ptr<engine::KvCache> cache_;
-  AlignedBuffer<float> logits_;        // [num_seqs, vocab_size]
+  AlignedBuffer<float> logits_;        // [num_seqs, vocab_size]; on a device empty
   std::vector<int32_t> block_tables_;  // [num_seqs, blocks_per_seq_]
   int64_t blocks_per_seq_ = 0;
   int64_t bytes_per_token_ = 0;

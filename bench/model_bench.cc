@@ -8,9 +8,11 @@
 
 #include "nlohmann/json.hpp"
 
+#include "base/check.h"
 #include "bench/limits.h"
 #include "bench/model_batch.h"
 #include "bench/report.h"
+#include "bench/step_ops.h"
 #include "bench/timing.h"
 
 namespace nibble::bench {
@@ -23,11 +25,13 @@ double SecondsSince(Clock::time_point start) {
 }
 
 nlohmann::ordered_json Members(const engine::Model& model) {
-  return {{"model",
-           {{"quantization", model.quantization_name()},
-            {"kv_cache_dtype", ToString(model.kv_dtype())},
-            {"weight_bytes", model.weight_bytes()},
-            {"step_weight_bytes", model.step_weight_bytes()}}}};
+  nlohmann::ordered_json members = {{"model",
+                                     {{"quantization", model.quantization_name()},
+                                      {"kv_cache_dtype", ToString(model.kv_dtype())},
+                                      {"weight_bytes", model.weight_bytes()},
+                                      {"step_weight_bytes", model.step_weight_bytes()}}}};
+  if (!model.device_name().empty()) members["device"] = {{"name", model.device_name()}};
+  return members;
 }
 
 // Weights of the linear layers that every token passes, the head aside; of experts, as many as a
@@ -44,6 +48,42 @@ double LinearWeights(const engine::ModelConfig& config) {
   return static_cast<double>(weights);
 }
 
+// Each token attends to itself and those before it, a product with its key and one with its value.
+double PromptAttentionOps(const engine::ModelConfig& config, int64_t prompt) {
+  const auto pairs = static_cast<double>(prompt * (prompt + 1) / 2);
+  const auto columns = static_cast<double>(config.num_layers * config.num_heads * config.head_dim);
+  return 2.0 * 2.0 * pairs * columns;
+}
+
+// What the figures are compared with, and how the report calls it.
+struct Limits {
+  DevicePeaks peaks;
+  nlohmann::ordered_json json;
+};
+
+// This host's say nothing of a model that a device computes.
+absl::StatusOr<Limits> MeasureLimits(const ModelSubject& subject) {
+  if (subject.probe == nullptr) {
+    NIBBLE_CHECK(subject.model->device_name().empty());
+    const Roofline roofline = MeasureRoofline(subject.isa, subject.pool);
+    return Limits{{roofline.read_bytes_per_s, roofline.int8_op_per_s}, ToJson(roofline)};
+  }
+  NIBBLE_ASSIGN_OR_RETURN(const DevicePeaks peaks, subject.probe->MeasurePeaks());
+  return Limits{peaks, ToJson(peaks)};
+}
+
+// Where a step of `plan` goes, which took `step_s`: on a device; else nothing.
+absl::Status AddOps(const ModelSubject& subject, const Limits& limits, const ModelBatch& batch,
+                    const engine::StepPlan& plan, const AttentionWork& attention, double step_s,
+                    nlohmann::ordered_json* row) {
+  if (subject.probe == nullptr) return absl::OkStatus();
+  NIBBLE_ASSIGN_OR_RETURN(
+      const DeviceStep step,
+      subject.probe->TimeStep(subject.model, plan, batch.cache(), subject.pool));
+  AddStepOps(step, attention, step_s, limits.peaks, row);
+  return absl::OkStatus();
+}
+
 // Seconds of every step of one repetition.
 absl::Status RunSteps(ModelBatch* batch, int64_t context, int64_t steps, ThreadPool* pool,
                       std::vector<double>* seconds) {
@@ -57,7 +97,7 @@ absl::Status RunSteps(ModelBatch* batch, int64_t context, int64_t steps, ThreadP
 
 absl::StatusOr<nlohmann::ordered_json> MeasureDecode(const DecodeBenchOptions& options,
                                                      int64_t num_seqs, int64_t context,
-                                                     const std::optional<Roofline>& roofline,
+                                                     const Limits& limits,
                                                      const ModelSubject& subject) {
   NIBBLE_ASSIGN_OR_RETURN(
       ModelBatch batch,
@@ -83,25 +123,25 @@ absl::StatusOr<nlohmann::ordered_json> MeasureDecode(const DecodeBenchOptions& o
                                 {"best_tokens_per_s", Rounded(tokens / repetition.best_s)},
                                 {"step_median_ms", Rounded(step.median_s * 1e3)},
                                 {"step_best_ms", Rounded(step.best_s * 1e3)}};
-  // A step reads the experts that its tokens go to; `nibble bench moe` counts them.
-  if (subject.model->config().moe.has_value()) return row;
   const double mean_context =
       static_cast<double>(context) + 0.5 * static_cast<double>(options.steps + 1);
   const double cache_bytes = static_cast<double>(num_seqs * batch.bytes_per_token()) * mean_context;
+  NIBBLE_RETURN_IF_ERROR(AddOps(subject, limits, batch,
+                                batch.MakePlan(context + options.steps / 2, 1, true),
+                                {.cache_bytes = cache_bytes}, step.median_s, &row));
+  // A step reads the experts that its tokens go to; `nibble bench moe` counts them.
+  if (subject.model->config().moe.has_value()) return row;
   const double bytes = static_cast<double>(subject.model->step_weight_bytes()) + cache_bytes;
   const double bytes_per_s = bytes * static_cast<double>(options.steps) / repetition.median_s;
   row["bytes_per_step"] = static_cast<int64_t>(bytes);
   row["bytes_per_token"] = static_cast<int64_t>(bytes / static_cast<double>(num_seqs));
   row["gb_per_s"] = Rounded(bytes_per_s * 1e-9);
-  if (roofline.has_value()) {
-    row["share_of_read"] = Rounded(bytes_per_s / roofline->read_bytes_per_s);
-  }
+  row["share_of_read"] = Rounded(bytes_per_s / limits.peaks.read_bytes_per_s);
   return row;
 }
 
 absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(const PrefillBenchOptions& options,
-                                                      int64_t prompt,
-                                                      const std::optional<Roofline>& roofline,
+                                                      int64_t prompt, const Limits& limits,
                                                       const ModelSubject& subject) {
   const int64_t max_chunk = std::min(prompt, options.max_num_batched_tokens);
   NIBBLE_ASSIGN_OR_RETURN(
@@ -121,29 +161,20 @@ absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(const PrefillBenchOptions&
   const Timing timing = Summarize(std::move(seconds));
   const auto tokens = static_cast<double>(prompt);
   const double ops_per_s = 2.0 * LinearWeights(subject.model->config()) * tokens / timing.median_s;
-  nlohmann::ordered_json row = {{"prompt", prompt},
-                                {"chunk", max_chunk},
-                                {"tokens_per_s", Rounded(tokens / timing.median_s)},
-                                {"best_tokens_per_s", Rounded(tokens / timing.best_s)},
-                                {"median_ms", Rounded(timing.median_s * 1e3)},
-                                {"best_ms", Rounded(timing.best_s * 1e3)},
-                                {"top_per_s", Rounded(ops_per_s * 1e-12)}};
-  if (roofline.has_value()) {
-    row["share_of_int8_peak"] = Rounded(ops_per_s / roofline->int8_op_per_s);
-  }
+  nlohmann::ordered_json row = {
+      {"prompt", prompt},
+      {"chunk", max_chunk},
+      {"tokens_per_s", Rounded(tokens / timing.median_s)},
+      {"best_tokens_per_s", Rounded(tokens / timing.best_s)},
+      {"median_ms", Rounded(timing.median_s * 1e3)},
+      {"best_ms", Rounded(timing.best_s * 1e3)},
+      {"top_per_s", Rounded(ops_per_s * 1e-12)},
+      {"share_of_int8_peak", Rounded(ops_per_s / limits.peaks.int8_op_per_s)}};
+  if (max_chunk < prompt) return row;  // several steps, which differ
+  NIBBLE_RETURN_IF_ERROR(AddOps(subject, limits, batch, batch.MakePlan(0, prompt, true),
+                                {.ops = PromptAttentionOps(subject.model->config(), prompt)},
+                                timing.median_s, &row));
   return row;
-}
-
-// This host's peaks say nothing of a model that a device computes.
-std::optional<Roofline> RooflineOf(const ModelSubject& subject) {
-  if (!subject.model->device_name().empty()) return std::nullopt;
-  return MeasureRoofline(subject.isa, subject.pool);
-}
-
-nlohmann::ordered_json PeaksOf(const std::optional<Roofline>& roofline,
-                               const ModelSubject& subject) {
-  if (roofline.has_value()) return ToJson(*roofline);
-  return {{"device", subject.model->device_name()}};
 }
 
 }  // namespace
@@ -163,7 +194,7 @@ void PrefillBenchOptions::Validate(std::vector<std::string>* violations) const {
 
 absl::StatusOr<nlohmann::ordered_json> RunDecodeBench(const DecodeBenchOptions& options,
                                                       const ModelSubject& subject) {
-  const std::optional<Roofline> roofline = RooflineOf(subject);
+  NIBBLE_ASSIGN_OR_RETURN(const Limits limits, MeasureLimits(subject));
   Report report("decode",
                 {{"batch", "batch", 6},
                  {"context", "context", 9},
@@ -171,37 +202,40 @@ absl::StatusOr<nlohmann::ordered_json> RunDecodeBench(const DecodeBenchOptions& 
                  {"step_median_ms", "step ms", 10, 2},
                  {"bytes_per_token", "bytes/token", 13},
                  {"gb_per_s", "GB/s", 8, 2},
-                 {"share_of_read", "of read", 9, 3}},
+                 {"share_of_read", "of read", 9, 3},
+                 {"share_of_roofline", "of roofline", 12, 3},
+                 {"device_ms", "device ms", 10, 2},
+                 {"host_ms", "host ms", 8, 2}},
                 subject.table);
   for (const int64_t context : options.contexts) {
     for (const int64_t num_seqs : options.batches) {
       NIBBLE_ASSIGN_OR_RETURN(nlohmann::ordered_json row,
-                              MeasureDecode(options, num_seqs, context, roofline, subject));
+                              MeasureDecode(options, num_seqs, context, limits, subject));
       report.Add(std::move(row));
     }
   }
-  return report.Finish(subject.pool->num_threads(), PeaksOf(roofline, subject),
-                       Members(*subject.model));
+  return report.Finish(subject.pool->num_threads(), limits.json, Members(*subject.model));
 }
 
 absl::StatusOr<nlohmann::ordered_json> RunPrefillBench(const PrefillBenchOptions& options,
                                                        const ModelSubject& subject) {
-  const std::optional<Roofline> roofline = RooflineOf(subject);
+  NIBBLE_ASSIGN_OR_RETURN(const Limits limits, MeasureLimits(subject));
   Report report("prefill",
                 {{"prompt", "prompt", 7},
                  {"chunk", "chunk", 7},
                  {"tokens_per_s", "tokens/s", 11, 2},
                  {"median_ms", "ms", 10, 1},
                  {"top_per_s", "TOP/s", 8, 3},
-                 {"share_of_int8_peak", "of peak", 9, 3}},
+                 {"share_of_int8_peak", "of peak", 9, 3},
+                 {"share_of_roofline", "of roofline", 12, 3},
+                 {"device_ms", "device ms", 10, 2}},
                 subject.table);
   for (const int64_t prompt : options.prompts) {
     NIBBLE_ASSIGN_OR_RETURN(nlohmann::ordered_json row,
-                            MeasurePrefill(options, prompt, roofline, subject));
+                            MeasurePrefill(options, prompt, limits, subject));
     report.Add(std::move(row));
   }
-  return report.Finish(subject.pool->num_threads(), PeaksOf(roofline, subject),
-                       Members(*subject.model));
+  return report.Finish(subject.pool->num_threads(), limits.json, Members(*subject.model));
 }
 
 }  // namespace nibble::bench

@@ -15,6 +15,7 @@
 #include "base/cpu_features.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "bench/device_probe.h"
 #include "engine/model/model.h"
 
 namespace nibble::bench {
@@ -42,17 +43,19 @@ struct ModelSubject {
   engine::Model* model = nullptr;
   Isa isa = Isa::kRef;  // that `model` was loaded for
   ThreadPool* pool = nullptr;
+  DeviceProbe* probe = nullptr;  // of the device that computes the model; null: this host does
   std::FILE* table = nullptr;
 };
 
 // One row for each context and batch. `tokens_per_s` counts those of all sequences; bytes are the
-// weights, once a step, and the keys and values of all sequences. INVALID_ARGUMENT for contexts
+// weights, once a step, and the keys and values of all sequences. On a device each row tells where
+// a step goes (step_ops.h). INVALID_ARGUMENT for contexts
 // beyond the model's positions, RESOURCE_EXHAUSTED when the cache does not fit.
 absl::StatusOr<nlohmann::ordered_json> RunDecodeBench(const DecodeBenchOptions& options,
                                                       const ModelSubject& subject);
 
 // One row for each prompt length. Operations are those of the linear layers (two for each weight
-// and token).
+// and token). On a device the row of a prompt in one chunk tells where it goes.
 absl::StatusOr<nlohmann::ordered_json> RunPrefillBench(const PrefillBenchOptions& options,
                                                        const ModelSubject& subject);
 

@@ -7,11 +7,15 @@
 
 #include <cstdio>
 #include <new>
+#include <optional>
+#include <string_view>
 
 #include "fmt/ranges.h"
 #include "nlohmann/json.hpp"
 
+#include "bench/device_probe.h"
 #include "bench/limits.h"
+#include "bench/random_model.h"
 #include "server/cli/commands.h"
 #include "server/cli/model_backend.h"
 #include "server/cli/model_setup.h"
@@ -58,6 +62,19 @@ absl::StatusOr<nlohmann::ordered_json> RunOnPool(int threads, const Options& opt
   return run(&pool);
 }
 
+// "random:SHAPE" instead of a directory; no tokenizer.
+absl::StatusOr<LoadedModel> MakeRandom(std::string_view shape,
+                                       const server::ModelOptions& options) {
+  NIBBLE_ASSIGN_OR_RETURN(const engine::ModelConfig config, bench::RandomModelConfig(shape));
+  LoadedModel made;
+  NIBBLE_ASSIGN_OR_RETURN(made.device, ChooseDevice(options));
+  made.pool = std::make_unique<ThreadPool>(made.device.threads, made.device.cpus);
+  engine::LoadOptions load = ToLoadOptions(options, made.device.isa);
+  NIBBLE_ASSIGN_OR_RETURN(load.device, OpenDevice(options, made.device, 0));
+  NIBBLE_ASSIGN_OR_RETURN(made.model, bench::MakeRandomModel(config, load, made.pool.get()));
+  return made;
+}
+
 template <typename Options>
 absl::StatusOr<nlohmann::ordered_json> RunOnModel(
     const server::ModelOptions& model, const Options& options,
@@ -66,11 +83,18 @@ absl::StatusOr<nlohmann::ordered_json> RunOnModel(
   model.Validate(&violations);
   options.Validate(&violations);
   NIBBLE_RETURN_IF_ERROR(ToStatus(violations));
-  NIBBLE_ASSIGN_OR_RETURN(const LoadedModel loaded, LoadModel(model));
+  const std::optional<std::string_view> shape = bench::RandomShapeOf(model.model);
+  NIBBLE_ASSIGN_OR_RETURN(const LoadedModel loaded,
+                          shape.has_value() ? MakeRandom(*shape, model) : LoadModel(model));
   loaded.pool->BindCaller();
+  std::unique_ptr<bench::DeviceProbe> probe;
+  if (loaded.device.is_cuda()) {
+    NIBBLE_ASSIGN_OR_RETURN(probe, bench::OpenDeviceProbe(0));
+  }
   return run(options, {.model = loaded.model.get(),
                        .isa = loaded.device.isa,
                        .pool = loaded.pool.get(),
+                       .probe = probe.get(),
                        .table = Table()});
 }
 

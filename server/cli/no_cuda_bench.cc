@@ -5,14 +5,27 @@
 #include "nlohmann/json.hpp"
 
 #include "bench/cuda_gemm_bench.h"
+#include "bench/device_probe.h"
 
 namespace nibble::bench {
+namespace {
+
+absl::Status NoCuda() {
+  return InvalidArgument(
+      "--device cuda: this build has no CUDA kernels; build the preset `cuda` (NIBBLE_CUDA=ON)");
+}
+
+}  // namespace
 
 absl::StatusOr<nlohmann::ordered_json> RunCudaGemmBench(const CudaGemmBenchOptions& /*options*/,
                                                         ThreadPool* /*pool*/,
                                                         std::FILE* /*table*/) {
-  return InvalidArgument(
-      "--device cuda: this build has no CUDA kernels; build the preset `cuda` (NIBBLE_CUDA=ON)");
+  return NoCuda();
+}
+
+absl::StatusOr<std::unique_ptr<DeviceProbe>> OpenDeviceProbe(int /*index*/,
+                                                             const MeterOptions& /*options*/) {
+  return NoCuda();
 }
 
 }  // namespace nibble::bench

@@ -216,8 +216,14 @@ void AddBenchActivations(CLI::App* app, BenchOptions* options) {
   AddList(app, "--group-size", &activations->group_sizes, "32, 64, 128");
 }
 
+void DescribeRandomModels(CLI::App* app) {
+  app->get_option("MODEL")->description(
+      "Hugging Face model directory, or random:SHAPE, made in memory: random:llama-3-8b");
+}
+
 void AddBenchDecode(CLI::App* app, BenchOptions* options) {
   AddModelOptions(app, &options->model);
+  DescribeRandomModels(app);
   AddList(app, "--batch", &options->decode.batches, "sequences of a step");
   AddList(app, "--context", &options->decode.contexts,
           "tokens of each sequence before the first step");
@@ -244,6 +250,7 @@ void AddBenchStepChannel(CLI::App* app, BenchOptions* options) {
 
 void AddBenchPrefill(CLI::App* app, BenchOptions* options) {
   AddModelOptions(app, &options->model);
+  DescribeRandomModels(app);
   AddList(app, "--prompt", &options->prefill.prompts, "tokens of the prompt");
   app->add_option("--max-num-batched-tokens", options->prefill.max_num_batched_tokens,
                   "longer prompts are computed in chunks of this")

@@ -17,10 +17,26 @@ TEST(CudaGemmCases, ShapesHaveNamesOrSizes) {
   ASSERT_TRUE(sized.ok());
   EXPECT_EQ(sized->n, 640);
   EXPECT_EQ(sized->k, 96);
+  EXPECT_FALSE(sized->HasExperts());
+  EXPECT_EQ(sized->NumRows(7), 7);
   for (const char* bad : {"", "x", "12x", "x12", "8b", "0x5", "12x13x14", "2097152x1", "-1x4",
-                          "99999999999999999999x1"}) {
+                          "4x4x1x1", "4x4x8x0", "4x4x8x9", "4x4x257x1", "4x4x256x17", "4x4x8x2x1",
+                          "4x4x8x", "4x4xx2", "99999999999999999999x1"}) {
     EXPECT_EQ(FindCudaGemmShape(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
   }
+}
+
+TEST(CudaGemmCases, ExpertsHaveRowsForEachOfATokens) {
+  const auto mixtral = FindCudaGemmShape("mixtral-down");
+  ASSERT_TRUE(mixtral.ok());
+  EXPECT_EQ(mixtral->num_experts, 8);
+  EXPECT_FALSE(mixtral->gathers);
+  EXPECT_EQ(mixtral->NumRows(7), 14);
+  const auto sized = FindCudaGemmShape("72x128x5x3");
+  ASSERT_TRUE(sized.ok());
+  EXPECT_TRUE(sized->HasExperts());
+  EXPECT_EQ(sized->num_experts, 5);
+  EXPECT_EQ(sized->num_experts_per_tok, 3);
 }
 
 TEST(CudaGemmCases, OptionsAreNamed) {

@@ -26,6 +26,7 @@
 #include "engine/model/cuda/device_kv_cache.h"
 #include "engine/model/cuda/device_linear.h"
 #include "engine/model/cuda/device_moe.h"
+#include "engine/model/cuda/step_op.h"
 #include "engine/model/cuda/step_staging.h"
 #include "engine/model/decoder.h"
 #include "engine/model/model.h"
@@ -82,6 +83,12 @@ class CudaDecoderModel final : public Model {
   // Rows that a decode step of `num_seqs` sequences is padded to: 1, 2, 4, then multiples of 8, but
   // no more than max_seqs. 0: there is no graph of so many.
   static int64_t BucketOf(int64_t num_seqs, int64_t max_seqs);
+  // How long the device takes for `plan`, and for each kind of op: medians of `runs`, each kind as
+  // a graph of its own. Like a step it computes `plan`, but what it leaves in the cache's slots of
+  // `plan` means nothing. UNIMPLEMENTED for one rank of several, INVALID_ARGUMENT for an empty
+  // plan.
+  absl::StatusOr<StepTime> TimeStep(const StepPlan& plan, KvCache* cache, int runs,
+                                    ThreadPool* pool);
   // Graphs captured so far.
   int64_t num_graphs() const { return static_cast<int64_t>(graphs_.size()); }
 
@@ -130,19 +137,35 @@ class CudaDecoderModel final : public Model {
                           const DeviceKvCache& cache);
   bool CanReplay(const StepPlan& plan) const;
   absl::Status CopyLogits(int64_t first_row, int64_t num_rows, float* logits);
+  absl::Status EnqueueSample(int64_t num_rows);
   absl::StatusOr<StepOutput> Sample(const StepPlan& plan, Isa isa);
   absl::Status SampleOnHost(const StepPlan& plan, Isa isa, std::vector<SampledToken>* tokens);
   absl::Status FinishStep();
   // `status`; and when the device is lost, remembers that it is.
   absl::Status Diagnose(absl::Status status);
 
+  // cuda_decoder_time.cc: a step taken apart.
+  absl::StatusOr<double> TimeOnly(std::optional<StepOp> op, const StepPlan& plan,
+                                  const DeviceKvCache& cache, int runs);
+  // `expert_tokens` [num_layers, num_experts]: how many of the step's chose each.
+  void DescribeWork(const std::vector<uint64_t>& expert_tokens, StepOpTime* time) const;
+
   // cuda_decoder_forward.cc: what a step launches.
+  // Every launch of a step goes through here.
+  template <typename Enqueue>
+  absl::Status Do(StepOp op, const Enqueue& enqueue) {
+    if (only_op_.has_value() && *only_op_ != op) return absl::OkStatus();
+    ++num_enqueued_;
+    return enqueue();
+  }
   absl::Status EnqueueStep(const StepShape& shape, const StepArrays& arrays,
                            const DeviceKvCache& cache);
   absl::Status Embed(const StepShape& shape, const StepArrays& arrays);
   // x_ += delta_, which is summed over the ranks first; normed to what the next layer reads.
   absl::Status Normalize(const gpu::DeviceBuffer<float>& weight, int64_t num_rows, bool add_delta,
                          const DeviceInput& out);
+  absl::Status Multiply(StepOp op, const DeviceLinear& linear, const DeviceInput& input,
+                        int64_t num_rows, const kernels::cuda::DeviceMatrix& y);
   absl::Status ProjectQkv(const Layer& layer, const StepShape& shape, const StepArrays& arrays,
                           const kernels::cuda::KvCacheView& cache, bool first);
   absl::Status Attend(int64_t layer_idx, const kernels::cuda::KvCacheView& cache);
@@ -236,6 +259,11 @@ class CudaDecoderModel final : public Model {
   bool delta_is_part_ = false;
   float* current_x_ = nullptr;
   kernels::cuda::DeviceMatrix current_attention_;
+  // Of the last step, for TimeStep().
+  StepShape last_shape_;
+  StepArrays last_arrays_;
+  std::optional<StepOp> only_op_;  // all others are left out
+  int64_t num_enqueued_ = 0;
 
   absl::Status lost_;
 };

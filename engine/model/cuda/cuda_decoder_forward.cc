@@ -47,15 +47,17 @@ absl::Status CudaDecoderModel::EnqueueStep(const StepShape& shape, const StepArr
 // A row is on the rank that has it; the others add zeros, which change no value.
 absl::Status CudaDecoderModel::Embed(const StepShape& shape, const StepArrays& arrays) {
   const Range& ids = weights_.embedding.ids;
-  NIBBLE_RETURN_IF_ERROR(kernels::cuda::Embed({.num_tokens = shape.num_rows,
-                                               .hidden = config_.hidden_size,
-                                               .token_ids = arrays.token_ids,
-                                               .table = embedding_.data(),
-                                               .dtype = embedding_dtype_,
-                                               .begin_id = ids.begin,
-                                               .end_id = ids.end,
-                                               .out = x_.data()},
-                                              stream_.get()));
+  NIBBLE_RETURN_IF_ERROR(Do(StepOp::kEmbed, [&] {
+    return kernels::cuda::Embed({.num_tokens = shape.num_rows,
+                                 .hidden = config_.hidden_size,
+                                 .token_ids = arrays.token_ids,
+                                 .table = embedding_.data(),
+                                 .dtype = embedding_dtype_,
+                                 .begin_id = ids.begin,
+                                 .end_id = ids.end,
+                                 .out = x_.data()},
+                                stream_.get());
+  }));
   if (place_.size == 1) return absl::OkStatus();
   return communicator_->AllReduce({.data = x_.data(),
                                    .dtype = DType::kF32,
@@ -76,7 +78,9 @@ absl::Status CudaDecoderModel::Normalize(const gpu::DeviceBuffer<float>& weight,
       .weight = weight.data(),
       .epsilon = config_.rms_norm_eps,
       .out = out.output()};
-  if (!add_delta || !delta_is_part_) return kernels::cuda::RmsNorm(norm, stream_.get());
+  if (!add_delta || !delta_is_part_) {
+    return Do(StepOp::kNorm, [&] { return kernels::cuda::RmsNorm(norm, stream_.get()); });
+  }
   delta_is_part_ = false;
   return AllReduceNorm(communicator_.get(),
                        {.data = delta_.data(),
@@ -86,6 +90,12 @@ absl::Status CudaDecoderModel::Normalize(const gpu::DeviceBuffer<float>& weight,
                        norm, stream_.get());
 }
 
+absl::Status CudaDecoderModel::Multiply(StepOp op, const DeviceLinear& linear,
+                                        const DeviceInput& input, int64_t num_rows,
+                                        const DeviceMatrix& y) {
+  return Do(op, [&] { return linear.Run(input, num_rows, y, gemm_, stream_.get()); });
+}
+
 // qkv_ from x_ and delta_, keys and values into the cache.
 absl::Status CudaDecoderModel::ProjectQkv(const Layer& layer, const StepShape& shape,
                                           const StepArrays& arrays,
@@ -93,42 +103,49 @@ absl::Status CudaDecoderModel::ProjectQkv(const Layer& layer, const StepShape& s
   const DeviceInput input = activations_.For(layer.qkv);
   const DeviceMatrix qkv = Matrix(qkv_, qkv_size_);
   NIBBLE_RETURN_IF_ERROR(Normalize(layer.input_norm, shape.num_rows, /*add_delta=*/!first, input));
-  NIBBLE_RETURN_IF_ERROR(layer.qkv.Run(input, shape.num_rows, qkv, gemm_, stream_.get()));
-  return kernels::cuda::RopeKvAppend(cache,
-                                     {.num_tokens = shape.num_rows,
-                                      .qkv = qkv,
-                                      .num_heads = rank_config_.num_heads,
-                                      .q_norm = layer.q_norm.data(),
-                                      .k_norm = layer.k_norm.data(),
-                                      .epsilon = config_.rms_norm_eps,
-                                      .cos = rope_cos_.data(),
-                                      .sin = rope_sin_.data(),
-                                      .rotary_dim = config_.rope.rotary_dim,
-                                      .positions = arrays.positions,
-                                      .slot_mapping = arrays.slot_mapping},
-                                     stream_.get());
+  NIBBLE_RETURN_IF_ERROR(Multiply(StepOp::kQkv, layer.qkv, input, shape.num_rows, qkv));
+  return Do(StepOp::kRopeKv, [&] {
+    return kernels::cuda::RopeKvAppend(cache,
+                                       {.num_tokens = shape.num_rows,
+                                        .qkv = qkv,
+                                        .num_heads = rank_config_.num_heads,
+                                        .q_norm = layer.q_norm.data(),
+                                        .k_norm = layer.k_norm.data(),
+                                        .epsilon = config_.rms_norm_eps,
+                                        .cos = rope_cos_.data(),
+                                        .sin = rope_sin_.data(),
+                                        .rotary_dim = config_.rope.rotary_dim,
+                                        .positions = arrays.positions,
+                                        .slot_mapping = arrays.slot_mapping},
+                                       stream_.get());
+  });
 }
 
 absl::Status CudaDecoderModel::Attend(int64_t layer_idx, const kernels::cuda::KvCacheView& cache) {
-  return attention_op_->Run(
-      cache,
-      {.q = Matrix(qkv_, qkv_size_),
-       .out = Matrix(attention_, q_size_),
-       .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
-       .sliding_window = rank_config_.sliding_window[static_cast<size_t>(layer_idx)]},
-      stream_.get());
+  return Do(StepOp::kAttention, [&] {
+    return attention_op_->Run(
+        cache,
+        {.q = Matrix(qkv_, qkv_size_),
+         .out = Matrix(attention_, q_size_),
+         .scale = 1.0F / std::sqrt(static_cast<float>(config_.head_dim)),
+         .sliding_window = rank_config_.sliding_window[static_cast<size_t>(layer_idx)]},
+        stream_.get());
+  });
 }
 
 // The residual stream and attention's output of the rows that are sampled.
 absl::Status CudaDecoderModel::KeepRows(const StepShape& shape, const StepArrays& arrays) {
   const int64_t x_bytes = config_.hidden_size * static_cast<int64_t>(sizeof(float));
-  NIBBLE_RETURN_IF_ERROR(kernels::cuda::GatherRows(x_.data(), arrays.kept_rows, shape.num_samples,
-                                                   x_bytes, kept_x_.data(), stream_.get()));
+  NIBBLE_RETURN_IF_ERROR(Do(StepOp::kKeepRows, [&] {
+    return kernels::cuda::GatherRows(x_.data(), arrays.kept_rows, shape.num_samples, x_bytes,
+                                     kept_x_.data(), stream_.get());
+  }));
   const DeviceMatrix attention = Matrix(kept_attention_, q_size_);
   const int64_t attention_bytes = attention.stride * static_cast<int64_t>(SizeOf(attention.dtype));
-  NIBBLE_RETURN_IF_ERROR(kernels::cuda::GatherRows(attention_.data(), arrays.kept_rows,
-                                                   shape.num_samples, attention_bytes,
-                                                   kept_attention_.data(), stream_.get()));
+  NIBBLE_RETURN_IF_ERROR(Do(StepOp::kKeepRows, [&] {
+    return kernels::cuda::GatherRows(attention_.data(), arrays.kept_rows, shape.num_samples,
+                                     attention_bytes, kept_attention_.data(), stream_.get());
+  }));
   current_x_ = kept_x_.data();
   current_attention_ = attention;
   return absl::OkStatus();
@@ -144,17 +161,21 @@ absl::Status CudaDecoderModel::FeedForward(int64_t layer_idx, int64_t num_rows,
   const bool as_it_is = layer.o.forms().floats.value_or(activation_) == activation_;
   if (as_it_is) input.values = {};
   if (!as_it_is || layer.o.forms().int8) {
-    NIBBLE_RETURN_IF_ERROR(kernels::cuda::QuantizeRows(current_attention_, num_rows, q_size_,
-                                                       input.output(), nullptr, stream_.get()));
+    NIBBLE_RETURN_IF_ERROR(Do(StepOp::kQuantize, [&] {
+      return kernels::cuda::QuantizeRows(current_attention_, num_rows, q_size_, input.output(),
+                                         nullptr, stream_.get());
+    }));
   }
   if (as_it_is) input.values = current_attention_;
-  NIBBLE_RETURN_IF_ERROR(layer.o.Run(input, num_rows, delta, gemm_, stream_.get()));
+  NIBBLE_RETURN_IF_ERROR(Multiply(StepOp::kO, layer.o, input, num_rows, delta));
   delta_is_part_ = place_.size > 1;
 
   if (layer.has_experts) {
     NIBBLE_RETURN_IF_ERROR(Normalize(layer.post_attention_norm, num_rows, /*add_delta=*/true,
                                      moe_->InputOf(layer_idx)));
-    NIBBLE_RETURN_IF_ERROR(moe_->Run(layer_idx, positions, num_rows, delta, gemm_, stream_.get()));
+    NIBBLE_RETURN_IF_ERROR(Do(StepOp::kExperts, [&] {
+      return moe_->Run(layer_idx, positions, num_rows, delta, gemm_, stream_.get());
+    }));
   } else {
     NIBBLE_RETURN_IF_ERROR(FeedForwardDense(layer, num_rows));
   }
@@ -166,24 +187,26 @@ absl::Status CudaDecoderModel::FeedForwardDense(const Layer& layer, int64_t num_
   DeviceInput input = activations_.For(layer.gate_up);
   const DeviceMatrix gate_up = Matrix(gate_up_, 2 * dense_intermediate_size_);
   NIBBLE_RETURN_IF_ERROR(Normalize(layer.post_attention_norm, num_rows, /*add_delta=*/true, input));
-  NIBBLE_RETURN_IF_ERROR(layer.gate_up.Run(input, num_rows, gate_up, gemm_, stream_.get()));
+  NIBBLE_RETURN_IF_ERROR(Multiply(StepOp::kGateUp, layer.gate_up, input, num_rows, gate_up));
 
   input = activations_.For(layer.down);
-  NIBBLE_RETURN_IF_ERROR(kernels::cuda::SiluMul({.num_rows = num_rows,
-                                                 .intermediate = dense_intermediate_size_,
-                                                 .gate_up = gate_up,
-                                                 .out = input.output(),
-                                                 .workspace = silu_workspace_.data()},
-                                                stream_.get()));
-  return layer.down.Run(input, num_rows, Matrix(delta_, config_.hidden_size), gemm_, stream_.get());
+  NIBBLE_RETURN_IF_ERROR(Do(StepOp::kSwiGlu, [&] {
+    return kernels::cuda::SiluMul({.num_rows = num_rows,
+                                   .intermediate = dense_intermediate_size_,
+                                   .gate_up = gate_up,
+                                   .out = input.output(),
+                                   .workspace = silu_workspace_.data()},
+                                  stream_.get());
+  }));
+  return Multiply(StepOp::kDown, layer.down, input, num_rows, Matrix(delta_, config_.hidden_size));
 }
 
 absl::Status CudaDecoderModel::ComputeLogits(int64_t num_rows) {
   const DeviceInput input = activations_.For(lm_head_);
   NIBBLE_RETURN_IF_ERROR(Normalize(final_norm_, num_rows, /*add_delta=*/true, input));
-  NIBBLE_RETURN_IF_ERROR(lm_head_.Run(
-      input, num_rows, {.data = own_logits_.data(), .dtype = DType::kF32, .stride = logits_stride_},
-      gemm_, stream_.get()));
+  NIBBLE_RETURN_IF_ERROR(
+      Multiply(StepOp::kHead, lm_head_, input, num_rows,
+               {.data = own_logits_.data(), .dtype = DType::kF32, .stride = logits_stride_}));
   return place_.size == 1 ? absl::OkStatus() : GatherLogits(num_rows);
 }
 

@@ -83,6 +83,8 @@ absl::Status CudaDecoderModel::RunStep(const StepPlan& plan, const DeviceKvCache
   NIBBLE_ASSIGN_OR_RETURN(const StepArrays arrays,
                           staging_.Upload(plan, shape.num_rows, shape.num_samples, stream_.get()));
   sample_params_ = arrays.sampling;
+  last_shape_ = shape;
+  last_arrays_ = arrays;
   NIBBLE_RETURN_IF_ERROR(attention_op_->Plan({.num_seqs = plan.num_seqs(),
                                               .query_start = plan.query_start.data(),
                                               .context_lens = plan.context_lens.data(),
@@ -141,18 +143,25 @@ absl::Status CudaDecoderModel::CopyLogits(int64_t first_row, int64_t num_rows, f
       "cudaMemcpy2DAsync of logits");
 }
 
+absl::Status CudaDecoderModel::EnqueueSample(int64_t num_rows) {
+  if (num_rows == 0) return absl::OkStatus();
+  const bool gathered = place_.size > 1;
+  return Do(StepOp::kSample, [&] {
+    return kernels::cuda::Sample(
+        {.num_rows = num_rows,
+         .vocab_size = config_.vocab_size,
+         .logits = (gathered ? logits_ : own_logits_).data(),
+         .stride = gathered ? PaddedStride(config_.vocab_size, DType::kF32) : logits_stride_,
+         .params = sample_params_,
+         .token_ids = tokens_.data(),
+         .workspace = sample_workspace_.data()},
+        stream_.get());
+  });
+}
+
 absl::StatusOr<StepOutput> CudaDecoderModel::Sample(const StepPlan& plan, Isa isa) {
   const int64_t num_rows = plan.num_samples();
-  const bool gathered = place_.size > 1;
-  NIBBLE_RETURN_IF_ERROR(kernels::cuda::Sample(
-      {.num_rows = num_rows,
-       .vocab_size = config_.vocab_size,
-       .logits = (gathered ? logits_ : own_logits_).data(),
-       .stride = gathered ? PaddedStride(config_.vocab_size, DType::kF32) : logits_stride_,
-       .params = sample_params_,
-       .token_ids = tokens_.data(),
-       .workspace = sample_workspace_.data()},
-      stream_.get()));
+  NIBBLE_RETURN_IF_ERROR(EnqueueSample(num_rows));
   NIBBLE_RETURN_IF_ERROR(gpu::CopyToHost(host_tokens_.data(), tokens_.data(),
                                          static_cast<size_t>(num_rows) * sizeof(int32_t),
                                          stream_.get()));

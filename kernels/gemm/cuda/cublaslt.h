@@ -15,8 +15,6 @@
 
 #include "base/dtype.h"
 #include "base/status.h"
-#include "kernels/device/device_matrix.h"
-#include "kernels/quant/quantize_rows.h"
 
 namespace nibble::kernels::cuda {
 
@@ -60,21 +58,5 @@ class CublasLt {
 // is added (that of a bf16 checkpoint is exact then), the sum once more.
 absl::Status MultiplyDense(CublasLt* lt, const LtMatmul& matmul, const float* bias, void* workspace,
                            int64_t workspace_bytes, cudaStream_t stream);
-
-// W8A8 with the bits of kernels::Run: D = float(sum) * (a's scale * b's scale) + bias.
-struct LtInt8Args {
-  int64_t m = 0;
-  int64_t n = 0;
-  int64_t k = 0;
-  QuantizedRows a;                // stride a multiple of 16
-  const int8_t* b = nullptr;      // [n, b_stride], row-major
-  int64_t b_stride = 0;           // a multiple of 16
-  const float* scales = nullptr;  // [n]
-  const float* bias = nullptr;    // [n] or null
-  DeviceMatrix d;                 // f32, bf16 or f16
-};
-int64_t LtInt8WorkspaceBytes(int64_t m, int64_t n);
-absl::Status MultiplyInt8(CublasLt* lt, const LtInt8Args& args, void* workspace,
-                          int64_t workspace_bytes, cudaStream_t stream);
 
 }  // namespace nibble::kernels::cuda

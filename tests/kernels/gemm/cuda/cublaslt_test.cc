@@ -101,7 +101,7 @@ class CublasLtTest : public testing::DeviceTest {
     auto lt = CublasLt::Open();
     if (!lt.ok()) GTEST_SKIP() << lt.status();
     lt_ = *std::move(lt);
-    workspace_ = Allocate<uint8_t>(LtInt8WorkspaceBytes(64, 512));
+    workspace_ = Allocate<uint8_t>(CublasLt::kWorkspaceBytes);
   }
 
   void ExpectDense(const DenseProblem& x) {
@@ -167,59 +167,6 @@ TEST_F(CublasLtTest, DenseWithBias) {
   }
 }
 
-TEST_F(CublasLtTest, Int8HasTheBitsOfTheDefinition) {
-  testing::Random random(6);
-  for (const Shape& shape : kShapes) {
-    const int64_t stride = (shape.k + 15) / 16 * 16 + 16;
-    const auto bytes = [&](int64_t rows) {
-      std::vector<int8_t> values(static_cast<size_t>(rows * stride));
-      for (int8_t& value : values) value = static_cast<int8_t>(random.Int(-127, 127));
-      return values;
-    };
-    const auto a = bytes(shape.m);
-    const auto b = bytes(shape.n);
-    const auto a_scales = random.Normals(shape.m);
-    const auto b_scales = random.Normals(shape.n);
-    const auto bias = random.Normals(shape.n);
-    std::vector<float> expected;
-    for (int64_t row = 0; row < shape.m; ++row) {
-      for (int64_t column = 0; column < shape.n; ++column) {
-        int32_t sum = 0;
-        for (int64_t k = 0; k < shape.k; ++k) {
-          sum += a[static_cast<size_t>(row * stride + k)] *
-                 b[static_cast<size_t>(column * stride + k)];
-        }
-        const float scale =
-            a_scales[static_cast<size_t>(row)] * b_scales[static_cast<size_t>(column)];
-        const float scaled = static_cast<float>(sum) * scale;
-        expected.push_back(scaled + bias[static_cast<size_t>(column)]);
-      }
-    }
-    const auto a_device = Upload(a);
-    const auto b_device = Upload(b);
-    const auto a_scales_device = Upload(a_scales);
-    const auto b_scales_device = Upload(b_scales);
-    const auto bias_device = Upload(bias);
-    const auto d = Allocate<float>(expected.size());
-    const LtInt8Args args{
-        .m = shape.m,
-        .n = shape.n,
-        .k = shape.k,
-        .a = {.values = a_device.data(), .scales = a_scales_device.data(), .stride = stride},
-        .b = b_device.data(),
-        .b_stride = stride,
-        .scales = b_scales_device.data(),
-        .bias = bias_device.data(),
-        .d = {d.data(), DType::kF32, shape.n}};
-    const absl::Status status = MultiplyInt8(
-        lt_.get(), args, workspace_.data(), static_cast<int64_t>(workspace_.size()), stream_.get());
-    ASSERT_TRUE(status.ok()) << status;
-    EXPECT_EQ(Download(d), expected);
-    EXPECT_EQ(MultiplyInt8(lt_.get(), args, workspace_.data(), 16, stream_.get()).code(),
-              absl::StatusCode::kInvalidArgument);
-  }
-}
-
 TEST_F(CublasLtTest, RefusesOtherTypes) {
   for (const auto& [type, d_type] :
        {std::pair{DType::kF32, DType::kF32}, std::pair{DType::kF16, DType::kBf16},
@@ -233,7 +180,6 @@ TEST_F(CublasLtTest, RefusesOtherTypes) {
 
 TEST_F(CublasLtTest, NoRowsAreNoWork) {
   EXPECT_TRUE(MultiplyDense(lt_.get(), {.n = 8, .k = 8}, nullptr, nullptr, 0, stream_.get()).ok());
-  EXPECT_TRUE(MultiplyInt8(lt_.get(), {.n = 8, .k = 8}, nullptr, 0, stream_.get()).ok());
 }
 
 }  // namespace
