@@ -18,7 +18,9 @@ Steps (default: all): tests memcheck racecheck text bench models
   text       the bundled models: greedy text in float32 and W4A8 with float32, CUDA against the CPU; in their own type
              and W4A8, graphs against --enforce-eager; perplexity of nibble's attention, FlashInfer's and the CPU's
   bench      the kernels against rooflines
-  models     decode and prefill of the bundled models
+  models     decode and prefill of a random model of Llama-3-8B's shape, and of the bundled models
+
+Rows "aims" of the last two say what was measured beside what is aimed at on Hopper; elsewhere they are n/a.
 
 --quick shortens the time limits. --without-gpu runs the tests anyway, where they must skip: always incomplete.
 Output goes to FOLDER (default ./gpu-check-out): results.json, a log for each step, JSON of each benchmark.
@@ -259,7 +261,7 @@ all_text() {
   [ -n "$found" ] || row text "stories-*" FAIL 0 "no models in $models"
 }
 
-bench() {  # bench STEP NAME ARGUMENTS...
+bench() {  # bench STEP NAME ARGUMENTS...: status is 0 where it was measured
   local step=$1 name=$2
   shift 2
   # JSON on stdout, the rest on stderr.
@@ -275,17 +277,32 @@ bench() {  # bench STEP NAME ARGUMENTS...
 kernel_benches() {
   local subject
   bench bench bench-gemm gemm
+  aims gemm "$out/bench-gemm.json"
   for subject in grouped-gemm attention codec allreduce; do
     if "${run[@]}" "$bin/nibble" bench "$subject" --help 2>&1 | grep -q -- --device; then
       bench bench "bench-$subject" "$subject"
+      [ "$subject" != codec ] || aims codec "$out/bench-codec.json"
     else
       row bench "bench-$subject" n/a 0 "nibble bench $subject is the CPU's: no --device"
     fi
   done
 }
 
+# aims BENCH FILE: rows of what is aimed at, where the benchmark before was measured.
+aims() {
+  local name result note
+  [ "$status" = 0 ] || return
+  while IFS='|' read -r name result note; do
+    row aims "$name" "$result" 0 "$note"
+  done < <(awk -v bench="$1" -f "$here/gpu_targets.awk" "$2")
+}
+
 model_benches() {
   local model name subject options
+  bench models bench-decode-random-8b decode random:llama-3-8b --quantization w4a8 --batch 1,16,64,128 --context 1024
+  aims decode "$out/bench-decode-random-8b.json"
+  bench models bench-prefill-random-8b prefill random:llama-3-8b --quantization w4a8 --prompt 2048
+  aims prefill "$out/bench-prefill-random-8b.json"
   for model in "$models"/stories-*; do
     for subject in decode prefill; do
       for options in "" "--quantization w4a8"; do

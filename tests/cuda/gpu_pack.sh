@@ -36,6 +36,7 @@ cp -r "$root"/tests/fixtures/{models,quantized} "$folder/tests/fixtures/"
 find "$folder/tests/fixtures" -type f ! -name '*.json' ! -name '*.safetensors' -delete
 cp "$root/tests/fixtures/data/generated_stories.txt" "$folder/tests/fixtures/data/"
 cp "$root/tests/cuda/gpu_check.sh" "$folder/gpu-check"
+cp "$root/tests/cuda/gpu_targets.awk" "$folder/"
 cp "$root/LICENSE" "$folder/"
 cat >"$folder/README" <<'TEXT'
 nibble's GPU tests and benchmarks. On a machine with an NVIDIA GPU (Ampere or later) and a driver for CUDA 13:

@@ -37,6 +37,14 @@ def test_standard_output_is_one_json_document(nibble, command):
     assert "of read" not in done.stderr  # the table is for terminals
 
 
+@pytest.mark.parametrize("shape", ["tiny", "tiny-mixtral"])
+@pytest.mark.parametrize("command, options", [("decode", ["--batch", "1,2", "--steps", 2]), ("prefill", ["--prompt", 8])])
+def test_random_models_need_no_files(nibble, command, options, shape):
+    done = bench(nibble, command, f"random:{shape}", "-q", "w4a8", *options, "--repetitions", 1, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["quantization"].startswith("random, w4a8 (folded), head ")
+
+
 @pytest.mark.parametrize("arguments, named", [
     (["gemm", "--n", 0], "--n is 0, want 1 to"),
     (["gemm", "--threads", 5000], "--threads is 5000, want 0 to 1024"),
@@ -49,6 +57,7 @@ def test_standard_output_is_one_json_document(nibble, command):
     (["decode", STORIES, "--batch", "1,0"], "--batch is 0, want 1 to"),
     (["decode", STORIES, "--context", 1 << 23], "the model's limit is"),
     (["prefill", "no/such/model"], "no/such/model: no such directory"),
+    (["prefill", "random:unheard-of"], "random:unheard-of: no such shape, want one of llama-3.2-1b"),
 ])
 def test_bad_options_are_named(nibble, arguments, named):
     done = bench(nibble, *arguments)

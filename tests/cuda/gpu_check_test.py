@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+# SPDX-FileCopyrightText: The nibble authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tests the benchmarks' rows of gpu_check.sh with a program in nibble's place that prints what it is told."""
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+import unittest
+
+CHECK = pathlib.Path(__file__).with_name("gpu_check.sh")
+
+# bench decode ... -> the file decode.json beside it; without one it fails.
+NIBBLE = """#!/bin/sh
+here=$(dirname "$0")
+case $1 in --version) echo "nibble 0"; exit ;; esac
+case "$*" in *--help*) [ -f "$here/$2.json" ] && echo "--device"; exit 0 ;; esac
+echo "$*" >>"$here/calls"
+exec cat "$here/$2.json"
+"""
+
+
+def gemm(shape, variant, m, share, times, us):
+    return {"shape": shape, "variant": variant, "m": m, "median_us": us, "share_of_read": share, "times_bf16": times}
+
+
+def document(results, sm=90, **members):
+    return {"bench": "b", "peaks": {"read_gb_per_s": 1.0}, "device": {"name": "x", "sm": sm}, **members, "results": results}
+
+
+DECODE = [{"batch": b, "context": 1024, "tokens_per_s": 100.5 * b, "step_median_ms": 4.0, "device_ms": 3.5, "gaps_ms": -0.1,
+           "host_ms": 0.5, "share_of_roofline": 0.75, "ops": [{"op": "qkv", "us": 7.0, "share_of_roofline": 0.1}]}
+          for b in (1, 16)]
+PREFILL = [{"prompt": 2048, "tokens_per_s": 9000.0, "median_ms": 200.0, "share_of_int8_peak": 0.5}]
+GEMM = [
+    gemm("8b-gate-up", "bf16-cublaslt", 1, 0.9, 1, 10), gemm("8b-gate-up", "w4a8-float", 512, 0.1, 1, 30),
+    gemm("8b-gate-up", "w4a8-folded", 1, 0.7, 3, 5), gemm("8b-gate-up", "w4a8-integer", 1, 0.6, 3, 6),
+    gemm("8b-gate-up", "w4a8-folded", 16, 0.65, 3, 5), gemm("8b-gate-up", "w4a8-integer", 16, 0.64, 3, 6),
+    gemm("8b-gate-up", "w4a8-folded", 64, 0.2, 2.4, 5), gemm("8b-gate-up", "w4a8-integer", 64, 0.2, 2.3, 6),
+    gemm("8b-gate-up", "w4a8-folded", 256, 0.2, 1.4, 9), gemm("8b-gate-up", "w4a8-integer", 256, 0.2, 1.6, 9),
+    gemm("8b-gate-up", "w4a8-folded", 512, 0.2, 10.5, 20), gemm("8b-gate-up", "w4a8-integer", 512, 0.2, 9, 15),
+    gemm("mixtral-down", "w4a8-folded", 16, None, None, 0),
+]
+CODEC = [{"codec": "int4 g32", "encode_share_of_read": 0.85, "decode_share_of_read": 0.9, "reduce_share_of_read": 0.79,
+          "fixed_us": 5.5},
+         {"codec": "int8 g128", "encode_share_of_read": 0.95, "decode_share_of_read": 0.8, "reduce_share_of_read": 0.9}]
+
+
+class GpuCheckTest(unittest.TestCase):
+
+    def check(self, *steps, **documents):
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            (folder / "bin").mkdir()
+            for program, text in {"bin/nibble": NIBBLE, "nvidia-smi": "#!/bin/sh\necho index\n"}.items():
+                (folder / program).write_text(text)
+                (folder / program).chmod(0o755)
+            for bench, content in documents.items():
+                (folder / "bin" / f"{bench}.json").write_text(json.dumps(content, indent=2))
+            done = subprocess.run(["bash", CHECK, "--bin", folder / "bin", "--models", folder / "models", "--out", folder / "out",
+                                   *steps], env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
+                                  capture_output=True, text=True, check=False)
+            self.assertEqual(done.stderr, "")
+            self.calls = (folder / "bin" / "calls").read_text()
+            results = json.loads((folder / "out" / "results.json").read_text())
+        self.aims = {row["name"]: (row["result"], row["note"]) for row in results["rows"] if row["step"] == "aims"}
+        self.rows = {row["name"]: row["result"] for row in results["rows"]}
+        return done.returncode
+
+    def test_products_are_compared_with_what_is_aimed_at(self):
+        self.assertEqual(self.check("bench", gemm=document(GEMM)), 1)
+        self.assertEqual(self.aims["8b-gate-up W4A8 M<=16"], ("ok", "0.65 of the measured bandwidth (aim: 0.65)"))
+        self.assertEqual(self.aims["8b-gate-up W4A8 M=64"], ("FAIL", "2.4 x cuBLASLt bf16 (aim: 2.5)"))
+        # The better form counts, and 10.5 is more than 9.
+        self.assertEqual(self.aims["8b-gate-up W4A8 M=256..512"], ("ok", "1.6 x cuBLASLt bf16 (aim: 1.5)"))
+        self.assertEqual(self.aims["8b-gate-up W4A8 M=512 over float scales"][0], "ok")
+        self.assertEqual(self.aims["mixtral-down W4A8 M<=16"][0], "skip")
+        self.assertNotIn("mixtral-down W4A8 M=64", self.aims)
+
+    def test_other_devices_fail_nothing(self):
+        self.assertEqual(self.check("bench", gemm=document(GEMM[:-1], sm=80)), 0)
+        self.assertEqual(self.aims["8b-gate-up W4A8 M=64"], ("n/a", "2.4 x cuBLASLt bf16 (aim: 2.5 on sm_90)"))
+
+    def test_without_cublaslt_nothing_is_compared_with_it(self):
+        self.assertEqual(self.check("bench", gemm=document(GEMM[:-1], cublaslt="not found")), 3)
+        self.assertEqual(self.aims["8b-gate-up W4A8 M<=16"][0], "ok")
+        self.assertEqual(self.aims["8b-gate-up W4A8 M=64"][0], "skip")
+
+    def test_the_worst_codec_counts(self):
+        self.assertEqual(self.check("bench", gemm=document([]), codec=document(CODEC)), 1)
+        self.assertEqual(self.aims["codec encode"], ("ok", "0.85 of the measured bandwidth, least: int4 g32 (aim: 0.8)"))
+        self.assertEqual(self.aims["codec decode"][0], "ok")
+        self.assertEqual(self.aims["codec reduce"][0], "FAIL")
+        self.assertEqual(self.aims["codec fixed cost"], ("ok", "5.5 us, most: int4 g32 (aim: 6)"))
+
+    def test_steps_are_told(self):
+        self.assertEqual(self.check("models", decode=document(DECODE), prefill=document(PREFILL)), 3)
+        self.assertIn("decode random:llama-3-8b --quantization w4a8 --batch 1,16,64,128 --context 1024 --device cuda", self.calls)
+        self.assertIn("prefill random:llama-3-8b --quantization w4a8 --prompt 2048 --device cuda", self.calls)
+        self.assertEqual(self.aims["decode batch 16 context 1024"],
+                         ("ok", "1608.0 tokens/s, 0.75 of roofline; of 4.0 ms device 3.5 (gaps -0.1), host 0.5"))
+        # No ops: a skip, and the figures there are.
+        self.assertEqual(self.aims["prefill of 2048"][0], "skip")
+
+    def test_a_benchmark_that_fails_has_no_aims(self):
+        self.assertEqual(self.check("bench", "models", decode=document(DECODE)), 1)
+        self.assertEqual(self.rows["bench-gemm"], "FAIL")
+        self.assertEqual(self.rows["bench-prefill-random-8b"], "FAIL")
+        self.assertEqual(len(self.aims), 2)
+
+
+if __name__ == "__main__":
+    unittest.main()
