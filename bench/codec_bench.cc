@@ -190,7 +190,9 @@ nlohmann::ordered_json MeasureCase(const CodecBenchOptions& options, const Codec
   return row;
 }
 
-std::vector<CodecDesc> Codecs(const CodecBenchOptions& options) {
+}  // namespace
+
+std::vector<CodecDesc> CodecsOf(const CodecBenchOptions& options) {
   std::vector<CodecDesc> codecs;
   for (const int64_t bits : options.bits) {
     for (const int64_t group_size : options.group_sizes) {
@@ -201,7 +203,6 @@ std::vector<CodecDesc> Codecs(const CodecBenchOptions& options) {
           desc.spikes = variant == "spikes";
           desc.rotation = variant == "hadamard";
         }
-        // bf16 and float32 have one variant.
         const bool known = std::any_of(codecs.begin(), codecs.end(), [&](const CodecDesc& other) {
           return ToString(other) == ToString(desc);
         });
@@ -211,8 +212,6 @@ std::vector<CodecDesc> Codecs(const CodecBenchOptions& options) {
   }
   return codecs;
 }
-
-}  // namespace
 
 void CodecBenchOptions::Validate(std::vector<std::string>* violations) const {
   for (const int64_t width : bits) {
@@ -262,7 +261,7 @@ absl::StatusOr<nlohmann::ordered_json> RunCodecBench(const CodecBenchOptions& op
     std::vector<float> x(static_cast<size_t>(rows * options.row_size));
     Normals normals(1);
     for (float& value : x) value = normals.Next();
-    for (const CodecDesc& desc : Codecs(options)) {
+    for (const CodecDesc& desc : CodecsOf(options)) {
       const Quality quality{TwoStepDb(desc, gaussian, isa), TwoStepDb(desc, outliers, isa)};
       const double read = meter.Measure(isa).read_bytes_per_s;
       for (const Isa variant : {Isa::kRef, Isa::kAvx2, Isa::kAvx512Vnni}) {

@@ -15,6 +15,7 @@
 #include "base/cpu_features.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "comm/codec/codec.h"
 
 namespace nibble::bench {
 
@@ -32,6 +33,8 @@ struct CodecBenchOptions {
 
   void Validate(std::vector<std::string>* violations) const;
 };
+// Every width, group size and variant; bf16 and float32 have one.
+std::vector<comm::CodecDesc> CodecsOf(const CodecBenchOptions& options);
 
 // Instruction sets up to `isa`.
 absl::StatusOr<nlohmann::ordered_json> RunCodecBench(const CodecBenchOptions& options, Isa isa,

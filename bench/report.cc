@@ -81,7 +81,8 @@ nlohmann::ordered_json ToJson(const Roofline& roofline) {
 
 nlohmann::ordered_json ToJson(const DevicePeaks& peaks) {
   return {{"read_gb_per_s", Rounded(peaks.read_bytes_per_s * 1e-9)},
-          {"int8_top_per_s", Rounded(peaks.int8_op_per_s * 1e-12)}};
+          {"int8_top_per_s", Rounded(peaks.int8_op_per_s * 1e-12)},
+          {"bf16_tflop_per_s", Rounded(peaks.bf16_op_per_s * 1e-12)}};
 }
 
 }  // namespace nibble::bench

@@ -39,6 +39,7 @@ struct Roofline {
 struct DevicePeaks {
   double read_bytes_per_s = 0.0;  // of its memory
   double int8_op_per_s = 0.0;     // 2 a product
+  double bf16_op_per_s = 0.0;
 };
 
 // Owns the buffers that the loops read. `pool` must outlive it.

@@ -73,8 +73,9 @@ absl::StatusOr<Timing> DeviceMeter::Measure(int calls,
 
 absl::StatusOr<DevicePeaks> DeviceMeter::MeasurePeaks() const {
   NIBBLE_ASSIGN_OR_RETURN(const double read, ReadBytesPerSecond());
-  NIBBLE_ASSIGN_OR_RETURN(const double int8, Int8OpsPerSecond());
-  return DevicePeaks{.read_bytes_per_s = read, .int8_op_per_s = int8};
+  NIBBLE_ASSIGN_OR_RETURN(const double int8, OpsPerSecond(LaunchInt8Peak));
+  NIBBLE_ASSIGN_OR_RETURN(const double bf16, OpsPerSecond(LaunchBf16Peak));
+  return DevicePeaks{.read_bytes_per_s = read, .int8_op_per_s = int8, .bf16_op_per_s = bf16};
 }
 
 absl::StatusOr<double> DeviceMeter::ReadBytesPerSecond() const {
@@ -89,14 +90,13 @@ absl::StatusOr<double> DeviceMeter::ReadBytesPerSecond() const {
   return static_cast<double>(bytes) / timing.best_s;
 }
 
-absl::StatusOr<double> DeviceMeter::Int8OpsPerSecond() const {
+absl::StatusOr<double> DeviceMeter::OpsPerSecond(LaunchPeak* launch) const {
   double ops = 0.0;
-  NIBBLE_ASSIGN_OR_RETURN(
-      const Timing timing, Measure(1, [&](int) -> absl::Status {
-        NIBBLE_ASSIGN_OR_RETURN(
-            ops, LaunchInt8Peak(options_.peak_rounds, sink_.data(), caps_, stream_.get()));
-        return absl::OkStatus();
-      }));
+  NIBBLE_ASSIGN_OR_RETURN(const Timing timing, Measure(1, [&](int) -> absl::Status {
+                            NIBBLE_ASSIGN_OR_RETURN(ops, launch(options_.peak_rounds, sink_.data(),
+                                                                caps_, stream_.get()));
+                            return absl::OkStatus();
+                          }));
   return ops / timing.best_s;
 }
 

@@ -47,7 +47,10 @@ class DeviceMeter {
 
  private:
   absl::StatusOr<double> ReadBytesPerSecond() const;
-  absl::StatusOr<double> Int8OpsPerSecond() const;
+  // By a loop of products alone.
+  using LaunchPeak = absl::StatusOr<double>(int rounds, uint32_t* sink, const gpu::DeviceCaps& caps,
+                                            cudaStream_t stream);
+  absl::StatusOr<double> OpsPerSecond(LaunchPeak* launch) const;
 
   MeterOptions options_;
   gpu::DeviceCaps caps_;

@@ -4,6 +4,7 @@
 #include "base/cuda/launch.h"
 #include "base/cuda/memory.cuh"
 #include "bench/cuda/device_peaks.h"
+#include "bench/cuda/peak_operand.cuh"
 #include "bench/cuda/wgmma_peak.h"
 #include "kernels/device/mma.cuh"
 
@@ -36,18 +37,44 @@ __global__ __launch_bounds__(kThreads) void ReadKernel(const uint4* data, int64_
   if (sum != 0) *sink = sum;
 }
 
+__device__ __forceinline__ void Multiply(int (&sums)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[2]) {
+  kernels::cuda::MmaS8(sums, a, b);
+}
+__device__ __forceinline__ void Multiply(float (&sums)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[2]) {
+  kernels::cuda::MmaBf16(sums, a, b);
+}
+
+template <typename Sum>
 __global__ __launch_bounds__(kThreads) void MmaPeakKernel(int rounds, uint32_t* sink) {
-  int sums[kChains][4] = {};
-  const uint32_t a[4] = {threadIdx.x, threadIdx.x + 1, threadIdx.x + 2, threadIdx.x + 3};
-  const uint32_t b[2] = {threadIdx.x * 3, threadIdx.x * 5};
+  Sum sums[kChains][4] = {};
+  uint32_t a[4];
+  for (uint32_t i = 0; i < 4; ++i) a[i] = PeakOperand<Sum>(threadIdx.x * 8 + i);
+  uint32_t b[2];
+  for (uint32_t i = 0; i < 2; ++i) b[i] = PeakOperand<Sum>(threadIdx.x * 8 + 4 + i);
   for (int round = 0; round < rounds; ++round) {
 #pragma unroll
-    for (int c = 0; c < kChains; ++c) kernels::cuda::MmaS8(sums[c], a, b);
+    for (int c = 0; c < kChains; ++c) Multiply(sums[c], a, b);
   }
-  int sum = 0;
+  Sum sum = 0;
 #pragma unroll
   for (int c = 0; c < kChains; ++c) sum += sums[c][0] + sums[c][1] + sums[c][2] + sums[c][3];
-  if (sum == 0x12345678) *sink = 1;
+  if (sum == static_cast<Sum>(0x12345678)) *sink = 1;
+}
+
+// `k` of the instruction.
+template <typename Sum>
+absl::StatusOr<double> LaunchMmaPeak(int k, int rounds, uint32_t* sink, const gpu::DeviceCaps& caps,
+                                     cudaStream_t stream) {
+  constexpr int kBlocks = 4;  // 32 warps on a multiprocessor
+  NIBBLE_RETURN_IF_ERROR(gpu::Launch(MmaPeakKernel<Sum>,
+                                     {.grid = {static_cast<unsigned>(caps.num_sms * kBlocks)},
+                                      .block = {kThreads},
+                                      .stream = stream},
+                                     rounds, sink));
+  const double ops = 2.0 * 16 * 8 * k;
+  return ops * kChains * rounds * (kThreads / 32) * kBlocks * caps.num_sms;
 }
 
 }  // namespace
@@ -64,16 +91,17 @@ absl::Status LaunchRead(const void* data, int64_t bytes, uint32_t* sink,
 absl::StatusOr<double> LaunchInt8Peak(int rounds, uint32_t* sink, const gpu::DeviceCaps& caps,
                                       cudaStream_t stream) {
 #ifdef NIBBLE_SM90
-  if (caps.sm == 90) return LaunchWgmmaPeak(rounds, sink, caps.num_sms, stream);
+  if (caps.sm == 90) return LaunchWgmmaInt8Peak(rounds, sink, caps.num_sms, stream);
 #endif
-  constexpr int kBlocks = 4;  // 32 warps on a multiprocessor
-  NIBBLE_RETURN_IF_ERROR(gpu::Launch(MmaPeakKernel,
-                                     {.grid = {static_cast<unsigned>(caps.num_sms * kBlocks)},
-                                      .block = {kThreads},
-                                      .stream = stream},
-                                     rounds, sink));
-  constexpr double kOps = 2.0 * 16 * 8 * 32;
-  return kOps * kChains * rounds * (kThreads / 32) * kBlocks * caps.num_sms;
+  return LaunchMmaPeak<int>(32, rounds, sink, caps, stream);
+}
+
+absl::StatusOr<double> LaunchBf16Peak(int rounds, uint32_t* sink, const gpu::DeviceCaps& caps,
+                                      cudaStream_t stream) {
+#ifdef NIBBLE_SM90
+  if (caps.sm == 90) return LaunchWgmmaBf16Peak(rounds, sink, caps.num_sms, stream);
+#endif
+  return LaunchMmaPeak<float>(16, rounds, sink, caps, stream);
 }
 
 }  // namespace nibble::bench

@@ -34,6 +34,7 @@ absl::StatusOr<NcclLibrary> NcclLibrary::Open(const char* file) {
   NIBBLE_RETURN_IF_ERROR(library.Find("ncclSend", &nccl.send));
   NIBBLE_RETURN_IF_ERROR(library.Find("ncclRecv", &nccl.recv));
   NIBBLE_RETURN_IF_ERROR(library.Find("ncclAllGather", &nccl.all_gather));
+  NIBBLE_RETURN_IF_ERROR(library.Find("ncclAllReduce", &nccl.all_reduce));
   NIBBLE_RETURN_IF_ERROR(library.Find("ncclGetErrorString", &nccl.get_error_string));
   NIBBLE_RETURN_IF_ERROR(library.Find("ncclGetLastError", &nccl.get_last_error));
   return nccl;

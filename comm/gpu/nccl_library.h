@@ -19,7 +19,8 @@
 namespace nibble::comm {
 
 enum class NcclResult : int { kSuccess = 0, kRemoteError = 6, kInProgress = 7 };
-enum class NcclType : int { kInt8 = 0 };
+enum class NcclType : int { kInt8 = 0, kBf16 = 9 };
+enum class NcclOp : int { kSum = 0 };
 
 struct NcclUniqueId {
   char internal[128];
@@ -65,6 +66,9 @@ struct NcclLibrary {
   NcclResult (*send)(const void*, size_t, NcclType, int, NcclComm*, cudaStream_t) = nullptr;
   NcclResult (*recv)(void*, size_t, NcclType, int, NcclComm*, cudaStream_t) = nullptr;
   NcclResult (*all_gather)(const void*, void*, size_t, NcclType, NcclComm*, cudaStream_t) = nullptr;
+  // What benchmarks compare with: its sums have bits of their own.
+  NcclResult (*all_reduce)(const void*, void*, size_t, NcclType, NcclOp, NcclComm*,
+                           cudaStream_t) = nullptr;
   const char* (*get_error_string)(NcclResult) = nullptr;
   const char* (*get_last_error)(NcclComm*) = nullptr;
 };

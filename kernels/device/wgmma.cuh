@@ -78,6 +78,9 @@ __device__ __forceinline__ void WgmmaWait() {
 __device__ __forceinline__ void WgmmaFenceOperand(int& value) {
   asm volatile("" : "+r"(value)::"memory");
 }
+__device__ __forceinline__ void WgmmaFenceOperand(float& value) {
+  asm volatile("" : "+f"(value)::"memory");
+}
 
 // The registers of a thread of this warpgroup from here on: a multiple of 8, 24 .. 256. A warpgroup
 // that wants more waits until others have given theirs back. Only in kernels of
@@ -105,68 +108,71 @@ __device__ __forceinline__ void RegistersDecrease() {
 // clang-format off
 #define NIBBLE_WGMMA_NAMES_0_3 \
   "%0, %1, %2, %3"
-#define NIBBLE_WGMMA_D_0_3 \
-  "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+#define NIBBLE_WGMMA_D_0_3(c) \
+  c(d[0]), c(d[1]), c(d[2]), c(d[3])
 #define NIBBLE_WGMMA_NAMES_4_7 \
   "%4, %5, %6, %7"
-#define NIBBLE_WGMMA_D_4_7 \
-  "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7])
+#define NIBBLE_WGMMA_D_4_7(c) \
+  c(d[4]), c(d[5]), c(d[6]), c(d[7])
 #define NIBBLE_WGMMA_NAMES_8_15 \
   "%8, %9, %10, %11, %12, %13, %14, %15"
-#define NIBBLE_WGMMA_D_8_15 \
-  "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), \
-  "+r"(d[14]), "+r"(d[15])
+#define NIBBLE_WGMMA_D_8_15(c) \
+  c(d[8]), c(d[9]), c(d[10]), c(d[11]), c(d[12]), c(d[13]), \
+  c(d[14]), c(d[15])
 #define NIBBLE_WGMMA_NAMES_16_31 \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define NIBBLE_WGMMA_D_16_31 \
-  "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), \
-  "+r"(d[22]), "+r"(d[23]), "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), \
-  "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31])
+#define NIBBLE_WGMMA_D_16_31(c) \
+  c(d[16]), c(d[17]), c(d[18]), c(d[19]), c(d[20]), c(d[21]), \
+  c(d[22]), c(d[23]), c(d[24]), c(d[25]), c(d[26]), c(d[27]), \
+  c(d[28]), c(d[29]), c(d[30]), c(d[31])
 #define NIBBLE_WGMMA_NAMES_32_47 \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define NIBBLE_WGMMA_D_32_47 \
-  "+r"(d[32]), "+r"(d[33]), "+r"(d[34]), "+r"(d[35]), "+r"(d[36]), "+r"(d[37]), \
-  "+r"(d[38]), "+r"(d[39]), "+r"(d[40]), "+r"(d[41]), "+r"(d[42]), "+r"(d[43]), \
-  "+r"(d[44]), "+r"(d[45]), "+r"(d[46]), "+r"(d[47])
+#define NIBBLE_WGMMA_D_32_47(c) \
+  c(d[32]), c(d[33]), c(d[34]), c(d[35]), c(d[36]), c(d[37]), \
+  c(d[38]), c(d[39]), c(d[40]), c(d[41]), c(d[42]), c(d[43]), \
+  c(d[44]), c(d[45]), c(d[46]), c(d[47])
 #define NIBBLE_WGMMA_NAMES_48_63 \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define NIBBLE_WGMMA_D_48_63 \
-  "+r"(d[48]), "+r"(d[49]), "+r"(d[50]), "+r"(d[51]), "+r"(d[52]), "+r"(d[53]), \
-  "+r"(d[54]), "+r"(d[55]), "+r"(d[56]), "+r"(d[57]), "+r"(d[58]), "+r"(d[59]), \
-  "+r"(d[60]), "+r"(d[61]), "+r"(d[62]), "+r"(d[63])
+#define NIBBLE_WGMMA_D_48_63(c) \
+  c(d[48]), c(d[49]), c(d[50]), c(d[51]), c(d[52]), c(d[53]), \
+  c(d[54]), c(d[55]), c(d[56]), c(d[57]), c(d[58]), c(d[59]), \
+  c(d[60]), c(d[61]), c(d[62]), c(d[63])
 #define NIBBLE_WGMMA_NAMES_64_95 \
   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
   "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define NIBBLE_WGMMA_D_64_95 \
-  "+r"(d[64]), "+r"(d[65]), "+r"(d[66]), "+r"(d[67]), "+r"(d[68]), "+r"(d[69]), \
-  "+r"(d[70]), "+r"(d[71]), "+r"(d[72]), "+r"(d[73]), "+r"(d[74]), "+r"(d[75]), \
-  "+r"(d[76]), "+r"(d[77]), "+r"(d[78]), "+r"(d[79]), "+r"(d[80]), "+r"(d[81]), \
-  "+r"(d[82]), "+r"(d[83]), "+r"(d[84]), "+r"(d[85]), "+r"(d[86]), "+r"(d[87]), \
-  "+r"(d[88]), "+r"(d[89]), "+r"(d[90]), "+r"(d[91]), "+r"(d[92]), "+r"(d[93]), \
-  "+r"(d[94]), "+r"(d[95])
+#define NIBBLE_WGMMA_D_64_95(c) \
+  c(d[64]), c(d[65]), c(d[66]), c(d[67]), c(d[68]), c(d[69]), \
+  c(d[70]), c(d[71]), c(d[72]), c(d[73]), c(d[74]), c(d[75]), \
+  c(d[76]), c(d[77]), c(d[78]), c(d[79]), c(d[80]), c(d[81]), \
+  c(d[82]), c(d[83]), c(d[84]), c(d[85]), c(d[86]), c(d[87]), \
+  c(d[88]), c(d[89]), c(d[90]), c(d[91]), c(d[92]), c(d[93]), \
+  c(d[94]), c(d[95])
 #define NIBBLE_WGMMA_NAMES_96_127 \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define NIBBLE_WGMMA_D_96_127 \
-  "+r"(d[96]), "+r"(d[97]), "+r"(d[98]), "+r"(d[99]), "+r"(d[100]), "+r"(d[101]), \
-  "+r"(d[102]), "+r"(d[103]), "+r"(d[104]), "+r"(d[105]), "+r"(d[106]), "+r"(d[107]), \
-  "+r"(d[108]), "+r"(d[109]), "+r"(d[110]), "+r"(d[111]), "+r"(d[112]), "+r"(d[113]), \
-  "+r"(d[114]), "+r"(d[115]), "+r"(d[116]), "+r"(d[117]), "+r"(d[118]), "+r"(d[119]), \
-  "+r"(d[120]), "+r"(d[121]), "+r"(d[122]), "+r"(d[123]), "+r"(d[124]), "+r"(d[125]), \
-  "+r"(d[126]), "+r"(d[127])
+#define NIBBLE_WGMMA_D_96_127(c) \
+  c(d[96]), c(d[97]), c(d[98]), c(d[99]), c(d[100]), c(d[101]), \
+  c(d[102]), c(d[103]), c(d[104]), c(d[105]), c(d[106]), c(d[107]), \
+  c(d[108]), c(d[109]), c(d[110]), c(d[111]), c(d[112]), c(d[113]), \
+  c(d[114]), c(d[115]), c(d[116]), c(d[117]), c(d[118]), c(d[119]), \
+  c(d[120]), c(d[121]), c(d[122]), c(d[123]), c(d[124]), c(d[125]), \
+  c(d[126]), c(d[127])
 #define NIBBLE_WGMMA_LIST(...) __VA_ARGS__
 // After D come A, the descriptor and `accumulate`; a0 .. p are their numbers.
-#define NIBBLE_WGMMA(n, names, operands, a0, a1, a2, a3, b, p)                                   \
+#define NIBBLE_WGMMA_FORM(form, names, operands, a0, a1, a2, a3, b, p, modifiers)                \
   asm volatile(                                                                                  \
       "{\n"                                                                                      \
       ".reg .pred p;\n"                                                                          \
       "setp.ne.b32 p, " p ", 0;\n"                                                               \
-      "wgmma.mma_async.sync.aligned.m64n" n "k32.s32.s8.s8 {" names "}, "                        \
-      "{" a0 ", " a1 ", " a2 ", " a3 "}, " b ", p;\n"                                            \
+      "wgmma.mma_async.sync.aligned." form " {" names "}, "                                      \
+      "{" a0 ", " a1 ", " a2 ", " a3 "}, " b ", p" modifiers ";\n"                               \
       "}\n"                                                                                      \
       : operands                                                                                 \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_descriptor),                           \
         "r"(static_cast<int>(accumulate)))
+#define NIBBLE_WGMMA(n, names, operands, a0, a1, a2, a3, b, p)                                   \
+  NIBBLE_WGMMA_FORM("m64n" n "k32.s32.s8.s8", names, NIBBLE_WGMMA_LIST(operands), a0, a1, a2, a3, \
+                    b, p, "")
 
 // `accumulate` false: D = A * B^T, what d held is not read. `a` comes from registers alone: unpack
 // all of a group's before WgmmaFence().
@@ -179,41 +185,41 @@ __device__ __forceinline__ void WgmmaS8(int (&d)[kN / 2], const uint32_t (&a)[4]
   if constexpr (kN == 8) {
     NIBBLE_WGMMA("8",
                  NIBBLE_WGMMA_NAMES_0_3,
-                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3),
+                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3("+r")),
                  "%4", "%5", "%6", "%7", "%8", "%9");
   } else if constexpr (kN == 16) {
     NIBBLE_WGMMA("16",
                  NIBBLE_WGMMA_NAMES_0_3 ", " NIBBLE_WGMMA_NAMES_4_7,
-                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3, NIBBLE_WGMMA_D_4_7),
+                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3("+r"), NIBBLE_WGMMA_D_4_7("+r")),
                  "%8", "%9", "%10", "%11", "%12", "%13");
   } else if constexpr (kN == 32) {
     NIBBLE_WGMMA("32",
                  NIBBLE_WGMMA_NAMES_0_3 ", " NIBBLE_WGMMA_NAMES_4_7 ", " NIBBLE_WGMMA_NAMES_8_15,
-                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3, NIBBLE_WGMMA_D_4_7, NIBBLE_WGMMA_D_8_15),
+                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3("+r"), NIBBLE_WGMMA_D_4_7("+r"), NIBBLE_WGMMA_D_8_15("+r")),
                  "%16", "%17", "%18", "%19", "%20", "%21");
   } else if constexpr (kN == 64) {
     NIBBLE_WGMMA("64",
                  NIBBLE_WGMMA_NAMES_0_3 ", " NIBBLE_WGMMA_NAMES_4_7 ", "
                  NIBBLE_WGMMA_NAMES_8_15 ", " NIBBLE_WGMMA_NAMES_16_31,
-                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3, NIBBLE_WGMMA_D_4_7, NIBBLE_WGMMA_D_8_15,
-                                   NIBBLE_WGMMA_D_16_31),
+                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3("+r"), NIBBLE_WGMMA_D_4_7("+r"), NIBBLE_WGMMA_D_8_15("+r"),
+                                   NIBBLE_WGMMA_D_16_31("+r")),
                  "%32", "%33", "%34", "%35", "%36", "%37");
   } else if constexpr (kN == 96) {
     NIBBLE_WGMMA("96",
                  NIBBLE_WGMMA_NAMES_0_3 ", " NIBBLE_WGMMA_NAMES_4_7 ", "
                  NIBBLE_WGMMA_NAMES_8_15 ", " NIBBLE_WGMMA_NAMES_16_31 ", "
                  NIBBLE_WGMMA_NAMES_32_47,
-                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3, NIBBLE_WGMMA_D_4_7, NIBBLE_WGMMA_D_8_15,
-                                   NIBBLE_WGMMA_D_16_31, NIBBLE_WGMMA_D_32_47),
+                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3("+r"), NIBBLE_WGMMA_D_4_7("+r"), NIBBLE_WGMMA_D_8_15("+r"),
+                                   NIBBLE_WGMMA_D_16_31("+r"), NIBBLE_WGMMA_D_32_47("+r")),
                  "%48", "%49", "%50", "%51", "%52", "%53");
   } else if constexpr (kN == 128) {
     NIBBLE_WGMMA("128",
                  NIBBLE_WGMMA_NAMES_0_3 ", " NIBBLE_WGMMA_NAMES_4_7 ", "
                  NIBBLE_WGMMA_NAMES_8_15 ", " NIBBLE_WGMMA_NAMES_16_31 ", "
                  NIBBLE_WGMMA_NAMES_32_47 ", " NIBBLE_WGMMA_NAMES_48_63,
-                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3, NIBBLE_WGMMA_D_4_7, NIBBLE_WGMMA_D_8_15,
-                                   NIBBLE_WGMMA_D_16_31, NIBBLE_WGMMA_D_32_47,
-                                   NIBBLE_WGMMA_D_48_63),
+                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3("+r"), NIBBLE_WGMMA_D_4_7("+r"), NIBBLE_WGMMA_D_8_15("+r"),
+                                   NIBBLE_WGMMA_D_16_31("+r"), NIBBLE_WGMMA_D_32_47("+r"),
+                                   NIBBLE_WGMMA_D_48_63("+r")),
                  "%64", "%65", "%66", "%67", "%68", "%69");
   } else if constexpr (kN == 192) {
     NIBBLE_WGMMA("192",
@@ -221,9 +227,9 @@ __device__ __forceinline__ void WgmmaS8(int (&d)[kN / 2], const uint32_t (&a)[4]
                  NIBBLE_WGMMA_NAMES_8_15 ", " NIBBLE_WGMMA_NAMES_16_31 ", "
                  NIBBLE_WGMMA_NAMES_32_47 ", " NIBBLE_WGMMA_NAMES_48_63 ", "
                  NIBBLE_WGMMA_NAMES_64_95,
-                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3, NIBBLE_WGMMA_D_4_7, NIBBLE_WGMMA_D_8_15,
-                                   NIBBLE_WGMMA_D_16_31, NIBBLE_WGMMA_D_32_47,
-                                   NIBBLE_WGMMA_D_48_63, NIBBLE_WGMMA_D_64_95),
+                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3("+r"), NIBBLE_WGMMA_D_4_7("+r"), NIBBLE_WGMMA_D_8_15("+r"),
+                                   NIBBLE_WGMMA_D_16_31("+r"), NIBBLE_WGMMA_D_32_47("+r"),
+                                   NIBBLE_WGMMA_D_48_63("+r"), NIBBLE_WGMMA_D_64_95("+r")),
                  "%96", "%97", "%98", "%99", "%100", "%101");
   } else if constexpr (kN == 256) {
     NIBBLE_WGMMA("256",
@@ -231,10 +237,10 @@ __device__ __forceinline__ void WgmmaS8(int (&d)[kN / 2], const uint32_t (&a)[4]
                  NIBBLE_WGMMA_NAMES_8_15 ", " NIBBLE_WGMMA_NAMES_16_31 ", "
                  NIBBLE_WGMMA_NAMES_32_47 ", " NIBBLE_WGMMA_NAMES_48_63 ", "
                  NIBBLE_WGMMA_NAMES_64_95 ", " NIBBLE_WGMMA_NAMES_96_127,
-                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3, NIBBLE_WGMMA_D_4_7, NIBBLE_WGMMA_D_8_15,
-                                   NIBBLE_WGMMA_D_16_31, NIBBLE_WGMMA_D_32_47,
-                                   NIBBLE_WGMMA_D_48_63, NIBBLE_WGMMA_D_64_95,
-                                   NIBBLE_WGMMA_D_96_127),
+                 NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3("+r"), NIBBLE_WGMMA_D_4_7("+r"), NIBBLE_WGMMA_D_8_15("+r"),
+                                   NIBBLE_WGMMA_D_16_31("+r"), NIBBLE_WGMMA_D_32_47("+r"),
+                                   NIBBLE_WGMMA_D_48_63("+r"), NIBBLE_WGMMA_D_64_95("+r"),
+                                   NIBBLE_WGMMA_D_96_127("+r")),
                  "%128", "%129", "%130", "%131", "%132", "%133");
   }
 #else
@@ -242,7 +248,28 @@ __device__ __forceinline__ void WgmmaS8(int (&d)[kN / 2], const uint32_t (&a)[4]
 #endif
 }
 
+// The same of 16-bit floats: A [64, 16], B [N, 16], sums in float32. In bytes, A and B are as above;
+// k has half as many elements.
+template <int kN>
+__device__ __forceinline__ void WgmmaBf16(float (&d)[kN / 2], const uint32_t (&a)[4],
+                                          uint64_t b_descriptor, bool accumulate) {
+  static_assert(kN == 128);
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  NIBBLE_WGMMA_FORM("m64n128k16.f32.bf16.bf16",
+                    NIBBLE_WGMMA_NAMES_0_3 ", " NIBBLE_WGMMA_NAMES_4_7 ", "
+                    NIBBLE_WGMMA_NAMES_8_15 ", " NIBBLE_WGMMA_NAMES_16_31 ", "
+                    NIBBLE_WGMMA_NAMES_32_47 ", " NIBBLE_WGMMA_NAMES_48_63,
+                    NIBBLE_WGMMA_LIST(NIBBLE_WGMMA_D_0_3("+f"), NIBBLE_WGMMA_D_4_7("+f"),
+                                      NIBBLE_WGMMA_D_8_15("+f"), NIBBLE_WGMMA_D_16_31("+f"),
+                                      NIBBLE_WGMMA_D_32_47("+f"), NIBBLE_WGMMA_D_48_63("+f")),
+                    "%64", "%65", "%66", "%67", "%68", "%69", ", 1, 1, 0");
+#else
+  __trap();
+#endif
+}
+
 #undef NIBBLE_WGMMA
+#undef NIBBLE_WGMMA_FORM
 #undef NIBBLE_WGMMA_LIST
 #undef NIBBLE_WGMMA_NAMES_0_3
 #undef NIBBLE_WGMMA_D_0_3

@@ -15,6 +15,7 @@ namespace simt {
 uint64_t WgmmaDescriptor(const void* shared);
 void WgmmaFence();
 void WgmmaS8(int n, int* d, const uint32_t* a, uint64_t b_descriptor, bool accumulate);
+void WgmmaBf16(int n, float* d, const uint32_t* a, uint64_t b_descriptor, bool accumulate);
 void WgmmaCommit();
 void WgmmaWait(int num_pending);
 

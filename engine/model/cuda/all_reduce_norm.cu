@@ -79,7 +79,26 @@ absl::Status Fused(const comm::P2pCommunicator& p2p, const comm::P2pCommunicator
   });
 }
 
+// A row that is too long for it goes by two kernels.
+absl::StatusOr<comm::P2pCommunicator::RowPlan> PlanFused(comm::DeviceCommunicator* communicator,
+                                                         const comm::DeviceAllReduceArgs& delta) {
+  comm::P2pCommunicator* const p2p = communicator->p2p();
+  if (p2p == nullptr || p2p->size() < 2 || delta.num_rows == 0) {
+    return Unimplemented("no memory of peers to sum in");
+  }
+  NIBBLE_ASSIGN_OR_RETURN(comm::P2pCommunicator::RowPlan rows, p2p->PlanRows(delta));
+  if (!HasKernel(rows.codec.bits)) {
+    return Unimplemented("no fused all-reduce of {} bits", rows.codec.bits);
+  }
+  return rows;
+}
+
 }  // namespace
+
+bool IsAllReduceNormFused(comm::DeviceCommunicator* communicator,
+                          const comm::DeviceAllReduceArgs& delta) {
+  return PlanFused(communicator, delta).ok();
+}
 
 absl::Status AllReduceNorm(comm::DeviceCommunicator* communicator,
                            const comm::DeviceAllReduceArgs& delta, const RmsNormArgs& norm,
@@ -92,12 +111,9 @@ absl::Status AllReduceNorm(comm::DeviceCommunicator* communicator,
         norm.num_rows, norm.hidden, norm.delta.stride, delta.num_rows, delta.row_size);
   }
   NIBBLE_RETURN_IF_ERROR(kernels::cuda::CheckRmsNorm(norm));
-  if (comm::P2pCommunicator* const p2p = communicator->p2p();
-      p2p != nullptr && p2p->size() > 1 && delta.num_rows > 0) {
-    NIBBLE_RETURN_IF_ERROR(p2p->Check());
-    // A row that is too long for it goes by two kernels.
-    const auto rows = p2p->PlanRows(delta);
-    if (rows.ok() && HasKernel(rows->codec.bits)) return Fused(*p2p, *rows, delta, norm, stream);
+  if (const auto rows = PlanFused(communicator, delta); rows.ok()) {
+    NIBBLE_RETURN_IF_ERROR(communicator->Check());
+    return Fused(*communicator->p2p(), *rows, delta, norm, stream);
   }
   NIBBLE_RETURN_IF_ERROR(communicator->AllReduce(delta, stream));
   return kernels::cuda::RmsNorm(norm, stream);

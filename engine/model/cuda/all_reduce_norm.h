@@ -19,5 +19,8 @@ namespace nibble::engine {
 absl::Status AllReduceNorm(comm::DeviceCommunicator* communicator,
                            const comm::DeviceAllReduceArgs& delta,
                            const kernels::cuda::RmsNormArgs& norm, cudaStream_t stream);
+// Whether AllReduceNorm() is one kernel for this sum.
+bool IsAllReduceNormFused(comm::DeviceCommunicator* communicator,
+                          const comm::DeviceAllReduceArgs& delta);
 
 }  // namespace nibble::engine

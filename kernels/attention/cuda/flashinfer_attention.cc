@@ -22,14 +22,15 @@ constexpr int64_t kSlackBytes = 4096;  // alignment of the parts of a workspace
 class FlashInferAttention : public DeviceAttention {
  public:
   FlashInferAttention(const AttentionShape& shape, const AttentionLimits& limits,
-                      std::unique_ptr<DeviceAttention> nibble)
+                      std::unique_ptr<DeviceAttention> nibble, bool takes_decode)
       : shape_(shape),
         limits_(limits),
         prefill_shape_{.num_heads = shape.num_heads,
                        .num_kv_heads = shape.num_kv_heads,
                        .head_dim = shape.head_dim,
                        .block_size = shape.block_size},
-        nibble_(std::move(nibble)) {}
+        nibble_(std::move(nibble)),
+        takes_decode_(takes_decode) {}
 
   absl::Status Allocate(int64_t num_sms) {
     // A step is split only as far as two blocks for each multiprocessor go; unsplit it has as many
@@ -63,11 +64,12 @@ class FlashInferAttention : public DeviceAttention {
     // Layers with a window are kNibble's, so every step is planned for it; this checks the step.
     NIBBLE_RETURN_IF_ERROR(nibble_->Plan(step, stream));
     has_plan_ = false;
-    bool has_chunk = false;
+    const int64_t least_tokens = takes_decode_ ? 1 : 2;
+    bool has_work = false;
     for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
-      has_chunk |= step.query_start[seq + 1] - step.query_start[seq] > 1;
+      has_work |= step.query_start[seq + 1] - step.query_start[seq] >= least_tokens;
     }
-    if (step.graph_seqs != 0 || !has_chunk) return absl::OkStatus();
+    if (step.graph_seqs != 0 || !has_work) return absl::OkStatus();
     NIBBLE_RETURN_IF_ERROR(copied_.Synchronize());
     const flashinfer_prefill::Step staged = Stage(step);
     NIBBLE_RETURN_IF_ERROR(gpu::CopyToDevice(step_.data(), staged_step_.data(),
@@ -156,6 +158,7 @@ class FlashInferAttention : public DeviceAttention {
   const AttentionLimits limits_;
   const flashinfer_prefill::Shape prefill_shape_;
   const std::unique_ptr<DeviceAttention> nibble_;
+  const bool takes_decode_;
   gpu::DeviceBuffer<char> floats_;
   gpu::DeviceBuffer<char> ints_;
   gpu::PinnedBuffer<char> pinned_;
@@ -192,8 +195,9 @@ absl::Status CheckFlashInferShape(const AttentionShape& shape, const gpu::Device
 
 absl::StatusOr<std::unique_ptr<DeviceAttention>> CreateFlashInferAttention(
     const AttentionShape& shape, const AttentionLimits& limits, const gpu::DeviceCaps& caps,
-    std::unique_ptr<DeviceAttention> nibble) {
-  auto attention = std::make_unique<FlashInferAttention>(shape, limits, std::move(nibble));
+    std::unique_ptr<DeviceAttention> nibble, bool takes_decode) {
+  auto attention =
+      std::make_unique<FlashInferAttention>(shape, limits, std::move(nibble), takes_decode);
   NIBBLE_RETURN_IF_ERROR(attention->Allocate(caps.num_sms));
   return attention;
 }

@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // AttentionBackend::kFlashInfer: chunks of bfloat16 models by FlashInfer's kernels, all else by
-// kNibble's. In builds with NIBBLE_FLASHINFER only, and never in the emulator.
+// kNibble's (kFlashInferDecode: decode too). In builds with NIBBLE_FLASHINFER only, and never in
+// the emulator.
 #pragma once
 
 #include <memory>
@@ -19,6 +20,6 @@ absl::Status CheckFlashInferShape(const AttentionShape& shape, const gpu::Device
 // REQUIRES: CheckFlashInferShape() is OK. `nibble` is of the same shape and limits.
 absl::StatusOr<std::unique_ptr<DeviceAttention>> CreateFlashInferAttention(
     const AttentionShape& shape, const AttentionLimits& limits, const gpu::DeviceCaps& caps,
-    std::unique_ptr<DeviceAttention> nibble);
+    std::unique_ptr<DeviceAttention> nibble, bool takes_decode);
 
 }  // namespace nibble::kernels::cuda

@@ -48,12 +48,15 @@ absl::StatusOr<std::unique_ptr<DeviceAttention>> DeviceAttention::Create(
   if (backend == AttentionBackend::kNibble) return nibble;
 #ifdef NIBBLE_FLASHINFER
   const absl::Status has_shape = CheckFlashInferShape(shape, caps);
-  if (has_shape.ok()) return CreateFlashInferAttention(shape, limits, caps, std::move(nibble));
+  if (has_shape.ok()) {
+    return CreateFlashInferAttention(shape, limits, caps, std::move(nibble),
+                                     backend == AttentionBackend::kFlashInferDecode);
+  }
 #else
   const absl::Status has_shape = Unimplemented("attention: this build has no FlashInfer");
 #endif
-  if (backend == AttentionBackend::kFlashInfer) return has_shape;
-  return nibble;
+  if (backend == AttentionBackend::kAuto) return nibble;
+  return has_shape;
 }
 
 }  // namespace nibble::kernels::cuda

@@ -46,6 +46,7 @@ enum class AttentionBackend {
   // Steps that have a sequence of several new tokens and no window that hides something; others,
   // captured graphs among them, are kNibble's.
   kFlashInfer,
+  kFlashInferDecode,  // kFlashInfer, decode steps too (no graphs'): what benchmarks compare with
 };
 
 // Host arrays of a step plan.

@@ -8,15 +8,19 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <deque>
 #include <map>
 #include <mutex>
 #include <utility>
 #include <vector>
 
+#include "base/float16.h"
+
 using nibble::comm::FakeNccl;
 using nibble::comm::NcclComm;
 using nibble::comm::NcclConfig;
+using nibble::comm::NcclOp;
 using nibble::comm::NcclResult;
 using nibble::comm::NcclType;
 using nibble::comm::NcclUniqueId;
@@ -64,17 +68,23 @@ void Post(const void* data, size_t bytes, int to, NcclComm* comm, cudaStream_t s
   mail.came.notify_all();
 }
 
-// False when it never comes, or has another size.
-bool Take(const Receipt& receipt) {
+// False when it never comes.
+bool TakeMessage(int from, int to, std::vector<char>* message) {
   Mail& mail = Messages();
   std::unique_lock lock(mail.mutex);
-  auto& box = mail.boxes[{receipt.from, receipt.comm->rank}];
+  auto& box = mail.boxes[{from, to}];
   if (!mail.came.wait_for(lock, std::chrono::seconds(60), [&] { return !box.empty(); })) {
     return false;
   }
-  const std::vector<char> message = std::move(box.front());
+  *message = std::move(box.front());
   box.pop_front();
-  lock.unlock();
+  return true;
+}
+
+// False when it never comes, or has another size.
+bool Take(const Receipt& receipt) {
+  std::vector<char> message;
+  if (!TakeMessage(receipt.from, receipt.comm->rank, &message)) return false;
   if (message.size() != receipt.bytes) return false;
   FakeNcclControl()->write(receipt.to, message.data(), message.size(), receipt.stream);
   return true;
@@ -156,6 +166,29 @@ NcclResult ncclAllGather(const void* send, void* recv, size_t bytes, NcclType, N
         {static_cast<char*>(recv) + static_cast<size_t>(r) * bytes, bytes, r, comm, stream});
   }
   return NcclResult::kSuccess;
+}
+// Of bf16 alone; it needs no group around it.
+NcclResult ncclAllReduce(const void* send, void* recv, size_t count, NcclType type, NcclOp,
+                         NcclComm* comm, cudaStream_t stream) {
+  if (type != NcclType::kBf16) return NcclResult{4};
+  const size_t bytes = count * sizeof(nibble::BFloat16);
+  for (int r = 0; r < comm->size; ++r) Post(send, bytes, r, comm, stream);
+  std::vector<float> sums(count);
+  for (int r = 0; r < comm->size; ++r) {
+    std::vector<char> message;
+    if (!TakeMessage(r, comm->rank, &message) || message.size() != bytes) {
+      return NcclResult::kRemoteError;
+    }
+    for (size_t i = 0; i < count; ++i) {
+      uint16_t bits;
+      std::memcpy(&bits, message.data() + i * sizeof(bits), sizeof(bits));
+      sums[i] += ToFloat(nibble::BFloat16{bits});
+    }
+  }
+  std::vector<nibble::BFloat16> rounded(count);
+  for (size_t i = 0; i < count; ++i) rounded[i] = nibble::ToBFloat16(sums[i]);
+  FakeNcclControl()->write(recv, rounded.data(), bytes, stream);
+  return Begin(comm);
 }
 const char* ncclGetErrorString(NcclResult) { return "unhandled system error"; }
 const char* ncclGetLastError(NcclComm*) { return "no route to the other host"; }

@@ -51,6 +51,19 @@ TEST_F(FlashInferAttention, MatchesReference) {
   }
 }
 
+// What benchmarks compare with.
+TEST_F(FlashInferAttention, TakesDecodeWhereItIsToldTo) {
+  DeviceOptions options = options_;
+  options.backend = AttentionBackend::kFlashInferDecode;
+  uint32_t seed = 2000;
+  for (const int64_t group : {4, 8}) {
+    seed += 10;
+    const AttentionShape shape{.num_heads = 2 * group, .num_kv_heads = 2, .head_dim = 128};
+    ExpectMatches(shape, {300, 1500}, {{0, 299, 300}, {1, 1499, 1500}, {1, 0, 1}}, options, seed,
+                  &pool_);
+  }
+}
+
 TEST_F(FlashInferAttention, WindowsGraphsAndDecodeAreNibbles) {
   AttentionShape shape{.num_heads = 8, .num_kv_heads = 2, .head_dim = 128, .sliding_window = 100};
   ExpectMatches(shape, {700}, {{0, 600, 700}, {0, 0, 50}}, options_, 1000, &pool_);

@@ -27,6 +27,9 @@ absl::Status RunLoadMatrix(int num_matrices, bool transposed, const uint16_t* ro
 // of two instructions.
 absl::Status RunWgmma(int n, const uint8_t* a, const uint8_t* b, int* y, cudaStream_t stream);
 
+// The same of bf16, 64 of them a row, with n = 128.
+absl::Status RunWgmmaBf16(const uint8_t* a, const uint8_t* b, float* y, cudaStream_t stream);
+
 // The box of `map` at (x, y) as it lies in shared memory.
 absl::Status RunTensorCopy(const gpu::TensorMap& map, int x, int y, uint32_t box_bytes,
                            uint8_t* shared, cudaStream_t stream);

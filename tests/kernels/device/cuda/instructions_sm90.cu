@@ -12,7 +12,16 @@ namespace {
 constexpr int kDepth = 128;  // bytes of a row of A and B
 
 template <int kN>
-__global__ void __launch_bounds__(128) WgmmaKernel(const uint8_t* a, const uint8_t* b, int* y) {
+__device__ void Multiply(int (&d)[kN / 2], const uint32_t (&a)[4], uint64_t descriptor) {
+  WgmmaS8<kN>(d, a, descriptor, true);
+}
+template <int kN>
+__device__ void Multiply(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t descriptor) {
+  WgmmaBf16<kN>(d, a, descriptor, true);
+}
+
+template <int kN, typename Sum>
+__global__ void __launch_bounds__(128) WgmmaKernel(const uint8_t* a, const uint8_t* b, Sum* y) {
   uint8_t* const shared = gpu::SharedAs<uint8_t>();
   const int thread = static_cast<int>(threadIdx.x);
   for (int i = thread; i < kN * 8; i += 128) {
@@ -33,16 +42,16 @@ __global__ void __launch_bounds__(128) WgmmaKernel(const uint8_t* a, const uint8
                                                                 step * 32 + i / 2 * 16 + 4 * t);
     }
   }
-  int d[kN / 2];
+  Sum d[kN / 2];
   for (int i = 0; i < kN / 2; ++i) d[i] = y[(row + i / 2 % 2 * 8) * kN + i / 4 * 8 + 2 * t + i % 2];
   const uint64_t descriptor = SwizzledDescriptor128(shared);
   WgmmaFence();
-  WgmmaS8<kN>(d, a_registers[0], descriptor, true);
-  WgmmaS8<kN>(d, a_registers[1], descriptor + 2, true);
+  Multiply<kN>(d, a_registers[0], descriptor);
+  Multiply<kN>(d, a_registers[1], descriptor + 2);
   WgmmaCommit();
   WgmmaFence();
-  WgmmaS8<kN>(d, a_registers[2], SwizzledDescriptor128(shared + 64), true);
-  WgmmaS8<kN>(d, a_registers[3], SwizzledDescriptor128(shared + 96), true);
+  Multiply<kN>(d, a_registers[2], SwizzledDescriptor128(shared + 64));
+  Multiply<kN>(d, a_registers[3], SwizzledDescriptor128(shared + 96));
   WgmmaCommit();
   WgmmaWait<1>();
   WgmmaWait<0>();
@@ -50,9 +59,9 @@ __global__ void __launch_bounds__(128) WgmmaKernel(const uint8_t* a, const uint8
   for (int i = 0; i < kN / 2; ++i) y[(row + i / 2 % 2 * 8) * kN + i / 4 * 8 + 2 * t + i % 2] = d[i];
 }
 
-template <int kN>
-absl::Status LaunchWgmma(const uint8_t* a, const uint8_t* b, int* y, cudaStream_t stream) {
-  return gpu::Launch(WgmmaKernel<kN>,
+template <int kN, typename Sum>
+absl::Status LaunchWgmma(const uint8_t* a, const uint8_t* b, Sum* y, cudaStream_t stream) {
+  return gpu::Launch(WgmmaKernel<kN, Sum>,
                      {.block = {128}, .shared_bytes = kN * kDepth, .stream = stream}, a, b, y);
 }
 
@@ -162,6 +171,10 @@ absl::Status RunWgmma(int n, const uint8_t* a, const uint8_t* b, int* y, cudaStr
     default:
       return InvalidArgument("wgmma of {} columns", n);
   }
+}
+
+absl::Status RunWgmmaBf16(const uint8_t* a, const uint8_t* b, float* y, cudaStream_t stream) {
+  return LaunchWgmma<128>(a, b, y, stream);
 }
 
 absl::Status RunTensorCopy(const gpu::TensorMap& map, int x, int y, uint32_t box_bytes,

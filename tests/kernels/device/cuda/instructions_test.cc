@@ -153,6 +153,38 @@ TEST_F(Instructions, Wgmma) {
   }
 }
 
+// Of integers, so that sums are exact in any order.
+TEST_F(Instructions, WgmmaBf16) {
+  if (caps_.sm != 90) GTEST_SKIP() << "wgmma is of sm_90, this is sm_" << caps_.sm;
+  constexpr size_t kDepth = 64;
+  testing::Random random(11);
+  const auto integers = [&](size_t rows, std::vector<float>* values) {
+    std::vector<uint8_t> bytes;
+    for (size_t i = 0; i < rows * kDepth; ++i) {
+      values->push_back(static_cast<float>(random.Int(-100, 100)));
+      const uint16_t bits = ToBFloat16(values->back()).bits;
+      bytes.push_back(static_cast<uint8_t>(bits));
+      bytes.push_back(static_cast<uint8_t>(bits >> 8));
+    }
+    return bytes;
+  };
+  for (int launch = 0; launch < kNumLaunches; ++launch) {
+    std::vector<float> a;
+    std::vector<float> b;
+    const auto a_device = Upload(integers(64, &a));
+    const auto b_device = Upload(integers(128, &b));
+    std::vector<float> expected(size_t{64} * 128, 12345.0F);
+    const auto y = Upload(expected);
+    ASSERT_TRUE(RunWgmmaBf16(a_device.data(), b_device.data(), y.data(), stream_.get()).ok());
+    for (size_t i = 0; i < expected.size(); ++i) {
+      for (size_t k = 0; k < kDepth; ++k) {
+        expected[i] += a[i / 128 * kDepth + k] * b[i % 128 * kDepth + k];
+      }
+    }
+    EXPECT_EQ(Download(y), expected);
+  }
+}
+
 struct Box {
   int element_bytes;
   int inner;

@@ -22,6 +22,7 @@ void WgmmaWait() {
   simt::WgmmaWait(kPending);
 }
 inline void WgmmaFenceOperand(int&) {}
+inline void WgmmaFenceOperand(float&) {}
 
 template <int kCount>
 void RegistersIncrease() {
@@ -39,6 +40,11 @@ void WgmmaS8(int (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b_descriptor, bo
   static_assert(kN == 8 || kN == 16 || kN == 32 || kN == 64 || kN == 96 || kN == 128 || kN == 192 ||
                 kN == 256);
   simt::WgmmaS8(kN, d, a, b_descriptor, accumulate);
+}
+template <int kN>
+void WgmmaBf16(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t b_descriptor, bool accumulate) {
+  static_assert(kN == 128);
+  simt::WgmmaBf16(kN, d, a, b_descriptor, accumulate);
 }
 
 }  // namespace nibble::kernels::cuda
