@@ -7,6 +7,7 @@
 #
 # The base image is a Debian of debootstrap; in it run the RUN lines of the Dockerfile's stage build-KIND, as they stand
 # there, on the files that Dockerfile.dockerignore lets through. Needs root, debootstrap, and a Debian mirror (DEBIAN_MIRROR).
+# Compilers write objects into the cache of this user, and take them from there (LANG is part of what ccache compares).
 # --debian names a root of an earlier run, to which nothing is installed that is there already.
 set -euo pipefail
 if [ "${NIBBLE_IMAGE_TEST:-}" != inside ]; then
@@ -52,7 +53,7 @@ mapfile -t steps < <(awk -v stage="build-$kind" '
 [ ${#steps[@]} -gt 0 ] || { echo "image_test.sh: the Dockerfile has no stage build-$kind" >&2; exit 1; }
 for step in "${steps[@]}"; do
   say "RUN $step"
-  chroot "$debian" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive CCACHE_DIR=/ccache \
+  chroot "$debian" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive CCACHE_DIR=/ccache ${LANG:+LANG="$LANG"} \
     ${JOBS:+JOBS="$JOBS"} sh -c "cd /src && $step"
 done
 rm -rf "$work/root-$kind"

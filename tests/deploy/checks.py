@@ -86,10 +86,10 @@ def grace(objects):
     """What is in progress when a pod is told to end may be finished before it is killed."""
     for role, template in templates(objects):
         sleep = container(template)["lifecycle"]["preStop"]["sleep"]["seconds"]
-        drain = int(option(template, "shutdown-timeout"))
+        drain = int(option(template, "drain-delay")) + int(option(template, "shutdown-timeout"))
         total = template["spec"]["terminationGracePeriodSeconds"]
         if total < sleep + drain + 5:
-            yield f"{role}: {total} s of grace for {sleep} s of preStop and {drain} s of --shutdown-timeout"
+            yield f"{role}: {total} s of grace for {sleep} s of preStop and {drain} s of --drain-delay and --shutdown-timeout"
         if sleep < 1:
             yield f"{role}: no time for balancers"
 
@@ -209,6 +209,8 @@ def ports(objects):
         if len(set(named.values())) != len(named):
             yield f"{role}: two ports with one number: {named}"
         if role != "server":
+            if named or any(option(template, name) for name in ("host", "port", "grpc-port", "health-port")):
+                yield f"{role} is told of ports that it does not have"
             continue
         want = {"http": option(template, "port"), "grpc": option(template, "grpc-port"), "health": option(template, "health-port"),
                 "cluster": option(template, "master-port")}

@@ -149,6 +149,7 @@ REFUSED = [
     ({"options": {"tensor-parallel-size": 4}, "resources": {"limits": {"nvidia.com/gpu": 8}}}, "each host has 4 ranks"),
     ({"cluster": {"secret": "short"}}, "secret"),
     ({"auth": {"keys": ["two words"]}}, "keys"),
+    ({"auth": {"keys": ["#comment"]}}, "keys"),
     ({"auth": {"existingSecret": "a"}, "serviceMonitor": {"enabled": True}}, "/metrics wants a key"),
     ({"tls": {"clientCertificates": "required"}}, "tls.clientCertificates wants"),
     ({"tls": {"certificate": "a"}}, "want both or none"),

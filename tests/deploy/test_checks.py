@@ -56,6 +56,7 @@ BROKEN = [
     ("grace", "cpu", lambda o: pod(o)["spec"].update(terminationGracePeriodSeconds=75)),
     ("grace", "gpu-2x8", lambda o: pod(o, "node")["spec"].update(terminationGracePeriodSeconds=30)),
     ("grace", "cpu", lambda o: set_option(o, "shutdown-timeout", "90")),
+    ("grace", "cpu", lambda o: set_option(o, "drain-delay", "15")),
     ("grace", "cpu", lambda o: checks.container(pod(o))["lifecycle"]["preStop"]["sleep"].update(seconds=0)),
     ("drain_is_one", "gpu-2x8", lambda o: set_option(o, "shutdown-timeout", "10", "node")),
     ("probes", "cpu", lambda o: checks.container(pod(o))["livenessProbe"]["httpGet"].update(path="/health/ready")),
@@ -95,6 +96,7 @@ BROKEN = [
     ("ports", "cpu", lambda o: set_option(o, "port", "8080")),
     ("ports", "cpu", lambda o: set_option(o, "grpc-port", "-1")),
     ("ports", "cpu", lambda o: set_option(o, "host", "127.0.0.1")),
+    ("ports", "gpu-2x8", lambda o: checks.container(pod(o, "node"))["args"].extend(["--port", "8000"])),
     ("ports", "cpu", lambda o: checks.container(pod(o))["ports"][1].update(containerPort=8000)),
     ("ports", "cpu", lambda o: first(o, "Service")["spec"]["ports"][0].update(targetPort="web")),
     ("ports", "gpu-2x8", lambda o: first(o, "Service")["spec"]["ports"].append(

@@ -81,6 +81,7 @@ grpc-port: ports.grpc
 health-port: ports.health
 master-port: ports.cluster
 shutdown-timeout: drain.shutdownTimeoutSeconds
+drain-delay: drain.preStopSeconds, which comes before it
 served-model-name: model.name
 nnodes: nodes
 node-rank: nodes

@@ -18,6 +18,7 @@
 - {{ $values.logLevel }}
 - serve
 - {{ include "nibble.modelFolder" .root }}
+{{- if $server }}
 {{- with $values.model.name }}
 - --served-model-name
 - {{ . | quote }}
@@ -30,6 +31,9 @@
 - {{ $values.ports.grpc | quote }}
 - --health-port
 - {{ $values.ports.health | quote }}
+{{- end }}
+- --drain-delay
+- "0"
 - --shutdown-timeout
 - {{ $values.drain.shutdownTimeoutSeconds | quote }}
 {{- if gt (int $values.nodes) 1 }}
