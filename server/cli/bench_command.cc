@@ -116,6 +116,17 @@ int RunOnGroup(const Options& options, const Bench& run) {
   return 0;
 }
 
+// Kernels alone: no pool.
+template <typename Options, typename Bench>
+int RunOnDevice(const Options& options, const Bench& run) {
+  return Print([&]() -> absl::StatusOr<nlohmann::ordered_json> {
+    std::vector<std::string> violations;
+    options.Validate(&violations);
+    NIBBLE_RETURN_IF_ERROR(ToStatus(violations));
+    return run(options, Table());
+  });
+}
+
 }  // namespace
 
 int RunBenchGemm(const BenchOptions& options) {
@@ -152,6 +163,9 @@ int RunBenchLayer(const BenchOptions& options) {
 }
 
 int RunBenchAttention(const BenchOptions& options) {
+  if (options.attention_device == "cuda") {
+    return RunOnDevice(options.cuda_attention, bench::RunCudaAttentionBench);
+  }
   const absl::StatusOr<Isa> isa = ChooseIsa();
   if (!isa.ok()) return Fail(isa.status());
   return Print([&] {
@@ -162,6 +176,9 @@ int RunBenchAttention(const BenchOptions& options) {
 }
 
 int RunBenchAllReduce(const BenchOptions& options) {
+  if (options.allreduce_device == "cuda") {
+    return RunOnDevice(options.cuda_allreduce, bench::RunCudaAllReduceBench);
+  }
   return RunOnGroup(options.allreduce, bench::RunAllReduceBench);
 }
 
@@ -180,6 +197,9 @@ int RunBenchMoeLayout(const BenchOptions& options) {
 }
 
 int RunBenchCodec(const BenchOptions& options) {
+  if (options.codec_device == "cuda") {
+    return RunOnDevice(options.cuda_codec, bench::RunCudaCodecBench);
+  }
   const absl::StatusOr<Isa> isa = ChooseIsa();
   if (!isa.ok()) return Fail(isa.status());
   return Print([&] {

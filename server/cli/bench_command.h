@@ -10,6 +10,9 @@
 #include "bench/allreduce_bench.h"
 #include "bench/attention_bench.h"
 #include "bench/codec_bench.h"
+#include "bench/cuda_allreduce_bench.h"
+#include "bench/cuda_attention_bench.h"
+#include "bench/cuda_codec_bench.h"
 #include "bench/cuda_gemm_bench.h"
 #include "bench/gemm_bench.h"
 #include "bench/grouped_gemm_bench.h"
@@ -30,8 +33,14 @@ struct BenchOptions {
   bench::GroupedGemmBenchOptions grouped_gemm;
   bench::LayerBenchOptions layer;
   bench::AttentionBenchOptions attention;
+  std::string attention_device = "cpu";
+  bench::CudaAttentionBenchOptions cuda_attention;
   bench::CodecBenchOptions codec;
+  std::string codec_device = "cpu";
+  bench::CudaCodecBenchOptions cuda_codec;
   bench::AllReduceBenchOptions allreduce;
+  std::string allreduce_device = "cpu";
+  bench::CudaAllReduceBenchOptions cuda_allreduce;
   bench::MoeBenchOptions moe;
   bench::MoeLayoutBenchOptions moe_layout;
   server::ModelOptions model;  // of activations, decode, prefill and step-channel

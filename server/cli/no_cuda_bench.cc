@@ -4,6 +4,9 @@
 // Builds without CUDA; bench/cuda is in the others.
 #include "nlohmann/json.hpp"
 
+#include "bench/cuda_allreduce_bench.h"
+#include "bench/cuda_attention_bench.h"
+#include "bench/cuda_codec_bench.h"
 #include "bench/cuda_gemm_bench.h"
 #include "bench/device_probe.h"
 
@@ -20,6 +23,21 @@ absl::Status NoCuda() {
 absl::StatusOr<nlohmann::ordered_json> RunCudaGemmBench(const CudaGemmBenchOptions& /*options*/,
                                                         ThreadPool* /*pool*/,
                                                         std::FILE* /*table*/) {
+  return NoCuda();
+}
+
+absl::StatusOr<nlohmann::ordered_json> RunCudaAttentionBench(
+    const CudaAttentionBenchOptions& /*options*/, std::FILE* /*table*/) {
+  return NoCuda();
+}
+
+absl::StatusOr<nlohmann::ordered_json> RunCudaCodecBench(const CudaCodecBenchOptions& /*options*/,
+                                                         std::FILE* /*table*/) {
+  return NoCuda();
+}
+
+absl::StatusOr<nlohmann::ordered_json> RunCudaAllReduceBench(
+    const CudaAllReduceBenchOptions& /*options*/, std::FILE* /*table*/) {
   return NoCuda();
 }
 

@@ -34,6 +34,12 @@ void AddQuantize(CLI::App* app, QuantizeOptions* options);
 void AddServe(CLI::App* app, server::ServeConfig* config);
 void AddRank(CLI::App* app, RankOptions* options);
 
+// options_bench_cuda.cc: --device of these commands. CPU options of the same command are there
+// already.
+void AddCudaAttention(CLI::App* app, BenchOptions* options);
+void AddCudaCodec(CLI::App* app, BenchOptions* options);
+void AddCudaAllReduce(CLI::App* app, BenchOptions* options);
+
 // options_bench.cc: `nibble bench` and its commands; the command that is given sets *run.
 void AddBench(CLI::App* app, BenchOptions* options, std::function<int()>* run);
 

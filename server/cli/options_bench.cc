@@ -9,20 +9,11 @@
 #include "fmt/core.h"
 
 #include "CLI/CLI.hpp"
+#include "server/cli/option_list.h"
 #include "server/cli/options.h"
 
 namespace nibble::cli {
 namespace {
-
-// Comma-separated numbers or names.
-template <typename T>
-void AddList(CLI::App* app, const std::string& name, std::vector<T>* values,
-             const std::string& description) {
-  app->add_option(name, *values, description + " (comma-separated)")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->capture_default_str();
-}
 
 void AddBenchThreads(CLI::App* app, BenchOptions* options) {
   app->add_option("--threads", options->threads, "threads (0: all CPUs of this process)")
@@ -130,6 +121,7 @@ void AddBenchAttention(CLI::App* app, BenchOptions* options) {
       ->capture_default_str();
   app->add_option("--seconds", attention->seconds, "time for each case")->capture_default_str();
   AddBenchThreads(app, options);
+  AddCudaAttention(app, options);
 }
 
 // Who the ranks of a group are, how they meet and how they code; all but what is sent.
@@ -169,6 +161,7 @@ void AddBenchAllReduce(CLI::App* app, BenchOptions* options) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->capture_default_str();
+  AddCudaAllReduce(app, options);
 }
 
 void AddBenchMoeLayout(CLI::App* app, BenchOptions* options) {
@@ -200,6 +193,7 @@ void AddBenchCodec(CLI::App* app, BenchOptions* options) {
   app->add_option("--ranks", codec->ranks, "whose codes a reduction sums")->capture_default_str();
   app->add_option("--seconds", codec->seconds, "time for each figure")->capture_default_str();
   AddBenchThreads(app, options);
+  AddCudaCodec(app, options);
 }
 
 void AddBenchActivations(CLI::App* app, BenchOptions* options) {
