@@ -15,8 +15,9 @@ CHECK = pathlib.Path(__file__).with_name("gpu_check.sh")
 NIBBLE = """#!/bin/sh
 here=$(dirname "$0")
 case $1 in --version) echo "nibble 0"; exit ;; esac
-case "$*" in *--help*) [ -f "$here/$2.json" ] && echo "--device"; exit 0 ;; esac
+case "$*" in *--help*) ls "$here/$2".* >/dev/null 2>&1 && echo "--device"; exit 0 ;; esac
 echo "$*" >>"$here/calls"
+[ ! -f "$here/$2.error" ] || { cat "$here/$2.error" >&2; exit 1; }
 exec cat "$here/$2.json"
 """
 
@@ -47,15 +48,28 @@ CODEC = [{"codec": "int4 g32", "encode_share_of_read": 0.85, "decode_share_of_re
          {"codec": "int8 g128", "encode_share_of_read": 0.95, "decode_share_of_read": 0.8, "reduce_share_of_read": 0.9}]
 
 
+ATTENTION = [{"backend": b, "phase": p, "dtype": "bfloat16", "shape": "8b", "sequences": s, "context": 1024, "median_us": 10.0,
+              "share_of_read": r, "share_of_peak": r / 2, **({"times_flashinfer": t} if t else {})}
+             for b, p, s, r, t in [("flashinfer", "decode", 1, 0.1, None), ("nibble", "decode", 1, 0.6, 1.25),
+                                   ("nibble", "decode", 16, 0.9, 1.0), ("nibble", "prefill", 1, 0.5, 0.8)]]
+SUMS = [{"bytes": n, "op": o, "codec": c, "median_us": u}
+        for n, o, c, u in [(4096, "sum", "nccl", 12.0), (4096, "sum", "bf16", 5.0), (4096, "sum", "bf16", 9.0),
+                           (4096, "sum", "int4", 8.5), (4096, "sum+norm", "int4", 1.0), (4096, "sum", "int3", 15.0),
+                           (1048576, "sum", "nccl", 60.0), (1048576, "sum", "bf16", 50.0), (1048576, "sum", "int4", 20.0)]]
+
+
 class GpuCheckTest(unittest.TestCase):
 
-    def check(self, *steps, **documents):
+    def check(self, *steps, one_device=False, **documents):
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             (folder / "bin").mkdir()
             for program, text in {"bin/nibble": NIBBLE, "nvidia-smi": "#!/bin/sh\necho index\n"}.items():
                 (folder / program).write_text(text)
                 (folder / program).chmod(0o755)
+            if one_device:
+                (folder / "bin" / "allreduce.error").write_text(
+                    "nibble: error: --device cuda: an all-reduce is timed between devices: at least 2 are needed, this host has 1\n")
             for bench, content in documents.items():
                 (folder / "bin" / f"{bench}.json").write_text(json.dumps(content, indent=2))
             done = subprocess.run(["bash", CHECK, "--bin", folder / "bin", "--models", folder / "models", "--out", folder / "out",
@@ -93,6 +107,23 @@ class GpuCheckTest(unittest.TestCase):
         self.assertEqual(self.aims["codec decode"][0], "ok")
         self.assertEqual(self.aims["codec reduce"][0], "FAIL")
         self.assertEqual(self.aims["codec fixed cost"], ("ok", "5.5 us, most: int4 g32 (aim: 6)"))
+
+    def test_attention_is_told_at_its_worst(self):
+        self.assertEqual(self.check("bench", gemm=document([]), attention=document(ATTENTION)), 0)
+        self.assertEqual(self.aims["attention decode bfloat16"],
+                         ("ok", "least: 0.6 of the measured bandwidth (8b batch 1 context 1024), 1.0 x flashinfer"))
+        self.assertEqual(self.aims["attention prefill bfloat16"],
+                         ("ok", "least: 0.25 of the bf16 peak (8b batch 1 context 1024), 0.8 x flashinfer"))
+
+    def test_the_best_algorithm_of_a_sum_counts(self):
+        self.assertEqual(self.check("bench", gemm=document([]), allreduce=document(SUMS)), 1)
+        self.assertEqual(self.aims["all-reduce int4 fixed cost"], ("ok", "3.5 us more than bf16 at 4096 bytes (aim: 6)"))
+        self.assertEqual(self.aims["all-reduce int3 fixed cost"][0], "FAIL")
+        self.assertEqual(self.aims["all-reduce int4 of 1048576 bytes"], ("ok", "2.5 x bf16, 3 x NCCL"))
+
+    def test_one_device_cannot_sum(self):
+        self.assertEqual(self.check("bench", gemm=document([]), one_device=True), 0)
+        self.assertEqual(self.rows["bench-allreduce"], "n/a")
 
     def test_steps_are_told(self):
         self.assertEqual(self.check("models", decode=document(DECODE), prefill=document(PREFILL)), 3)

@@ -3,7 +3,7 @@
 #
 # The indented JSON of `nibble bench BENCH --device cuda` -> rows of gpu-check's table, NAME|RESULT|NOTE: what was
 # measured beside what is aimed at on Hopper. ok: reached; FAIL: not; skip: could not be told; n/a: another device.
-#   awk -v bench=gemm|codec|decode|prefill -f gpu_targets.awk FILE
+#   awk -v bench=gemm|attention|codec|allreduce|decode|prefill -f gpu_targets.awk FILE
 
 /^    "sm": / { sm = Number($0) }
 /^  "cublaslt": / { no_lt = 1 }
@@ -20,13 +20,17 @@ in_rows && /^      "/ {
 }
 in_rows && /^    [}]/ {
   if (bench == "gemm") AddGemm()
+  if (bench == "attention") AddAttention()
   if (bench == "codec") AddCodec()
+  if (bench == "allreduce") AddAllReduce()
   if (bench == "decode") PrintDecode()
   if (bench == "prefill") PrintPrefill()
 }
 END {
   if (bench == "gemm") PrintGemm()
+  if (bench == "attention") PrintAttention()
   if (bench == "codec") PrintCodec()
+  if (bench == "allreduce") PrintAllReduce()
 }
 
 function Number(line) {
@@ -110,6 +114,61 @@ function PrintCodec(  i, op) {
     Print("codec " op, least_share[op], 0.8, 0, "of the measured bandwidth, least: " least_codec[op])
   }
   Print("codec fixed cost", most_fixed, 6, 1, "us, most: " fixed_codec)
+}
+
+# Our kernels: the least share of what limits them, and the least ratio to FlashInfer.
+function AddAttention(  at, share) {
+  if (row["backend"] != "nibble" || !("median_us" in row)) return
+  at = row["phase"] " " row["dtype"]
+  if (!(at in attention_share)) attention[++num_attention] = at
+  share = row["phase"] == "decode" ? row["share_of_read"] : row["share_of_peak"]
+  if (!(at in attention_share) || share + 0 < attention_share[at] + 0) {
+    attention_share[at] = share
+    attention_case[at] = row["shape"] " batch " row["sequences"] " context " row["context"]
+  }
+  if (!("times_flashinfer" in row)) return
+  if (!(at in attention_times) || row["times_flashinfer"] + 0 < attention_times[at] + 0) attention_times[at] = row["times_flashinfer"]
+}
+
+# Nothing is aimed at but that the figures are there.
+function PrintAttention(  i, at) {
+  for (i = 1; i <= num_attention; ++i) {
+    at = attention[i]
+    print "attention " at "|ok|least: " attention_share[at] (at ~ /^decode/ ? " of the measured bandwidth" : " of the bf16 peak") \
+      " (" attention_case[at] ")" ((at in attention_times) ? ", " attention_times[at] " x flashinfer" : "")
+  }
+  if (num_attention == 0) print "attention|skip|no row of nibble's kernels"
+}
+
+# The best algorithm of each codec and size counts.
+function AddAllReduce(  codec, bytes) {
+  if (row["op"] != "sum" || !("median_us" in row)) return
+  codec = row["codec"]
+  bytes = row["bytes"] + 0
+  if (!(codec in known_codec)) {
+    known_codec[codec] = 1
+    codecs[++num_codecs] = codec
+  }
+  if (!((codec, bytes) in sum_us) || row["median_us"] + 0 < sum_us[codec, bytes] + 0) sum_us[codec, bytes] = row["median_us"]
+  if (smallest == "" || bytes < smallest) smallest = bytes
+  if (bytes > largest) largest = bytes
+}
+
+# What a codec costs more than bf16 where the message is smallest, and what it is worth where it is largest.
+function PrintAllReduce(  i, codec, fixed) {
+  for (i = 1; i <= num_codecs; ++i) {
+    codec = codecs[i]
+    if (codec == "bf16" || codec == "nccl" || codec == "auto") continue
+    fixed = ""
+    if (((codec, smallest) in sum_us) && (("bf16", smallest) in sum_us)) {
+      fixed = sprintf("%.3g", sum_us[codec, smallest] - sum_us["bf16", smallest])
+    }
+    Print("all-reduce " codec " fixed cost", fixed, 6, 1, "us more than bf16 at " smallest " bytes")
+    if (((codec, largest) in sum_us) && (("bf16", largest) in sum_us)) {
+      print "all-reduce " codec " of " largest " bytes|ok|" sprintf("%.3g", sum_us["bf16", largest] / sum_us[codec, largest]) \
+        " x bf16" ((("nccl", largest) in sum_us) ? sprintf(", %.3g x NCCL", sum_us["nccl", largest] / sum_us[codec, largest]) : "")
+    }
+  }
 }
 
 # Nothing is aimed at but that the figures are there.
