@@ -1,16 +1,21 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// A small HTTP/1.1 client for nibble's own commands: whole answers and streams that can be
-// cancelled. Boost.Beast stays behind http_client.cc because its headers cost 20 s per source.
+// A small HTTP/1.1 client for nibble's own commands: whole answers, and streams that can be
+// cancelled. Blocks; http_streams.h is what does not.
 #pragma once
 
 #include <atomic>
 #include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "base/status.h"
+#include "client/http/client_security.h"
+#include "client/http/http_streams.h"
+#include "client/http/url.h"
 
 namespace nibble::client {
 
@@ -19,23 +24,16 @@ struct HttpResponse {
   std::string body;
 };
 
-// An address such as http://127.0.0.1:8000, perhaps with a path in front of the API's.
-struct Url {
-  std::string host;
-  std::string port;
-  std::string prefix;  // "" or "/path" without a slash at the end
-
-  // INVALID_ARGUMENT naming the text for anything but http://HOST[:PORT][/PATH].
-  static absl::StatusOr<Url> Parse(std::string_view text);
-};
-
 // One connection per request. Methods may be called from any thread, one at a time.
 class HttpClient {
  public:
-  explicit HttpClient(Url url) : url_(std::move(url)) {}
+  using Headers = std::vector<std::pair<std::string, std::string>>;
+  explicit HttpClient(Url url, ClientSecurity security = {}, Headers headers = {})
+      : url_(std::move(url)), security_(std::move(security)), headers_(std::move(headers)) {}
 
   // UNAVAILABLE naming the address when nobody answers.
   absl::StatusOr<HttpResponse> Get(std::string_view path) const;
+  absl::StatusOr<HttpResponse> Post(std::string_view path, std::string body) const;
 
   // Posts a JSON body. A 200 answer is handed to `on_data` piece by piece as it arrives and its
   // body stays empty; any other answer is collected in the body. Closes the connection and returns
@@ -44,8 +42,16 @@ class HttpClient {
                                           const std::function<void(std::string_view)>& on_data,
                                           const std::atomic<bool>& cancel) const;
 
+  const Url& url() const { return url_; }
+
  private:
+  absl::StatusOr<HttpResponse> Exchange(HttpCall call,
+                                        const std::function<void(std::string_view)>* on_data,
+                                        const std::atomic<bool>* cancel) const;
+
   Url url_;
+  ClientSecurity security_;
+  Headers headers_;
 };
 
 }  // namespace nibble::client

@@ -21,6 +21,7 @@
 #include "bench/moe_bench.h"
 #include "bench/moe_layout_bench.h"
 #include "bench/step_channel_bench.h"
+#include "server/cli/load_command.h"
 #include "server/config.h"
 
 namespace nibble::cli {
@@ -49,6 +50,7 @@ struct BenchOptions {
   bench::DecodeBenchOptions decode;
   bench::PrefillBenchOptions prefill;
   bench::StepChannelBenchOptions step_channel;
+  LoadCommandOptions load;                                      // of serve, sweep
   server::ParallelOptions parallel{.tensor_parallel_size = 2};  // of activations, step-channel
 };
 

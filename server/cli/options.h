@@ -7,6 +7,7 @@
 
 #include <functional>
 
+#include "client/http/client_security.h"
 #include "server/cli/bench_command.h"
 #include "server/cli/commands.h"
 #include "server/config.h"
@@ -29,6 +30,11 @@ void AddExpertParallelOptions(CLI::App* app, server::ExpertOptions* options);
 void AddPerplexity(CLI::App* app, PerplexityOptions* options);
 void AddInspect(CLI::App* app, InspectOptions* options);
 void AddQuantize(CLI::App* app, QuantizeOptions* options);
+
+// options_load.cc
+void AddClientSecurity(CLI::App* app, client::ClientSecurity* security);
+void AddBenchServe(CLI::App* app, BenchOptions* options);
+void AddBenchSweep(CLI::App* app, BenchOptions* options);
 
 // options_serve.cc
 void AddServe(CLI::App* app, server::ServeConfig* config);

@@ -264,6 +264,10 @@ void AddBench(CLI::App* app, BenchOptions* options, std::function<int()>* run) {
     add_options(subcommand, options);
     subcommand->callback([=] { *run = [=] { return command(*options); }; });
   };
+  add("serve", "a running server, over HTTP or gRPC: throughput and latencies", AddBenchServe,
+      [](const BenchOptions& given) { return RunBenchServe(given.load); });
+  add("sweep", "a running server at several rates or concurrencies", AddBenchSweep,
+      [](const BenchOptions& given) { return RunBenchSweep(given.load); });
   add("gemm", "the matrix products alone, every variant this CPU runs", AddBenchGemm, RunBenchGemm);
   add("grouped-gemm", "the products of experts beside a dense one of the same work",
       AddBenchGroupedGemm, RunBenchGroupedGemm);

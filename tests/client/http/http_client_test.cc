@@ -18,11 +18,15 @@ TEST(UrlTest, PartsAreFound) {
   EXPECT_EQ(Url::Parse("http://localhost")->port, "80");
   EXPECT_EQ(Url::Parse("http://[::1]:8000")->host, "::1");
   EXPECT_EQ(Url::Parse("http://[::1]:8000")->port, "8000");
+  EXPECT_EQ(Url::Parse("http://[::1]:8000")->Authority(), "[::1]:8000");
+  EXPECT_FALSE(url->tls);
+  EXPECT_TRUE(Url::Parse("https://localhost")->tls);
+  EXPECT_EQ(Url::Parse("https://localhost")->port, "443");
 }
 
 TEST(UrlTest, AnythingElseIsAnError) {
-  for (const char* text : {"", "localhost:8000", "https://localhost", "http://", "http://:80",
-                           "http://a:", "http://a:x", "http://a:123456"}) {
+  for (const char* text : {"", "localhost:8000", "ftp://localhost", "http://", "http://:80",
+                           "http://a:", "http://a:x", "http://a:123456", "http://a/\r\nb: c"}) {
     EXPECT_EQ(Url::Parse(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
   }
 }

@@ -1,0 +1,27 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+
+namespace nibble::client {
+
+// An address such as http://127.0.0.1:8000, perhaps with a path in front of the API's.
+struct Url {
+  std::string host;
+  std::string port;
+  std::string prefix;  // "" or "/path" without a slash at the end
+  bool tls = false;    // https
+
+  // INVALID_ARGUMENT naming the text for anything but http[s]://HOST[:PORT][/PATH].
+  static absl::StatusOr<Url> Parse(std::string_view text);
+
+  // "host:port" as a Host header and messages have it; IPv6 addresses in brackets.
+  std::string Authority() const;
+};
+
+}  // namespace nibble::client

@@ -1,0 +1,45 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// What a run's outcome looks like: JSON with the keys of `vllm bench serve`, and the block that it
+// prints.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "nlohmann/json.hpp"
+
+#include "client/load/runner.h"
+
+namespace nibble::client {
+
+struct LoadOptions;
+
+struct RunDescription {
+  std::string date;  // 20261122-180327
+  std::string model;
+  int64_t num_prompts = 0;
+};
+
+// With every request's own figures (see kDetailKeys).
+nlohmann::ordered_json BuildResult(const LoadOptions& options, const RunDescription& description,
+                                   const RunOutcome& outcome);
+
+// Lists with an element for each request, in the order in which they were planned, without those
+// that an interrupt ended: what --save-detailed adds. Of a failed request times are 0, and its
+// error is not empty.
+void RemoveDetails(nlohmann::ordered_json* result);
+
+// The block. Rows of what is not in `result` are left out.
+std::string FormatBlock(const nlohmann::ordered_json& result);
+
+// What one should know before believing the figures, a line each: the client was slow, the server
+// counted no tokens, requests failed.
+std::vector<std::string> Warnings(const nlohmann::ordered_json& result);
+
+// Keys that results may have, but those with percentiles.
+std::vector<std::string> ResultKeys();
+
+}  // namespace nibble::client
