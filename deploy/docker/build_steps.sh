@@ -98,7 +98,7 @@ root() {
   [ ! -e "$dest" ] || fail "$dest is there already"
   local files=("$binary") opened path
   for opened in "${OPENED_LIBRARIES[@]}"; do
-    path=$(ldconfig -p | awk -v name="$opened" '$1 == name {print $NF; exit}')
+    path=$(ldconfig -p | awk -v name="$opened" '$1 == name && !found {print $NF; found = 1}')
     [ -n "$path" ] || fail "$opened is not installed"
     files+=("$path")
   done
