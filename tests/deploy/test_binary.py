@@ -182,13 +182,13 @@ def test_one_server_as_rendered(nibble, tmp_path):
 
 
 def test_a_group_as_rendered(nibble, tmp_path):
-    """Two hosts of one rank each, on addresses of the loopback."""
+    """Two hosts of one rank each, both here."""
     objects = chart.render(chart.merged(GROUP, {"options": {"device": "cpu", "rank-threads": 1, "max-model-len": 512,
                                                             "all-reduce": "none"}}))
     (_, server), (_, node) = checks.templates(objects)
     ports = {"port": free_port(), "grpc-port": free_port(), "health-port": free_port(), "master-port": free_port()}
     pods = [Pod(nibble, server, tmp_path / "0", 0, 2, "127.0.0.1", STORIES, ports),
-            Pod(nibble, node, tmp_path / "1", 1, 2, "127.0.0.2", STORIES, {"master-port": ports["master-port"]})]
+            Pod(nibble, node, tmp_path / "1", 1, 2, "127.0.0.1", STORIES, {"master-port": ports["master-port"]})]
     with Running(pods) as running:
         wait_ready(running, server, ports["health-port"])
         status, text = get(ports["port"], "/v1/completions", {"model": "stories-llama", "prompt": "Once", "max_tokens": 4})
@@ -199,7 +199,7 @@ def test_a_group_as_rendered(nibble, tmp_path):
 def test_a_worker_without_its_leader_goes_on_trying(nibble, tmp_path):
     objects = chart.render(chart.merged(GROUP, {"options": {"device": "cpu"}}))
     (_, _), (_, node) = checks.templates(objects)
-    pod = Pod(nibble, node, tmp_path, 1, 2, "127.0.0.2", STORIES)
+    pod = Pod(nibble, node, tmp_path, 1, 2, "127.0.0.1", STORIES)
     pod.command[pod.command.index("--master-addr") + 1] = "leader.that.is.not.there.invalid"
     with Running([pod]) as running:
         time.sleep(2)

@@ -108,7 +108,7 @@ def test_it_serves_read_only_and_without_rights(root):
         status, text = get(ports["port"], "/v1/completions", {"model": "models", "prompt": "Once", "max_tokens": 4})
         assert status == 200 and json.loads(text)["usage"]["completion_tokens"] == 4, text
         process = pathlib.Path("/proc") / str(running.processes[0].pid)
-        state = dict(re.findall(r"^(\w+):\s*(.*)$", (process / "status").read_text(), re.M))
+        state = dict(re.findall(r"^(\w+):[ \t]*(.*)$", (process / "status").read_text(), re.M))
         assert set(state["Uid"].split()) == set(state["Gid"].split()) == {str(USER)} and not state["Groups"].strip()
         assert int(state["CapEff"], 16) == int(state["CapPrm"], 16) == 0 and state["NoNewPrivs"] == "1"
         mounts = {line.split()[4]: line.split()[5] for line in (process / "mountinfo").read_text().splitlines()}
