@@ -23,9 +23,9 @@ struct DeviceOp {
   std::string name;  // "qkv", "attention" ...
   int64_t calls = 0;
   double seconds = 0.0;
-  double bytes = 0.0;      // of weights that are read; 0: it has none
-  double ops = 0.0;        // 2 a product
-  double ops_share = 1.0;  // of the int8 peak that its products can have: 1/2 for 16 bits
+  double bytes = 0.0;  // of weights that are read; 0: it has none
+  double ops = 0.0;    // 2 a product
+  bool int8 = false;   // its products are; else of 16 bits
 };
 
 struct DeviceStep {

@@ -13,9 +13,13 @@
 namespace nibble::bench {
 namespace {
 
+double PeakOf(const DeviceOp& op, const DevicePeaks& peaks) {
+  return op.int8 ? peaks.int8_op_per_s : peaks.bf16_op_per_s;
+}
+
 // Seconds that the peaks allow.
 double LeastSeconds(const DeviceOp& op, const DevicePeaks& peaks) {
-  return std::max(op.bytes / peaks.read_bytes_per_s, op.ops / (peaks.int8_op_per_s * op.ops_share));
+  return std::max(op.bytes / peaks.read_bytes_per_s, op.ops / PeakOf(op, peaks));
 }
 
 nlohmann::ordered_json ToJson(const DeviceOp& op, double step_s, const DevicePeaks& peaks) {
@@ -27,7 +31,7 @@ nlohmann::ordered_json ToJson(const DeviceOp& op, double step_s, const DevicePea
     json["share_of_read"] = Rounded(op.bytes / op.seconds / peaks.read_bytes_per_s);
   }
   if (op.ops > 0.0) {
-    json["share_of_peak"] = Rounded(op.ops / op.seconds / (peaks.int8_op_per_s * op.ops_share));
+    json["share_of_peak"] = Rounded(op.ops / op.seconds / PeakOf(op, peaks));
   }
   const double least = LeastSeconds(op, peaks);
   if (least > 0.0) json["share_of_roofline"] = Rounded(least / op.seconds);
@@ -45,7 +49,6 @@ void AddStepOps(const DeviceStep& step, const AttentionWork& attention, double s
     if (op.name == "attention") {
       op.bytes = attention.cache_bytes;
       op.ops = attention.ops;
-      op.ops_share = 0.5;
     }
     sum_s += op.seconds;
     least_s += LeastSeconds(op, peaks);

@@ -34,7 +34,7 @@ absl::Status MeasureVariant(const CudaGemmBenchOptions& options, const CudaGemmS
     const double seconds = timing.median_s;
     const double bytes = subject->bytes();
     const double ops = 2.0 * static_cast<double>(shape.NumRows(m) * shape.n * shape.k);
-    const double peak = peaks.int8_op_per_s * (subject->is_int8() ? 1.0 : 0.5);
+    const double peak = subject->is_int8() ? peaks.int8_op_per_s : peaks.bf16_op_per_s;
     nlohmann::ordered_json row = {
         {"shape", shape.name},
         {"variant", variant.name},

@@ -31,7 +31,7 @@ class CudaProbe final : public DeviceProbe {
                           .seconds = op.seconds,
                           .bytes = static_cast<double>(op.weight_bytes),
                           .ops = op.operations,
-                          .ops_share = op.int8 ? 1.0 : 0.5});
+                          .int8 = op.int8});
     }
     return step;
   }

@@ -9,18 +9,19 @@
 namespace nibble::bench {
 namespace {
 
-// 100 bytes and 1000 products' operations a second.
-constexpr DevicePeaks kPeaks = {.read_bytes_per_s = 100.0, .int8_op_per_s = 1000.0};
+constexpr DevicePeaks kPeaks = {
+    .read_bytes_per_s = 100.0, .int8_op_per_s = 1000.0, .bf16_op_per_s = 500.0};
 
 TEST(StepOpsTest, AStepIsTakenApart) {
   const DeviceStep step = {
       .seconds = 8.0,
-      .ops = {{.name = "norm+quantize", .calls = 3, .seconds = 1.0},
-              // Bound by memory: 2 s to read, 0.2 s of products.
-              {.name = "qkv", .calls = 2, .seconds = 4.0, .bytes = 200.0, .ops = 200.0},
-              // 16 bits: 0.5 s at half of the peak.
-              {.name = "head", .calls = 1, .seconds = 1.0, .ops = 250.0, .ops_share = 0.5},
-              {.name = "attention", .calls = 2, .seconds = 1.5}}};
+      .ops = {
+          {.name = "norm+quantize", .calls = 3, .seconds = 1.0},
+          // Bound by memory: 2 s to read, 0.2 s of products.
+          {.name = "qkv", .calls = 2, .seconds = 4.0, .bytes = 200.0, .ops = 200.0, .int8 = true},
+          // 16 bits: 0.5 s of products.
+          {.name = "head", .calls = 1, .seconds = 1.0, .ops = 250.0},
+          {.name = "attention", .calls = 2, .seconds = 1.5}}};
   nlohmann::ordered_json row;
   AddStepOps(step, {.cache_bytes = 75.0, .ops = 100.0}, 10.0, kPeaks, &row);
   EXPECT_EQ(row["device_ms"], 8000.0);

@@ -101,7 +101,7 @@ TEST_F(ModelProbeTest, OperationsAreThoseOfTheRowsComputed) {
     if (op.name == "gate_up") {
       const auto products = static_cast<double>(2 * config.intermediate_size * config.hidden_size);
       EXPECT_EQ(op.ops, 2.0 * (9 + 1) * products);
-      EXPECT_EQ(op.ops_share, 1.0);
+      EXPECT_TRUE(op.int8);
     }
   }
 }
@@ -127,7 +127,7 @@ TEST_F(ExpertProbeTest, WorkIsThatOfTheExpertsChosen) {
     found = true;
     EXPECT_EQ(op.calls, 2);
     EXPECT_EQ(op.ops, 2.0 * 12 * expert);
-    EXPECT_EQ(op.ops_share, 1.0);
+    EXPECT_TRUE(op.int8);
     // 4 bits a weight and some scales.
     EXPECT_GT(op.bytes, 4 * 0.5 * expert);
     EXPECT_LT(op.bytes, 8 * 0.75 * expert);
