@@ -3,7 +3,9 @@
 
 #include "server/grpc/call_log.h"
 
+#include <array>
 #include <chrono>
+#include <string_view>
 #include <utility>
 
 #include "nibble/v1/nibble.grpc.pb.h"
@@ -24,18 +26,45 @@ std::string AddressOf(std::string peer) {
   return peer;
 }
 
+std::string_view NameOf(grpc::StatusCode code) {
+  constexpr std::array<std::string_view, 17> kNames = {"OK",
+                                                       "CANCELLED",
+                                                       "UNKNOWN",
+                                                       "INVALID_ARGUMENT",
+                                                       "DEADLINE_EXCEEDED",
+                                                       "NOT_FOUND",
+                                                       "ALREADY_EXISTS",
+                                                       "PERMISSION_DENIED",
+                                                       "RESOURCE_EXHAUSTED",
+                                                       "FAILED_PRECONDITION",
+                                                       "ABORTED",
+                                                       "OUT_OF_RANGE",
+                                                       "UNIMPLEMENTED",
+                                                       "INTERNAL",
+                                                       "UNAVAILABLE",
+                                                       "DATA_LOSS",
+                                                       "UNAUTHENTICATED"};
+  const auto index = static_cast<size_t>(code);
+  return index < kNames.size() ? kNames[index] : "UNKNOWN";
+}
+
 }  // namespace
 
 LoggedCall::LoggedCall(std::string id, std::string method, std::string peer,
-                       std::shared_ptr<RequestLog> log)
+                       std::shared_ptr<RequestLog> log, const GrpcObserver* observer)
     : id_(std::move(id)),
       method_(std::move(method)),
       peer_(std::move(peer)),
-      log_(std::move(log)) {}
+      log_(std::move(log)),
+      observer_(observer) {}
 
 void LoggedCall::End(grpc::StatusCode code) {
-  if (log_ == nullptr) return;
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - trace_->begin();
+  if (*observer_ != nullptr) {
+    const std::string_view path = method_;
+    (*observer_)(path.substr(path.rfind('/') + 1), NameOf(code), elapsed.count());
+  }
+  if (log_ == nullptr) return;
   log_->Add({.protocol = "grpc",
              .request_id = id_,
              .route = method_,
@@ -54,7 +83,7 @@ LoggedCall CallLog::Begin(grpc::CallbackServerContext* context, std::string_view
                                    : std::string_view(given->second.data(), given->second.size()));
   context->AddInitialMetadata(std::string(kRequestIdHeader), id);
   return {std::move(id), fmt::format("/{}/{}", v1::Nibble::service_full_name(), method),
-          log_ == nullptr ? "" : context->peer(), log_};
+          log_ == nullptr ? "" : context->peer(), log_, &observer_};
 }
 
 }  // namespace nibble::server

@@ -37,8 +37,9 @@ struct CertificateFetcher {
     const TlsMaterial& material = *current.material;
     const grpc_ssl_pem_key_cert_pair pair = {.private_key = material.private_key.c_str(),
                                              .cert_chain = material.cert_chain.c_str()};
-    *config = grpc_ssl_server_certificate_config_create(
-        material.ca.empty() ? nullptr : material.ca.c_str(), &pair, 1);
+    // gRPC insists on some authority here, also where nobody is asked for a certificate.
+    const std::string& authority = material.ca.empty() ? material.cert_chain : material.ca;
+    *config = grpc_ssl_server_certificate_config_create(authority.c_str(), &pair, 1);
     return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
   }
 };

@@ -34,7 +34,6 @@ constexpr int64_t kAlwaysTaken = int64_t{16} << 10;
 
 // Of a write in one go; then others on the thread have their turn.
 constexpr size_t kWriteTurn = size_t{256} << 10;
-
 constexpr std::string_view kPlainHttpAnswer =
     "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 43\r\n"
     "Connection: close\r\n\r\nThis port speaks TLS: use an https address.";
@@ -85,10 +84,9 @@ void Connection::BeginReading() {
   state_ = State::kReading;
   SetReadDeadline();
   WaitForInput();
-  if (!counted_) {
-    Refuse(503,
-           fmt::format("too many connections, the limit is {}", server_->config.max_connections));
-  }
+  if (counted_) return;
+  Refuse(503,
+         fmt::format("too many connections, the limit is {}", server_->config.max_connections));
 }
 
 void Connection::Close() {
@@ -106,11 +104,7 @@ void Connection::Close() {
   rest_timer_.cancel();
   reader_.reset();
   DropInput();
-  if (counted_) {
-    server_->num_connections.fetch_sub(1);
-  } else {
-    --io_->num_refusing;
-  }
+  counted_ ? server_->num_connections.fetch_sub(1) : --io_->num_refusing;
   io_->connections.erase(self);
 }
 
@@ -356,10 +350,7 @@ void Connection::Dispatch() {
   // A HEAD is answered as its GET would be, without the body.
   const auto handler = route->second.find(info.head_only ? "GET" : request.method);
   if (handler == route->second.end()) {
-    std::string allow;
-    for (const auto& [method, unused] : route->second) {
-      allow += (allow.empty() ? "" : ", ") + method + (method == "GET" ? ", HEAD" : "");
-    }
+    const std::string allow = ServerState::AllowedMethods(route->second);
     BeginAnswer(std::move(info));
     return SendError(
         405, fmt::format("{} does not take {}, only {}", request.path, request.method, allow),
@@ -477,14 +468,14 @@ void Connection::OnAnswerDone(bool close) {
 void Connection::Observe() {
   if (!server_->observer) return;
   const Exchange::Info& info = exchange_->info();
-  const std::chrono::duration<double> elapsed = steady_clock::now() - info.start;
-  server_->observer({.route = info.route,
-                     .method = info.method,
-                     .status = exchange_->status() == 0 ? 499 : exchange_->status(),
-                     .seconds = elapsed.count(),
-                     .request_id = info.request_id,
-                     .remote_address = remote_address_,
-                     .trace = info.trace.get()});
+  server_->observer(
+      {.route = info.route,
+       .method = info.method,
+       .status = exchange_->status() == 0 ? 499 : exchange_->status(),
+       .seconds = std::chrono::duration<double>(steady_clock::now() - info.start).count(),
+       .request_id = info.request_id,
+       .remote_address = remote_address_,
+       .trace = info.trace.get()});
 }
 
 void Connection::Linger() {

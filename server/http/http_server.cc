@@ -178,6 +178,7 @@ class BeastHttpServer final : public HttpServer {
   int port() const override { return port_; }
   int64_t num_connections() const override { return state_->num_connections.load(); }
   int64_t buffered_bytes() const override { return state_->buffered_bytes.load(); }
+  void EndKeepAlive() override { state_->draining.store(true); }
   void StopAccepting() override;
   void Stop() override;
 

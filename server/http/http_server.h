@@ -133,6 +133,8 @@ class HttpServer {
   virtual int port() const = 0;  // the bound port, after Start
   virtual int64_t num_connections() const = 0;
   virtual int64_t buffered_bytes() const = 0;  // see max_buffered_bytes
+  // Answers from now on end their connections, so that clients open the next one elsewhere.
+  virtual void EndKeepAlive() = 0;
   // Accepts no more; answers in progress go on; idle connections close.
   virtual void StopAccepting() = 0;
   // Closes everything and joins the threads. Idempotent.

@@ -18,6 +18,14 @@ ServerState::Routes::const_iterator ServerState::FindRoute(const std::string& pa
   return route;
 }
 
+std::string ServerState::AllowedMethods(const std::map<std::string, HttpHandler>& methods) {
+  std::string allow;
+  for (const auto& [method, unused] : methods) {
+    allow += (allow.empty() ? "" : ", ") + method + (method == "GET" ? ", HEAD" : "");
+  }
+  return allow;
+}
+
 bool IoThread::Post(std::function<void()> task) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (refuse_posts_) return false;

@@ -30,6 +30,8 @@ struct ServerState {
   using Routes = std::map<std::string, std::map<std::string, HttpHandler>>;
   // The path's own route, else that of the nearest "/*" above it.
   Routes::const_iterator FindRoute(const std::string& path) const;
+  // For the Allow header of a path.
+  static std::string AllowedMethods(const std::map<std::string, HttpHandler>& methods);
 
   HttpServerConfig config;
   Routes routes;  // path -> method -> handler
