@@ -243,8 +243,8 @@ void ParallelOptions::Validate(std::vector<std::string>* violations) const {
         "--pipeline-parallel-size {} x --tensor-parallel-size {} are {} ranks, want {} at most",
         pipeline_parallel_size, tensor_parallel_size, world_size(), kMaxRanks));
   }
-  CheckChoice("--distributed-executor-backend", distributed_executor_backend,
-              {"auto", "mp", "uni"}, violations);
+  CheckChoice("--distributed-executor-backend", distributed_executor_backend, {"auto", "mp", "uni"},
+              violations);
   if (world_size() > 1 && distributed_executor_backend == "uni") {
     violations->push_back(fmt::format(
         "--distributed-executor-backend is uni, want auto or mp with {} ranks: each is a process",
@@ -300,7 +300,13 @@ absl::Status ServeConfig::Validate() const {
   CheckRange("--seed", seed, 0, INT64_MAX, &violations);
   CheckRange("--http-threads", http_threads, 1, 64, &violations);
   CheckRange("--max-body-bytes", max_body_bytes, 1024, int64_t{1} << 30, &violations);
-  CheckRange("--shutdown-timeout", shutdown_timeout_seconds, 0, 86400, &violations);
+  guards.Validate(&violations);
+  lifecycle.Validate(&violations);
+  if (const int probes = lifecycle.health_port;
+      probes > 0 && (probes == port || probes == grpc_port)) {
+    violations.push_back(fmt::format("--health-port and {} are both {}, want two ports",
+                                     probes == port ? "--port" : "--grpc-port", probes));
+  }
   if (violations.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(fmt::format("{}", fmt::join(violations, "\n")));
 }

@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "base/status.h"
+#include "server/guard_options.h"
+#include "server/lifecycle_options.h"
 
 namespace nibble::server {
 
@@ -78,9 +80,9 @@ struct ParallelOptions {
   // One rank: auto (mp with a CUDA device), mp (a process of its own, so that what ends it ends no
   // client's connection), uni (in the server's process). More: auto or mp, which are the same.
   std::string distributed_executor_backend = "auto";
-  int rank_threads = 0;            // of each rank; 0: CPUs of the process / ranks of this host
-  int nnodes = 1;                  // hosts, each with world_size() / nnodes ranks
-  int node_rank = 0;               // which one this is; 0 is the one that serves
+  int rank_threads = 0;  // of each rank; 0: CPUs of the process / ranks of this host
+  int nnodes = 1;        // hosts, each with world_size() / nnodes ranks
+  int node_rank = 0;     // which one this is; 0 is the one that serves
   std::string master_addr;
   int master_port = 29500;
   std::string node_addr;  // of this host; empty: node 0 master_addr, others what routes to it
@@ -124,7 +126,8 @@ struct ServeConfig {
   int http_threads = 2;
   int64_t max_body_bytes = int64_t{16} << 20;
   bool disable_web = false;  // no page at /
-  int shutdown_timeout_seconds = 60;  // how long SIGTERM waits for answers in progress
+  GuardOptions guards;
+  LifecycleOptions lifecycle;
 
   // All violations at once, each naming option, value and limit.
   absl::Status Validate() const;

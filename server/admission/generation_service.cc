@@ -5,14 +5,19 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <ctime>
 #include <limits>
 #include <utility>
 
 #include "base/utf8.h"
+#include "server/admission/sampling_json.h"
+#include "server/admission/watched_sink.h"
 
 namespace nibble::server {
 namespace {
+
+using std::chrono::steady_clock;
 
 // Variables of ours that a client may not replace. Tools and documents are refused as request
 // fields, so they may not come in by this way either.
@@ -82,7 +87,25 @@ absl::Status CheckPrompt(const ServedModel& model, const std::vector<int32_t>& i
   return absl::OkStatus();
 }
 
+struct TimeLimit {
+  steady_clock::time_point deadline = steady_clock::time_point::max();
+  double seconds = 0;  // from now on, for messages
+};
+
+TimeLimit LimitOf(steady_clock::time_point asked, std::chrono::nanoseconds server_limit) {
+  TimeLimit limit{.deadline = asked};
+  const auto now = steady_clock::now();
+  if (server_limit.count() > 0) limit.deadline = std::min(limit.deadline, now + server_limit);
+  if (limit.deadline != steady_clock::time_point::max()) {
+    const std::chrono::duration<double> left = limit.deadline - now;
+    limit.seconds = std::round(std::max(left.count(), 0.0) * 1e3) / 1e3;
+  }
+  return limit;
+}
+
 }  // namespace
+
+GenerationService::~GenerationService() { deadlines_->Stop(); }
 
 Generation::Generation(engine::Engine* engine, std::vector<engine::RequestId> ids,
                        int64_t num_prompt_tokens)
@@ -105,20 +128,7 @@ GenerationService::GenerationService(Parts parts) : parts_(std::move(parts)) {
   }
 }
 
-absl::Status GenerationService::Ready() const {
-  NIBBLE_RETURN_IF_ERROR(Accepting());
-  NIBBLE_RETURN_IF_ERROR(parts_.engine->Health());  // what it waits for, a lost rank
-  const engine::EngineStats stats = parts_.engine->Stats();
-  const int64_t seconds = (parts_.clock->NowNs() - stats.last_step_ns) / 1'000'000'000;
-  if (stats.num_running > 0 && seconds > parts_.limits.max_step_seconds) {
-    return Unavailable("the engine has ended no step for {} s, the limit is {}; {} sequences run",
-                       seconds, parts_.limits.max_step_seconds, stats.num_running);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status GenerationService::Accepting() const {
-  if (draining_.load()) return Unavailable("the server is shutting down");
+absl::Status GenerationService::CheckEngine() const {
   // While the engine waits, requests wait in its queue: Submit refuses them when it has lasted too
   // long.
   const absl::Status health = parts_.engine->Health();
@@ -327,9 +337,20 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> GenerationService::PromptToken
 
 absl::StatusOr<std::shared_ptr<Generation>> GenerationService::Generate(
     GenerateRequest request, std::shared_ptr<GenerationSink> sink) {
-  NIBBLE_RETURN_IF_ERROR(Accepting());
+  NIBBLE_RETURN_IF_ERROR(CheckEngine());
   NIBBLE_RETURN_IF_ERROR(CheckModelName(request.model));
+  const TimeLimit limit = LimitOf(request.deadline, parts_.request_timeout);
+  if (request.trace != nullptr) {
+    request.trace->Edit([&](auto* facts) {
+      facts->model = parts_.model.name;
+      facts->stream = !request.whole_answer;
+    });
+  }
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<std::vector<int32_t>> prompts, PromptTokens(&request));
+  if (limit.deadline <= steady_clock::now()) {
+    return absl::DeadlineExceededError(
+        fmt::format("the request's {} s were over before it was admitted", limit.seconds));
+  }
 
   std::vector<engine::EngineRequest> choices;
   int64_t num_prompt_tokens = 0;
@@ -340,11 +361,21 @@ absl::StatusOr<std::shared_ptr<Generation>> GenerationService::Generate(
           ? std::max<int64_t>(
                 parts_.limits.max_whole_answer_entries / (num_choices * entries_per_token), 1)
           : std::numeric_limits<int64_t>::max();
+  std::shared_ptr<DeadlineSink> in_time;
+  if (limit.deadline != steady_clock::time_point::max()) {
+    in_time =
+        std::make_shared<DeadlineSink>(deadlines_, sink, request.trace, num_choices, limit.seconds);
+    sink = in_time;
+  }
+  if (request.trace != nullptr) {
+    sink = std::make_shared<TracingSink>(request.trace, parts_.trace_texts, sink);
+  }
+  engine::SamplingParams sampling;  // the last prompt's; they differ in max_tokens at most
   for (const std::vector<int32_t>& prompt : prompts) {
     NIBBLE_RETURN_IF_ERROR(CheckPrompt(parts_.model, prompt));
     const auto num_tokens = static_cast<int64_t>(prompt.size());
     num_prompt_tokens += num_tokens;
-    NIBBLE_ASSIGN_OR_RETURN(engine::SamplingParams sampling,
+    NIBBLE_ASSIGN_OR_RETURN(sampling,
                             ResolveSampling(request.sampling, num_tokens, max_tokens_kept));
     for (int64_t c = 0; c < request.n; ++c) {
       engine::EngineRequest choice{
@@ -358,10 +389,31 @@ absl::StatusOr<std::shared_ptr<Generation>> GenerationService::Generate(
       choices.push_back(std::move(choice));
     }
   }
+  if (request.trace != nullptr) {
+    std::string text = parts_.trace_texts ? PromptText(prompts) : "";
+    request.trace->Edit([&](auto* facts) {
+      facts->num_choices = num_choices;
+      facts->num_prompt_tokens = num_prompt_tokens;
+      facts->sampling = SamplingJson(sampling, request.n, request.priority);
+      facts->prompt = std::move(text);
+    });
+  }
   NIBBLE_ASSIGN_OR_RETURN(std::vector<engine::RequestId> ids,
                           parts_.engine->Submit(std::move(choices)));
   if (parts_.on_admitted) parts_.on_admitted(request.n);
-  return std::make_shared<Generation>(parts_.engine, std::move(ids), num_prompt_tokens);
+  auto generation = std::make_shared<Generation>(parts_.engine, std::move(ids), num_prompt_tokens);
+  if (in_time != nullptr) in_time->Watch(limit.deadline, generation);
+  return generation;
+}
+
+std::string GenerationService::PromptText(const std::vector<std::vector<int32_t>>& prompts) const {
+  std::string text;
+  for (const std::vector<int32_t>& prompt : prompts) {
+    const absl::StatusOr<std::string> decoded =
+        parts_.tokenizer->Decode(prompt, /*skip_special_tokens=*/false);
+    if (decoded.ok()) AppendTraced(*decoded, &text);
+  }
+  return text;
 }
 
 }  // namespace nibble::server

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -19,13 +20,14 @@
 
 #include "nlohmann/json.hpp"
 
-#include "base/clock.h"
 #include "base/status.h"
 #include "engine/engine.h"
 #include "engine/model/model_config.h"
 #include "engine/tokenizer/tokenizer.h"
+#include "server/admission/deadline_queue.h"
 #include "server/admission/request_error.h"
 #include "server/chat/chat_template.h"
+#include "server/request_log/request_trace.h"
 
 namespace nibble::server {
 
@@ -38,8 +40,6 @@ struct ServiceLimits {
   // Choices * max_tokens * (1 + most likely tokens told for each) of an answer that is kept until
   // it is whole. An entry is 5 to 120 bytes of it.
   int64_t max_whole_answer_entries = int64_t{1} << 20;
-  // Sequences run, but no step ended for so long: not ready.
-  int64_t max_step_seconds = 60;
 };
 
 struct ServedModel {
@@ -106,14 +106,19 @@ struct GenerateRequest {
   int32_t priority = 0;
   bool whole_answer = false;  // not streamed: ServiceLimits::max_whole_answer_entries holds
   SamplingRequest sampling;
+  // When its time is over: it is cancelled and ends with DEADLINE_EXCEEDED. Parts::request_timeout
+  // may make it earlier.
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
+  std::shared_ptr<RequestTrace> trace;  // gets what becomes known; may be null
 };
 
 // One delta of choice `index` (prompt p, choice c: index = p * n + c).
 class GenerationSink {
  public:
   virtual ~GenerationSink() = default;
-  // From the engine thread, must not block. All choices end with a delta that carries
-  // finish_reason.
+  // From the engine thread, or the one that watches deadlines, one at a time; must not block. All
+  // choices end with a delta that carries finish_reason, or the request ends with one that carries
+  // kError.
   virtual void OnDelta(int index, engine::RequestOutput output) = 0;
 };
 
@@ -134,7 +139,7 @@ class Generation {
   std::atomic<bool> cancelled_{false};
 };
 
-// Immutable after construction but for draining; all methods are thread-safe.
+// Immutable after construction; all methods are thread-safe.
 class GenerationService {
  public:
   struct Parts {
@@ -148,14 +153,17 @@ class GenerationService {
     engine::GenerationConfig defaults;
     // Called with n for every request that was admitted; may be null.
     std::function<void(int64_t)> on_admitted;
-    const Clock* clock = &Clock::Monotonic();  // the engine's; not owned
+    std::chrono::nanoseconds request_timeout{0};  // of every request; 0: none
+    bool trace_texts = false;                     // traces get prompts and outputs too
   };
   explicit GenerationService(Parts parts);
+  ~GenerationService();
 
   // Errors before admission: INVALID_ARGUMENT (field, value, limit), NOT_FOUND (model name),
-  // RESOURCE_EXHAUSTED (queue), UNAVAILABLE (draining, failed). After OK the sink gets everything;
-  // it may get deltas before Generate returns. An engine whose step takes too long still takes
-  // requests: the step may end, and the balancer that asks Ready() sends none.
+  // RESOURCE_EXHAUSTED (queue), UNAVAILABLE (draining, failed), DEADLINE_EXCEEDED. After OK the
+  // sink gets everything; it may get deltas before Generate returns. An engine whose step takes too
+  // long still takes requests: the step may end, and a balancer that asks for the server's health
+  // sends none.
   absl::StatusOr<std::shared_ptr<Generation>> Generate(GenerateRequest request,
                                                        std::shared_ptr<GenerationSink> sink);
 
@@ -172,27 +180,22 @@ class GenerationService {
   const engine::Tokenizer& tokenizer() const { return *parts_.tokenizer; }
   engine::Engine& engine() { return *parts_.engine; }
 
-  // OK when requests are served; UNAVAILABLE while draining, after an engine failure, while the
-  // engine waits for a lost rank (which is named; requests are taken and wait too), and while
-  // sequences run but no step has ended for max_step_seconds. A step that hangs right after an idle
-  // time is not seen: the engine publishes what runs when a step ends.
-  absl::Status Ready() const;
-  void StartDraining() { draining_.store(true); }
-
  private:
-  absl::Status Accepting() const;  // not draining, not failed for good
+  absl::Status CheckEngine() const;  // that it has not failed for good
   // Refuses a text that cannot be max_model_len tokens, before it is tokenized.
   absl::Status CheckTextFits(std::string_view text, std::string_view param) const;
   absl::StatusOr<std::vector<std::vector<int32_t>>> PromptTokens(GenerateRequest* request) const;
+  // Of the prompt as it is tokenized, for the log.
+  std::string PromptText(const std::vector<std::vector<int32_t>>& prompts) const;
   // `max_tokens_kept`: what max_whole_answer_entries leaves for each choice.
   absl::StatusOr<engine::SamplingParams> ResolveSampling(const SamplingRequest& request,
                                                          int64_t num_prompt_tokens,
                                                          int64_t max_tokens_kept) const;
 
   Parts parts_;
+  const std::shared_ptr<DeadlineQueue> deadlines_ = std::make_shared<DeadlineQueue>();
   std::vector<uint32_t> token_bytes_;  // [vocab_size], bytes of text of each token at most
   int64_t longest_token_bytes_ = 0;
-  std::atomic<bool> draining_{false};
 };
 
 }  // namespace nibble::server

@@ -25,13 +25,15 @@ std::string DescribeDevice(const LoadedModel& loaded) {
 
 }  // namespace
 
-absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config) {
+absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config,
+                                             const StartWatch& watch) {
   ModelBackend backend;
   NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(config.model.model));
   NIBBLE_ASSIGN_OR_RETURN(backend.model, engine::LoadModelConfig(config.model.model));
   NIBBLE_ASSIGN_OR_RETURN(backend.experts, SetUpExperts(config.parallel, backend.model,
                                                         ToLoadOptions(config.model, Isa::kRef)));
-  NIBBLE_ASSIGN_OR_RETURN(LoadedModel loaded, LoadModel(config.model));
+  watch.Begin("loading weights");
+  NIBBLE_ASSIGN_OR_RETURN(LoadedModel loaded, LoadModel(config.model, watch.on_progress));
   backend.tokenizer = std::move(loaded.tokenizer);
   backend.pool = std::move(loaded.pool);
   backend.quantization_name = loaded.model->quantization_name();
@@ -40,6 +42,7 @@ absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config) 
   backend.load_seconds = loaded.load_seconds;
   NIBBLE_ASSIGN_OR_RETURN(backend.max_model_len,
                           ChooseMaxModelLen(config, backend.model.max_position_embeddings));
+  watch.Begin("taking memory");
   // Before the cache takes its share of what memory is free.
   NIBBLE_RETURN_IF_ERROR(loaded.model->Reserve({.max_tokens = config.max_num_batched_tokens,
                                                 .max_positions = backend.max_model_len,

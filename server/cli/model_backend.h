@@ -5,8 +5,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "base/dtype.h"
 #include "base/status.h"
@@ -39,11 +41,25 @@ struct ModelBackend {
   double load_seconds = 0.0;
 };
 
-absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config);
+// Told how far a start is, from any thread. What is null is not told.
+struct StartWatch {
+  void Begin(std::string_view part) const {
+    if (on_part) on_part(part);
+  }
+  void Progress(int64_t done, int64_t total) const {
+    if (on_progress) on_progress(done, total);
+  }
+
+  std::function<void(std::string_view part)> on_part;            // "loading weights"
+  std::function<void(int64_t done, int64_t total)> on_progress;  // of that
+};
+
+absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config,
+                                             const StartWatch& watch);
 
 // The ranks of this host, and those of the nodes that join. Loads no weights here. `metrics` must
 // outlive the executor.
 absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
-                                        server::RankMetrics* metrics);
+                                        server::RankMetrics* metrics, const StartWatch& watch = {});
 
 }  // namespace nibble::cli

@@ -15,8 +15,10 @@
 #include "base/clock.h"
 #include "base/cpu_list.h"
 #include "base/log.h"
+#include "engine/model/memory.h"
 #include "server/cli/cuda_engine.h"
 #include "server/cli/progress.h"
+#include "server/cli/start_error.h"
 
 namespace nibble::cli {
 namespace {
@@ -150,17 +152,26 @@ engine::LoadOptions ToLoadOptions(const server::ModelOptions& options, Isa isa) 
   return load;
 }
 
-absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options) {
+absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options,
+                                      const std::function<void(int64_t, int64_t)>& on_progress) {
   NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(options.model));
   LoadedModel loaded;
   NIBBLE_ASSIGN_OR_RETURN(loaded.device, ChooseDevice(options));
+  engine::LoadOptions load = ToLoadOptions(options, loaded.device.isa);
+  if (!loaded.device.is_cuda()) {  // a device looks for itself
+    NIBBLE_ASSIGN_OR_RETURN(const engine::ModelConfig model,
+                            engine::LoadModelConfig(options.model));
+    NIBBLE_RETURN_IF_ERROR(CheckWeightsFit(model, {load}, engine::AvailableMemoryBytes()));
+  }
   const int64_t start_ns = Clock::Monotonic().NowNs();
   NIBBLE_ASSIGN_OR_RETURN(loaded.tokenizer, engine::Tokenizer::Load(options.model));
   loaded.pool = std::make_unique<ThreadPool>(loaded.device.threads, loaded.device.cpus);
   Progress progress("loading weights", "MB", {.divisor = 1'000'000});
-  engine::LoadOptions load = ToLoadOptions(options, loaded.device.isa);
   NIBBLE_ASSIGN_OR_RETURN(load.device, OpenDevice(options, loaded.device, 0));
-  load.progress = [&](int64_t done, int64_t total) { progress.Update(done, total); };
+  load.progress = [&](int64_t done, int64_t total) {
+    progress.Update(done, total);
+    if (on_progress) on_progress(done, total);
+  };
   NIBBLE_ASSIGN_OR_RETURN(loaded.model,
                           engine::Model::Load(options.model, load, loaded.pool.get()));
   for (const std::string& warning : loaded.model->warnings()) log::Warning("{}", warning);

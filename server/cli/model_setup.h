@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -55,8 +56,11 @@ struct LoadedModel {
   double load_seconds = 0.0;
 };
 
-// Loads tokenizer and weights, showing progress on standard error.
-absl::StatusOr<LoadedModel> LoadModel(const server::ModelOptions& options);
+// Loads tokenizer and weights, showing progress on standard error; `on_progress` (may be null) is
+// told of the same.
+absl::StatusOr<LoadedModel> LoadModel(
+    const server::ModelOptions& options,
+    const std::function<void(int64_t, int64_t)>& on_progress = {});
 
 // "models/stories-llama/" -> "stories-llama"
 std::string ModelNameFromPath(const std::string& path);

@@ -34,7 +34,9 @@ absl::StatusOr<Node> Prepare(const server::ServeConfig& config) {
   node.options.identity = IdentityOf(config, node.host);
   NIBBLE_ASSIGN_OR_RETURN(node.options.security, ReadSecurity(parallel));
   node.options.heartbeat = HeartbeatOf(parallel);
-  node.options.goodbye_timeout = std::chrono::seconds(config.shutdown_timeout_seconds);
+  // As long as node 0 may take for its answers, which these ranks compute.
+  node.options.goodbye_timeout = std::chrono::seconds(config.lifecycle.drain_delay_seconds +
+                                                      config.lifecycle.shutdown_timeout_seconds);
   node.options.bind_address = parallel.node_addr;
   node.options.local = LocalRanksFor(config, node.host);
   // It makes a rank leave the group it is in; what it answers finds no one.

@@ -52,7 +52,10 @@ int Fail(const absl::Status& status) {
   std::string_view message(status.message().data(), status.message().size());
   while (!message.empty()) {
     const size_t end = message.find('\n');
-    PrintMessage(fmt::format("nibble: error: {}\n", message.substr(0, end)));
+    const std::string_view line = message.substr(0, end);
+    // Lines that go on with what was said before are indented (start_error.h).
+    const bool goes_on = line.substr(0, 2) == "  ";
+    PrintMessage(fmt::format("{}{}\n", goes_on ? "" : "nibble: error: ", line));
     message.remove_prefix(end == std::string_view::npos ? message.size() : end + 1);
   }
   return 1;

@@ -31,6 +31,12 @@ void AddPerplexity(CLI::App* app, PerplexityOptions* options);
 void AddInspect(CLI::App* app, InspectOptions* options);
 void AddQuantize(CLI::App* app, QuantizeOptions* options);
 
+// options_guards.cc
+void AddGuardOptions(CLI::App* app, server::GuardOptions* options);
+
+// options_lifecycle.cc
+void AddLifecycleOptions(CLI::App* app, server::LifecycleOptions* options);
+
 // options_load.cc
 void AddClientSecurity(CLI::App* app, client::ClientSecurity* security);
 void AddBenchServe(CLI::App* app, BenchOptions* options);

@@ -119,9 +119,8 @@ void AddServe(CLI::App* app, server::ServeConfig* config) {
       ->capture_default_str();
   app->add_flag("--disable-web", config->disable_web,
                 "no page at / (a chat, and a live view of the server)");
-  app->add_option("--shutdown-timeout", config->shutdown_timeout_seconds,
-                  "seconds that SIGTERM waits for answers in progress")
-      ->capture_default_str();
+  AddGuardOptions(app, &config->guards);
+  AddLifecycleOptions(app, &config->lifecycle);
 }
 
 void AddRank(CLI::App* app, RankOptions* options) {

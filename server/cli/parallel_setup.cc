@@ -12,9 +12,9 @@
 #include "base/log.h"
 #include "base/mapped_file.h"
 #include "engine/model/memory.h"
-#include "engine/model/weight_loader.h"
 #include "server/cli/cuda_engine.h"
 #include "server/cli/fingerprint.h"
+#include "server/cli/start_error.h"
 #include "server/cli/version.h"
 
 namespace nibble::cli {
@@ -98,19 +98,17 @@ absl::Status ReadPem(const std::string& path, std::string* text) {
 
 // The ranks of this host together: each alone would find the same memory free. Before any of them
 // starts, and not when one is started again beside the others, who have theirs.
-absl::Status CheckWeightsFit(const server::ServeConfig& config, const HostSetup& host) {
+absl::Status CheckRanksFit(const server::ServeConfig& config, const HostSetup& host) {
   const server::ParallelOptions& parallel = config.parallel;
   engine::LoadOptions load = ToLoadOptions(config.model, host.device.isa);
   load.expert_layout = host.experts.layout;
-  int64_t bytes = 0;
+  std::vector<engine::LoadOptions> ranks;
   for (int i = 0; i < parallel.ranks_per_node(); ++i) {
     load.place = PlaceOf(parallel, host.experts.expert_size,
                          parallel.node_rank * parallel.ranks_per_node() + i);
-    bytes += engine::LeastWeightBytes(host.model, load);
+    ranks.push_back(load);
   }
-  return engine::CheckMemory(
-      bytes,
-      fmt::format("the weights of this host's {}", Counted(parallel.ranks_per_node(), "rank")));
+  return CheckWeightsFit(host.model, ranks, engine::AvailableMemoryBytes());
 }
 
 }  // namespace
@@ -156,12 +154,12 @@ absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {
                           ChooseMaxModelLen(config, host.model.max_position_embeddings));
   const int rank_threads =
       parallel.world_size() == 1 ? config.model.threads : parallel.rank_threads;
-  NIBBLE_ASSIGN_OR_RETURN(host.placement,
-                          PlaceRanks(config.model, rank_threads, parallel.ranks_per_node(),
-                                     HostCpus::OfThisProcess()));
+  NIBBLE_ASSIGN_OR_RETURN(
+      host.placement,
+      PlaceRanks(config.model, rank_threads, parallel.ranks_per_node(), HostCpus::OfThisProcess()));
   if (!host.placement.warning.empty()) log::Warning("{}", host.placement.warning);
   // Each device holds one rank's, which looks for itself.
-  if (!host.device.is_cuda()) NIBBLE_RETURN_IF_ERROR(CheckWeightsFit(config, host));
+  if (!host.device.is_cuda()) NIBBLE_RETURN_IF_ERROR(CheckRanksFit(config, host));
   NIBBLE_ASSIGN_OR_RETURN(host.model_fingerprint, ModelFingerprint(config.model.model));
   return host;
 }

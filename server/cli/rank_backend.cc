@@ -210,7 +210,7 @@ std::vector<server::AllReduceLabels> LabelsOf(const comm::AllReducePolicy& polic
 }  // namespace
 
 absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
-                                        server::RankMetrics* metrics) {
+                                        server::RankMetrics* metrics, const StartWatch& watch) {
   const int64_t start_ns = Clock::Monotonic().NowNs();
   NIBBLE_ASSIGN_OR_RETURN(const HostSetup host, SetUpHost(config));
   comm::RemoveStaleNames();
@@ -222,6 +222,11 @@ absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
   NIBBLE_RETURN_IF_ERROR(CheckTokenizer(config.model.model, *backend.tokenizer, backend.model));
 
   NIBBLE_ASSIGN_OR_RETURN(engine::RankGroupOptions options, GroupOptions(config, host));
+  if (config.parallel.nnodes > 1) {
+    watch.Begin(fmt::format("waiting for {} to join at port {}",
+                            Counted(config.parallel.nnodes - 1, "node"),
+                            config.parallel.master_port));
+  }
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<comm::RankHub> hub, OpenHub(config, host));
   // Ranks of one host take what shared memory is best at.
   const bool measures = options.all_reduce.mode == comm::AllReduceOptions::Mode::kAuto &&
@@ -242,11 +247,14 @@ absl::StatusOr<ModelBackend> StartRanks(const server::ServeConfig& config,
   backend.observer = std::make_unique<GroupWatch>(metrics);
   std::unique_ptr<engine::RankGroup> group;
   {
+    watch.Begin("loading weights");
     Progress progress("loading weights", "MB", {.divisor = 1'000'000});
     NIBBLE_ASSIGN_OR_RETURN(
-        group, engine::RankGroup::Start(
-                   std::move(hub), options, choose, backend.observer.get(),
-                   [&](int64_t done, int64_t total) { progress.Update(done, total); }));
+        group, engine::RankGroup::Start(std::move(hub), options, choose, backend.observer.get(),
+                                        [&](int64_t done, int64_t total) {
+                                          progress.Update(done, total);
+                                          watch.Progress(done, total);
+                                        }));
   }
   TakeDescriptions(group->ranks(), &backend);
   if (options.policy.choices.empty()) KeepPolicy(cache, group->policy());

@@ -3,6 +3,7 @@
 
 // nibble serve
 #include "base/log.h"
+#include "server/cli/access_setup.h"
 #include "server/cli/commands.h"
 #include "server/cli/node_command.h"
 #include "server/cli/parallel_setup.h"
@@ -14,21 +15,29 @@ namespace nibble::cli {
 int RunServe(const server::ServeConfig& given) {
   server::ServeConfig config = given;
   config.parallel.cluster_secret = TakeSecretFromEnvironment();
+  TakeApiKeyFromEnvironment(&config.guards);
   if (const absl::Status valid = config.Validate(); !valid.ok()) return Fail(valid);
   static SignalWatch watch;
   if (config.parallel.node_rank > 0) return RunServeNode(config, &watch);
-  absl::StatusOr<std::unique_ptr<ServingStack>> stack = ServingStack::Start(config);
+  const absl::StatusOr<AccessSetup> access = SetUpAccess(config.guards);
+  if (!access.ok()) return Fail(access.status());
+  if (access->log != nullptr) {
+    watch.OnHangup([weak = std::weak_ptr<server::RequestLog>(access->log)] {
+      if (const auto log = weak.lock()) log->Reopen();
+    });
+  }
+  absl::StatusOr<std::unique_ptr<ServingStack>> stack = ServingStack::Start(config, *access);
   if (!stack.ok()) return Fail(stack.status());
   const std::stop_token stop = watch.StartServing("no new requests; finishing those in progress");
   PrintMessage((*stack)->Banner());
   WaitFor(stop);
   const absl::Status failure = (*stack)->Failure();
-  const absl::Status drained = (*stack)->Shutdown(config.shutdown_timeout_seconds);
+  const absl::Status drained = (*stack)->Shutdown();
   if (drained.ok()) {
     log::Info("all requests are finished; bye");
   } else {
     log::Warning("--shutdown-timeout {} s is over, answers were cut off: {}",
-                 config.shutdown_timeout_seconds, std::string(drained.message()));
+                 config.lifecycle.shutdown_timeout_seconds, std::string(drained.message()));
   }
   if (!failure.ok()) return Fail(Annotate(failure, "nothing was served any more"));
   return 0;

@@ -4,18 +4,31 @@
 #include "server/cli/serving_stack.h"
 
 #include <chrono>
+#include <cmath>
+#include <cstdlib>
 #include <ctime>
 #include <thread>
 #include <utility>
 
+#include "fmt/ranges.h"
+
 #include "base/json.h"
 #include "base/log.h"
 #include "base/mapped_file.h"
+#include "comm/cluster/grpc_log.h"
+#include "comm/ranks/rank_hub.h"
+#include "engine/exec/rank_group.h"
+#include "server/auth/http_guard.h"
 #include "server/chat/tokenizer_config.h"
+#include "server/cli/commands.h"
 #include "server/cli/model_setup.h"
 #include "server/cli/parallel_setup.h"
 #include "server/cli/replace_file.h"
+#include "server/cli/start_error.h"
 #include "server/cli/version.h"
+#include "server/health/health_metrics.h"
+#include "server/health/health_routes.h"
+#include "server/metrics/process_metrics.h"
 #include "server/web/web.h"
 
 namespace nibble::cli {
@@ -29,52 +42,92 @@ std::string UrlHost(const std::string& host) {
   return host.find(':') == std::string::npos ? host : fmt::format("[{}]", host);
 }
 
+// An engine is stopped between two steps; one whose step never ends would hold the process, its
+// ports and its ranks until somebody kills it.
+void EndProcessIfItHangs() {
+  constexpr std::chrono::seconds kStopTime(15);
+  std::thread([kStopTime] {
+    std::this_thread::sleep_for(kStopTime);
+    PrintMessage(fmt::format(
+        "nibble: error: the engine has not stopped within {} s: its step hangs; ending at once\n",
+        kStopTime.count()));
+    std::_Exit(1);
+  }).detach();
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Start(
-    const server::ServeConfig& config) {
+absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Start(const server::ServeConfig& config,
+                                                                  AccessSetup access) {
   NIBBLE_RETURN_IF_ERROR(config.Validate());
-  std::unique_ptr<ServingStack> stack(new ServingStack(config));
-  if (stack->config_.served_model_name.empty())
-    stack->config_.served_model_name = ModelNameFromPath(config.model.model);
-  // Ports that are taken and files that cannot be written, before minutes of loading.
-  NIBBLE_RETURN_IF_ERROR(server::HttpServer::CheckAddress(config.host, config.port));
-  if (config.grpc_port > 0) {
-    NIBBLE_RETURN_IF_ERROR(server::HttpServer::CheckAddress(config.host, config.grpc_port));
-  }
-  if (const std::string& path = config.parallel.experts.record_expert_load; !path.empty()) {
-    const absl::Status writable = CheckReplaceable(path);
-    if (!writable.ok()) return Annotate(writable, "--record-expert-load");
-  }
+  std::unique_ptr<ServingStack> stack(new ServingStack(config, std::move(access)));
+  NIBBLE_RETURN_IF_ERROR(stack->CheckFirst());
+  NIBBLE_RETURN_IF_ERROR(stack->StartHttp());
+  NIBBLE_RETURN_IF_ERROR(stack->StartHealthPort());
+  NIBBLE_RETURN_IF_ERROR(stack->StartGrpc());
+  log::Info("listening: {}; requests are refused until the model is loaded", stack->Addresses());
   NIBBLE_RETURN_IF_ERROR(stack->StartModel());
   NIBBLE_RETURN_IF_ERROR(stack->StartEngine());
   NIBBLE_RETURN_IF_ERROR(stack->StartService());
-  NIBBLE_RETURN_IF_ERROR(stack->StartHttp());
-  NIBBLE_RETURN_IF_ERROR(stack->StartGrpc());
+  stack->BeginServing();
   return stack;
 }
 
-absl::Status ServingStack::StartModel() {
-  if (!RanksAreProcesses(config_)) {
-    NIBBLE_ASSIGN_OR_RETURN(backend_, StartLocalModel(config_));
-    return absl::OkStatus();
+ServingStack::ServingStack(const server::ServeConfig& config, AccessSetup access)
+    : config_(config),
+      access_(std::move(access)),
+      health_({.step_timeout = std::chrono::seconds(config.lifecycle.step_timeout_seconds),
+               .self_repair = RanksAreProcesses(config) ? engine::RankPatience().compute
+                                                        : std::chrono::milliseconds(0)}) {
+  if (config_.served_model_name.empty())
+    config_.served_model_name = ModelNameFromPath(config_.model.model);
+}
+
+// What is found out in a moment, before ports are open and minutes of loading.
+absl::Status ServingStack::CheckFirst() {
+  if (const std::string& path = config_.parallel.experts.record_expert_load; !path.empty()) {
+    const absl::Status writable = CheckReplaceable(path);
+    if (!writable.ok()) return Annotate(writable, "--record-expert-load");
   }
+  NIBBLE_RETURN_IF_ERROR(CheckModelFiles(config_.model.model));
+  NIBBLE_ASSIGN_OR_RETURN(const engine::ModelConfig model,
+                          engine::LoadModelConfig(config_.model.model));
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t max_model_len,
+                          ChooseMaxModelLen(config_, model.max_position_embeddings));
+  metrics_ = std::make_unique<server::Metrics>(
+      server::MetricsConfig{.model_name = config_.served_model_name,
+                            .block_size = config_.block_size,
+                            .max_model_len = max_model_len,
+                            .enable_prefix_caching = config_.enable_prefix_caching,
+                            .version = kVersion,
+                            .max_num_seqs = config_.max_num_seqs,
+                            .max_queued_requests = config_.max_queued_requests});
+  if (!RanksAreProcesses(config_)) return absl::OkStatus();
+  std::vector<std::string> reasons;
+  for (uint32_t reason = 0; reason <= comm::kLastLossReason; ++reason)
+    reasons.emplace_back(ToString(static_cast<comm::LossReason>(reason)));
   rank_metrics_ = std::make_unique<server::RankMetrics>(config_.served_model_name,
-                                                        NodeOfRank(config_.parallel));
-  NIBBLE_ASSIGN_OR_RETURN(backend_, StartRanks(config_, rank_metrics_.get()));
+                                                        NodeOfRank(config_.parallel), reasons);
+  return absl::OkStatus();
+}
+
+absl::Status ServingStack::StartModel() {
+  const StartWatch watch = {
+      .on_part = [this](std::string_view what) { health_.SetLoading(what); },
+      .on_progress = [this](int64_t done, int64_t total) { health_.SetProgress(done, total); }};
+  if (rank_metrics_ == nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(backend_, StartLocalModel(config_, watch));
+  } else {
+    NIBBLE_ASSIGN_OR_RETURN(backend_, StartRanks(config_, rank_metrics_.get(), watch));
+  }
+  metrics_->SetKvBlocks(backend_.kv.num_blocks);
+  health_.SetLoading("starting the engine");
   return absl::OkStatus();
 }
 
 absl::Status ServingStack::StartEngine() {
   NIBBLE_ASSIGN_OR_RETURN(engine::GenerationConfig generation,
                           engine::LoadGenerationConfig(config_.model.model));
-  metrics_ = std::make_unique<server::Metrics>(
-      server::MetricsConfig{.model_name = config_.served_model_name,
-                            .block_size = config_.block_size,
-                            .num_blocks = backend_.kv.num_blocks,
-                            .max_model_len = backend_.max_model_len,
-                            .enable_prefix_caching = config_.enable_prefix_caching});
-
   engine::EngineConfig engine_config;
   engine_config.max_num_seqs = config_.max_num_seqs;
   engine_config.max_num_batched_tokens = config_.max_num_batched_tokens;
@@ -144,33 +197,74 @@ absl::Status ServingStack::StartService() {
     if (!parsed.ok()) return Annotate(parsed.status(), "chat template");
     parts.chat_template = *std::move(parsed);
   }
+  parts.request_timeout =
+      std::chrono::nanoseconds(std::llround(config_.guards.request_timeout_seconds * 1e9));
+  parts.trace_texts = access_.log != nullptr && access_.log->with_texts();
   parts.on_admitted = [metrics = metrics_.get()](int64_t n) { metrics->OnAdmitted(n); };
   service_ = std::make_unique<server::GenerationService>(std::move(parts));
   return absl::OkStatus();
 }
 
 absl::Status ServingStack::StartHttp() {
-  NIBBLE_ASSIGN_OR_RETURN(http_,
-                          server::HttpServer::Create({.host = config_.host,
-                                                      .port = config_.port,
-                                                      .num_threads = config_.http_threads,
-                                                      .max_body_bytes = config_.max_body_bytes}));
+  NIBBLE_ASSIGN_OR_RETURN(
+      http_,
+      server::HttpServer::Create({.host = config_.host,
+                                  .port = config_.port,
+                                  .num_threads = config_.http_threads,
+                                  .max_body_bytes = config_.max_body_bytes,
+                                  .max_header_bytes = config_.guards.max_header_bytes,
+                                  .max_connections = config_.guards.max_connections,
+                                  .read_timeout_seconds = config_.guards.http_read_timeout_seconds,
+                                  .tls = access_.tls}));
+  if (access_.keys != nullptr) http_->SetGuard(server::MakeKeyGuard(access_.keys));
+  server::RegisterHealthRoutes(http_.get(), &health_);
   server::OpenAiConfig api_config;
+  api_config.model_name = config_.served_model_name;
   api_config.version = kVersion;
   api_config.system_fingerprint = fmt::format("nibble-{}", kVersion);
-  api_config.metrics = [this] {
-    std::string text = metrics_->Serialize(engine_->Stats());
-    if (rank_metrics_ != nullptr) text += rank_metrics_->Serialize();
-    if (expert_metrics_ != nullptr) text += expert_metrics_->Serialize(expert_load_());
-    return text;
-  };
-  api_ = std::make_unique<server::OpenAiApi>(service_.get(), std::move(api_config));
+  api_config.metrics = [this] { return MetricsText(); };
+  api_ = std::make_unique<server::OpenAiApi>(&gate_, std::move(api_config));
   api_->Register(http_.get());
   if (!config_.disable_web) server::RegisterWeb(http_.get());
   http_->SetObserver([this](const server::HttpOutcome& outcome) {
     metrics_->OnHttp(outcome.route, outcome.method, outcome.status, outcome.seconds);
+    LogHttp(outcome, access_.log.get());
   });
-  return http_->Start();
+  if (const absl::Status started = http_->Start(); !started.ok()) {
+    return CannotListen("--port", config_.host, config_.port, started);
+  }
+  log::Info("HTTP routes: {}", fmt::format("{}", fmt::join(http_->Routes(), ", ")));
+  return absl::OkStatus();
+}
+
+// A replica that cannot serve yet must not look idle to whoever picks the least busy one: the
+// engine's gauges are there once it is.
+std::string ServingStack::MetricsText() {
+  std::string text = server::HealthMetrics(health_.Report(), config_.served_model_name);
+  text += server::ProcessMetrics();
+  if (rank_metrics_ != nullptr) text += rank_metrics_->Serialize();
+  if (!is_loaded_.load(std::memory_order_acquire)) return text;
+  text += metrics_->Serialize(engine_->Stats(), {.num_http_connections = http_->num_connections(),
+                                                 .http_buffered_bytes = http_->buffered_bytes()});
+  if (expert_metrics_ != nullptr) text += expert_metrics_->Serialize(expert_load_());
+  return text;
+}
+
+absl::Status ServingStack::StartHealthPort() {
+  if (config_.lifecycle.health_port < 0) return absl::OkStatus();
+  // For a few probes, each of some hundred bytes.
+  NIBBLE_ASSIGN_OR_RETURN(health_port_,
+                          server::HttpServer::Create({.host = config_.host,
+                                                      .port = config_.lifecycle.health_port,
+                                                      .num_threads = 1,
+                                                      .max_body_bytes = 1024,
+                                                      .max_header_bytes = 8192,
+                                                      .max_connections = 256,
+                                                      .read_timeout_seconds = 20}));
+  server::RegisterHealthRoutes(health_port_.get(), &health_);
+  const absl::Status started = health_port_->Start();
+  if (started.ok()) return absl::OkStatus();
+  return CannotListen("--health-port", config_.host, config_.lifecycle.health_port, started);
 }
 
 absl::Status ServingStack::StartGrpc() {
@@ -179,13 +273,46 @@ absl::Status ServingStack::StartGrpc() {
   grpc_config.host = config_.host;
   grpc_config.port = config_.grpc_port;
   grpc_config.max_receive_message_bytes = static_cast<int>(config_.max_body_bytes);
-  NIBBLE_ASSIGN_OR_RETURN(grpc_, server::GrpcServer::Start(grpc_config, service_.get()));
+  grpc_config.max_metadata_bytes = static_cast<int>(config_.guards.max_header_bytes);
+  grpc_config.tls = access_.tls;
+  grpc_config.api_keys = access_.keys;
+  grpc_config.request_log = access_.log;
+  grpc_config.observer = [this](std::string_view method, std::string_view code, double seconds) {
+    metrics_->OnGrpc(method, code, seconds);
+  };
+  comm::LimitGrpcLog();
+  // gRPC does not say why it cannot listen.
+  if (const absl::Status free = server::HttpServer::CheckAddress(config_.host, config_.grpc_port);
+      !free.ok()) {
+    return CannotListen("--grpc-port", config_.host, config_.grpc_port, free);
+  }
+  NIBBLE_ASSIGN_OR_RETURN(grpc_, server::GrpcServer::Start(grpc_config, &gate_, [this] {
+                            return health_.Report().is_ready();
+                          }));
   return absl::OkStatus();
+}
+
+void ServingStack::BeginServing() {
+  is_loaded_.store(true, std::memory_order_release);
+  health_.Watch(engine_.get());
+  gate_.Open(service_.get());
+  health_log_ = std::make_unique<server::HealthLog>(&health_);
+}
+
+std::string ServingStack::Addresses() const {
+  const std::string host = UrlHost(config_.host);
+  std::string text =
+      fmt::format("{}://{}:{}", access_.tls == nullptr ? "http" : "https", host, http_->port());
+  if (grpc_ != nullptr) text += fmt::format(", gRPC {}:{}", host, grpc_->port());
+  if (health_port_ != nullptr)
+    text += fmt::format(", health http://{}:{}", host, health_port_->port());
+  return text;
 }
 
 std::string ServingStack::Banner() const {
   const std::string host = UrlHost(config_.host);
-  const std::string url = fmt::format("http://{}:{}", host, http_->port());
+  const std::string url =
+      fmt::format("{}://{}:{}", access_.tls == nullptr ? "http" : "https", host, http_->port());
   const std::string active =
       !backend_.model.moe.has_value()
           ? ""
@@ -203,14 +330,18 @@ std::string ServingStack::Banner() const {
       HumanBytes(backend_.kv.bytes), max_model_len_, url);
   if (!config_.disable_web) banner += fmt::format("  Page       {}/\n", url);
   if (grpc_ != nullptr)
-    banner += fmt::format("  gRPC       {}:{} (nibble.v1.Nibble)\n", host, grpc_->port());
+    banner += fmt::format("  gRPC       {}:{} (nibble.v1.Nibble{})\n", host, grpc_->port(),
+                          access_.tls == nullptr ? "" : ", TLS");
+  if (health_port_ != nullptr)
+    banner += fmt::format("  health     http://{}:{}/health\n", host, health_port_->port());
   banner += fmt::format(
       "Try:\n"
-      "  curl {}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+      "  curl {}/v1/chat/completions -H 'Content-Type: application/json'{} \\\n"
       "    -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Tell me a "
       "story about a brave "
       "dog.\"}}]}}'\n",
-      url, config_.served_model_name);
+      url, access_.keys == nullptr ? "" : " -H \"Authorization: Bearer $NIBBLE_API_KEY\"",
+      config_.served_model_name);
   return banner;
 }
 
@@ -219,9 +350,14 @@ absl::Status ServingStack::Failure() const {
   return absl::IsUnavailable(health) ? absl::OkStatus() : health;
 }
 
-absl::Status ServingStack::Shutdown(int timeout_seconds) {
-  service_->StartDraining();
-  const absl::Status drained = engine_->Drain(int64_t{timeout_seconds} * 1'000'000'000);
+absl::Status ServingStack::Shutdown() {
+  health_.StartDraining();
+  http_->EndKeepAlive();
+  std::this_thread::sleep_for(std::chrono::seconds(config_.lifecycle.drain_delay_seconds));
+  gate_.Close();
+  const absl::Status drained =
+      engine_->Drain(int64_t{config_.lifecycle.shutdown_timeout_seconds} * 1'000'000'000);
+  EndProcessIfItHangs();
   if (recorder_ != nullptr) recorder_->Stop();
   // Before the front ends: who is cut off still learns why.
   engine_->Stop();
@@ -234,6 +370,7 @@ absl::Status ServingStack::Shutdown(int timeout_seconds) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   http_->Stop();
+  if (health_port_ != nullptr) health_port_->Stop();
   return drained;
 }
 

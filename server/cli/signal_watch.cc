@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <semaphore>
 #include <thread>
+#include <utility>
 
 #include "base/log.h"
 #include "server/cli/commands.h"
@@ -18,6 +19,7 @@ SignalWatch::SignalWatch() {
   sigemptyset(&signals_);
   sigaddset(&signals_, SIGTERM);
   sigaddset(&signals_, SIGINT);
+  sigaddset(&signals_, SIGHUP);
   pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
   std::signal(SIGPIPE, SIG_IGN);  // a client that went away is an error code, not a signal
   std::thread([this] { Watch(); }).detach();
@@ -28,11 +30,23 @@ std::stop_token SignalWatch::StartServing(const char* what) {
   return stop_.get_token();
 }
 
+void SignalWatch::OnHangup(std::function<void()> action) {
+  const std::lock_guard lock(mutex_);
+  on_hangup_ = std::move(action);
+}
+
 void SignalWatch::Watch() {
   for (bool draining = false;;) {
     int signal = 0;
     if (sigwait(&signals_, &signal) != 0) continue;
-    const char* name = signal == SIGINT ? "SIGINT" : "SIGTERM";
+    if (signal == SIGHUP) {
+      const std::lock_guard lock(mutex_);
+      if (on_hangup_) {
+        on_hangup_();
+        continue;
+      }
+    }
+    const char* name = signal == SIGINT ? "SIGINT" : signal == SIGHUP ? "SIGHUP" : "SIGTERM";
     const char* what = serving_.load();
     if (what == nullptr || draining) {
       PrintMessage(fmt::format("nibble: {} while {}: stopping at once\n", name,

@@ -3,11 +3,13 @@
 
 // SIGTERM and SIGINT of a process that serves: taken by one watching thread. While loading they end
 // the process (there is nothing to drain), then the first one asks to stop and the second ends the
-// process.
+// process. SIGHUP does what OnHangup said, and without that the same as SIGTERM.
 #pragma once
 
 #include <atomic>
 #include <csignal>
+#include <functional>
+#include <mutex>
 #include <stop_token>
 
 namespace nibble::cli {
@@ -24,12 +26,17 @@ class SignalWatch {
   // tells with `what` happens.
   std::stop_token StartServing(const char* what);
 
+  // `action` is run on the watching thread.
+  void OnHangup(std::function<void()> action);
+
  private:
   void Watch();
 
   sigset_t signals_;
   std::atomic<const char*> serving_{nullptr};  // what a signal does; null: still loading
   std::stop_source stop_;
+  std::mutex mutex_;
+  std::function<void()> on_hangup_;  // guarded by mutex_
 };
 
 // Blocks until stop is requested.

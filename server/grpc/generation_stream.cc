@@ -3,6 +3,7 @@
 
 #include "server/grpc/generation_stream.h"
 
+#include <chrono>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -40,8 +41,11 @@ int64_t WaitingBytes(const RequestOutput& output) {
 class Stream final : public grpc::ServerWriteReactor<v1::GenerateResponse>, public GenerationSink {
  public:
   Stream(grpc::CallbackServerContext* context, const engine::Tokenizer* tokenizer,
-         int64_t max_pending_bytes)
-      : context_(context), tokenizer_(tokenizer), max_pending_bytes_(max_pending_bytes) {}
+         int64_t max_pending_bytes, LoggedCall call)
+      : context_(context),
+        tokenizer_(tokenizer),
+        max_pending_bytes_(max_pending_bytes),
+        call_(std::move(call)) {}
 
   // Before anything else: the stream owns itself until OnDone.
   void Hold(std::shared_ptr<Stream> self) { self_ = std::move(self); }
@@ -68,8 +72,9 @@ class Stream final : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
 
   std::shared_ptr<Stream> self_;
   grpc::CallbackServerContext* const context_;  // gone after OnDone
-  const engine::Tokenizer* const tokenizer_;
+  const engine::Tokenizer* const tokenizer_;    // null: to be refused
   const int64_t max_pending_bytes_;
+  LoggedCall call_;
 
   std::mutex mutex_;
   // Guarded by mutex_:
@@ -81,7 +86,8 @@ class Stream final : public grpc::ServerWriteReactor<v1::GenerateResponse>, publ
   v1::Usage usage_;  // of finished choices
   v1::GenerateResponse in_flight_;
   bool writing_ = false;
-  bool finished_ = false;  // the call's last operation was started
+  bool finished_ = false;                         // the call's last operation was started
+  grpc::StatusCode code_ = grpc::StatusCode::OK;  // that the call ends with
 };
 
 void Stream::Begin(std::shared_ptr<Generation> generation) {
@@ -163,10 +169,18 @@ void Stream::OnWriteDone(bool ok) {
 
 void Stream::OnCancel() {
   const std::lock_guard lock(mutex_);
-  FinishLocked(grpc::Status::CANCELLED);
+  // The client sees either only if it is still there; the log tells them apart.
+  const bool too_late = context_->deadline() <= std::chrono::system_clock::now();
+  FinishLocked(
+      too_late ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the call's deadline has passed")
+               : grpc::Status::CANCELLED);
 }
 
 void Stream::OnDone() {
+  {
+    const std::lock_guard lock(mutex_);
+    call_.End(code_);
+  }
   // May delete this, here at the end.
   const std::shared_ptr<Stream> self = std::move(self_);
 }
@@ -183,6 +197,7 @@ void Stream::FinishLocked(const grpc::Status& status) {
   if (generation_ != nullptr) generation_->Cancel();
   if (finished_) return;
   finished_ = true;
+  code_ = status.error_code();
   pending_.clear();
   Finish(status);
 }
@@ -190,13 +205,19 @@ void Stream::FinishLocked(const grpc::Status& status) {
 }  // namespace
 
 grpc::ServerWriteReactor<v1::GenerateResponse>* StartGenerationStream(
-    grpc::CallbackServerContext* context, GenerationService* service,
-    absl::StatusOr<GenerateRequest> request, int64_t max_pending_bytes) {
-  const auto stream = std::make_shared<Stream>(context, &service->tokenizer(), max_pending_bytes);
+    grpc::CallbackServerContext* context, absl::StatusOr<GenerationService*> service,
+    absl::StatusOr<GenerateRequest> request, int64_t max_pending_bytes, LoggedCall call) {
+  if (request.ok()) request->trace = call.trace();
+  const auto stream =
+      std::make_shared<Stream>(context, service.ok() ? &(*service)->tokenizer() : nullptr,
+                               max_pending_bytes, std::move(call));
   stream->Hold(stream);
-  absl::StatusOr<std::shared_ptr<Generation>> generation =
-      request.ok() ? service->Generate(*std::move(request), stream)
-                   : absl::StatusOr<std::shared_ptr<Generation>>(request.status());
+  const auto submit = [&]() -> absl::StatusOr<std::shared_ptr<Generation>> {
+    NIBBLE_RETURN_IF_ERROR(service.status());
+    NIBBLE_RETURN_IF_ERROR(request.status());
+    return (*service)->Generate(*std::move(request), stream);
+  };
+  absl::StatusOr<std::shared_ptr<Generation>> generation = submit();
   if (generation.ok()) {
     stream->Begin(*std::move(generation));
   } else {

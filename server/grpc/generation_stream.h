@@ -12,15 +12,17 @@
 
 #include "nibble/v1/nibble.pb.h"
 #include "server/admission/generation_service.h"
+#include "server/grpc/call_log.h"
 
 namespace nibble::server {
 
 // Submits `request` and returns the reactor of its call, which frees itself. An error before
-// admission, also one in `request`, ends the call with that status; RESOURCE_EXHAUSTED and
-// UNAVAILABLE carry "retry-after-ms". A client that leaves more than `max_pending_bytes` unread (in
-// memory, over all choices, beside one message being sent) is cut off.
+// admission, also the gate's in `service` and one in `request`, ends the call with that status;
+// RESOURCE_EXHAUSTED and UNAVAILABLE carry "retry-after-ms". A client that leaves more than
+// `max_pending_bytes` unread (in memory, over all choices, beside one message being sent) is cut
+// off. `call` is told how it ends.
 grpc::ServerWriteReactor<v1::GenerateResponse>* StartGenerationStream(
-    grpc::CallbackServerContext* context, GenerationService* service,
-    absl::StatusOr<GenerateRequest> request, int64_t max_pending_bytes);
+    grpc::CallbackServerContext* context, absl::StatusOr<GenerationService*> service,
+    absl::StatusOr<GenerateRequest> request, int64_t max_pending_bytes, LoggedCall call);
 
 }  // namespace nibble::server

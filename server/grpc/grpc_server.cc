@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -15,19 +16,21 @@
 #include "grpcpp/health_check_service_interface.h"
 
 #include "base/host_port.h"
+#include "server/grpc/credentials.h"
 #include "server/grpc/nibble_service.h"
 
 namespace nibble::server {
 namespace {
 
 constexpr auto kHealthPeriod = std::chrono::milliseconds(100);
-// Between pings to a silent client: one whose machine is gone holds its memory no longer.
-constexpr int kKeepaliveMs = 60'000;
 
 class GrpcServerImpl final : public GrpcServer {
  public:
-  GrpcServerImpl(const GrpcServerConfig& config, GenerationService* service)
-      : service_(service), nibble_service_(service, config.max_stream_pending_bytes) {}
+  GrpcServerImpl(const GrpcServerConfig& config, const ServiceGate* gate,
+                 std::function<bool()> is_ready)
+      : is_ready_(std::move(is_ready)),
+        nibble_service_(gate, config.max_stream_pending_bytes, config.request_log, config.observer),
+        credentials_(MakeServerCredentials(config.tls, config.api_keys, config.request_log)) {}
   ~GrpcServerImpl() override { Stop(0); }
 
   absl::Status Listen(const GrpcServerConfig& config) {
@@ -37,9 +40,16 @@ class GrpcServerImpl final : public GrpcServer {
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
     const std::string address = HostAndPort(config.host, config.port);
-    builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port_);
+    builder.AddListeningPort(address, credentials_, &port_);
     builder.SetMaxReceiveMessageSize(config.max_receive_message_bytes);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+    // Without it, whoever sends messages but for their ends holds a message's bytes a connection.
+    grpc::ResourceQuota quota("nibble");
+    builder.SetResourceQuota(quota.Resize(static_cast<size_t>(config.max_buffered_bytes)));
+    builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, config.max_metadata_bytes);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, config.max_concurrent_streams);
+    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
+                               config.handshake_timeout_seconds * 1000);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, config.keepalive_seconds * 1000);
     // Clients may ping every 10 s also while nothing is streamed, without being cut off for it.
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
@@ -51,7 +61,7 @@ class GrpcServerImpl final : public GrpcServer {
       return Unavailable("cannot serve gRPC on {}: the address is in use or not permitted",
                          address);
     }
-    SetServing(true);
+    SetServing(false);
     health_thread_ = std::thread([this] { WatchHealth(); });
     return absl::OkStatus();
   }
@@ -76,13 +86,13 @@ class GrpcServerImpl final : public GrpcServer {
 
   // gRPC's health service is told, it does not ask; nobody tells when the engine fails.
   void WatchHealth() {
-    bool serving = true;  // as Listen set it
+    bool serving = false;  // as Listen set it
     std::unique_lock lock(mutex_);
-    while (!wake_.wait_for(lock, kHealthPeriod, [this] { return stopping_; })) {
-      if (service_->Ready().ok() == serving) continue;
+    do {
+      if (is_ready_() == serving) continue;
       serving = !serving;
       SetServing(serving);
-    }
+    } while (!wake_.wait_for(lock, kHealthPeriod, [this] { return stopping_; }));
   }
 
   void StopWatchingHealth() {
@@ -95,8 +105,9 @@ class GrpcServerImpl final : public GrpcServer {
     health_thread_.join();
   }
 
-  GenerationService* const service_;
+  const std::function<bool()> is_ready_;
   NibbleService nibble_service_;
+  const std::shared_ptr<grpc::ServerCredentials> credentials_;  // outlives server_
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
   std::mutex mutex_;
@@ -108,8 +119,9 @@ class GrpcServerImpl final : public GrpcServer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerConfig& config,
-                                                              GenerationService* service) {
-  auto server = std::make_unique<GrpcServerImpl>(config, service);
+                                                              const ServiceGate* gate,
+                                                              std::function<bool()> is_ready) {
+  auto server = std::make_unique<GrpcServerImpl>(config, gate, std::move(is_ready));
   NIBBLE_RETURN_IF_ERROR(server->Listen(config));
   return std::unique_ptr<GrpcServer>(std::move(server));
 }

@@ -5,16 +5,23 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <utility>
 
 #include "nibble/v1/nibble.grpc.pb.h"
-#include "server/admission/generation_service.h"
+#include "server/admission/service_gate.h"
+#include "server/grpc/call_log.h"
 
 namespace nibble::server {
 
 class NibbleService final : public v1::Nibble::CallbackService {
  public:
-  NibbleService(GenerationService* service, int64_t max_stream_pending_bytes)
-      : service_(service), max_stream_pending_bytes_(max_stream_pending_bytes) {}
+  // `log` and `observer` may be null.
+  NibbleService(const ServiceGate* gate, int64_t max_stream_pending_bytes,
+                std::shared_ptr<RequestLog> log, GrpcObserver observer)
+      : gate_(gate),
+        max_stream_pending_bytes_(max_stream_pending_bytes),
+        calls_(std::move(log), std::move(observer)) {}
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* request) override;
@@ -31,8 +38,9 @@ class NibbleService final : public v1::Nibble::CallbackService {
                                        v1::ListModelsResponse* response) override;
 
  private:
-  GenerationService* service_;
+  const ServiceGate* gate_;
   int64_t max_stream_pending_bytes_;
+  CallLog calls_;
 };
 
 }  // namespace nibble::server

@@ -112,6 +112,8 @@ struct Metrics::Families {
   Buckets token_buckets;
   prometheus::Registry registry;
 
+  Labels cache_labels;  // of vllm:cache_config_info, but for the number of blocks
+
   prometheus::Gauge& running =
       AddGauge("vllm:num_requests_running", "Sequences in the running batch.");
   prometheus::Gauge& waiting =
@@ -127,10 +129,6 @@ struct Metrics::Families {
   prometheus::Gauge& kv_usage =
       AddGauge("vllm:kv_cache_usage_perc", "Share of KV blocks held by sequences; 1 means full.");
 
-  prometheus::Gauge& is_ready =
-      AddGauge("nibble:ready", "1 while /health says ready: the server can be sent requests.");
-  prometheus::Gauge& step_age = AddGauge(
-      "nibble:step_age_seconds", "Since the last step ended, while sequences run; 0 without any.");
   prometheus::Gauge& http_connections =
       AddGauge("nibble:http_connections", "Open connections of the HTTP server.");
   prometheus::Gauge& http_buffered =
@@ -227,13 +225,9 @@ struct Metrics::Families {
 
 Metrics::Metrics(const MetricsConfig& config) : families_(std::make_unique<Families>(config)) {
   Families& f = *families_;
-  Labels labels = f.labels;
-  labels["block_size"] = std::to_string(config.block_size);
-  labels["num_gpu_blocks"] =
-      std::to_string(config.num_blocks);  // vLLM's label, whatever the device
-  labels["enable_prefix_caching"] = config.enable_prefix_caching ? "True" : "False";
-  f.AddConstant("vllm:cache_config_info", "KV cache configuration; the value is always 1.", labels,
-                1);
+  f.cache_labels = f.labels;
+  f.cache_labels["block_size"] = std::to_string(config.block_size);
+  f.cache_labels["enable_prefix_caching"] = config.enable_prefix_caching ? "True" : "False";
   f.AddConstant("nibble:build_info", "Version of the server; the value is always 1.",
                 f.With("version", config.version), 1);
   f.AddConstant("nibble:max_num_seqs", "Sequences that a step takes at most.", f.labels,
@@ -250,6 +244,13 @@ Metrics::Metrics(const MetricsConfig& config) : families_(std::make_unique<Famil
 }
 
 Metrics::~Metrics() = default;
+
+void Metrics::SetKvBlocks(int64_t num_blocks) {
+  Labels labels = families_->cache_labels;
+  labels["num_gpu_blocks"] = std::to_string(num_blocks);  // vLLM's label, whatever the device
+  families_->AddConstant("vllm:cache_config_info", "KV cache configuration; the value is always 1.",
+                         labels, 1);
+}
 
 void Metrics::OnStep(const engine::StepStats& stats) {
   Families& f = *families_;
@@ -326,8 +327,6 @@ std::string Metrics::Serialize(const engine::EngineStats& stats, const ScrapeSta
   f.kv_usage.Set(stats.kv_blocks_total == 0 ? 0.0
                                             : static_cast<double>(stats.kv_blocks_used) /
                                                   static_cast<double>(stats.kv_blocks_total));
-  f.is_ready.Set(state.is_ready ? 1 : 0);
-  f.step_age.Set(state.step_age_seconds);
   f.http_connections.Set(static_cast<double>(state.num_http_connections));
   f.http_buffered.Set(static_cast<double>(state.http_buffered_bytes));
   return prometheus::TextSerializer().Serialize(f.registry.Collect());

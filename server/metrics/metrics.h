@@ -19,9 +19,8 @@
 namespace nibble::server {
 
 struct MetricsConfig {
-  std::string model_name;  // label of every engine metric
-  int64_t block_size = 0;  // labels of vllm:cache_config_info
-  int64_t num_blocks = 0;
+  std::string model_name;     // label of every engine metric
+  int64_t block_size = 0;     // labels of vllm:cache_config_info
   int64_t max_model_len = 0;  // where the token-count buckets end
   bool enable_prefix_caching = false;
   std::string version;  // label of nibble:build_info
@@ -31,8 +30,6 @@ struct MetricsConfig {
 
 // What the engine does not know, at the moment of a scrape.
 struct ScrapeState {
-  bool is_ready = false;
-  double step_age_seconds = 0.0;  // since the last step ended, while sequences run; else 0
   int64_t num_http_connections = 0;
   int64_t http_buffered_bytes = 0;
 };
@@ -45,6 +42,8 @@ class Metrics final : public engine::EngineObserver {
 
   void OnStep(const engine::StepStats& stats) override;
   void OnFinished(const engine::FinishedRequestStats& stats) override;
+  // What labels of vllm:cache_config_info tell; once, when it is known.
+  void SetKvBlocks(int64_t num_blocks);
   // One client request was admitted with `n` choices per prompt.
   void OnAdmitted(int64_t n);
   // One HTTP answer; `handler` is the route ("none" for unknown paths). Unknown methods are counted

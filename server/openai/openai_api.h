@@ -13,15 +13,17 @@
 #include <memory>
 #include <string>
 
-#include "server/admission/generation_service.h"
+#include "server/admission/service_gate.h"
 #include "server/http/http_server.h"
 
 namespace nibble::server {
 
 struct OpenAiConfig {
+  std::string model_name;          // what the service will have: the path of its own in /v1/models
   std::string version;             // told by /version
   std::string system_fingerprint;  // told in every answer; "": null
-  // Body of /metrics in Prometheus text format, rendered on an io thread; unset: no such route.
+  // Body of /metrics in Prometheus text format, rendered on an io thread, also while the gate is
+  // closed; unset: no such route.
   std::function<std::string()> metrics;
   // A stream whose client leaves more than this unread is cancelled.
   int64_t max_queued_bytes = int64_t{4} << 20;
@@ -32,10 +34,11 @@ struct OpenAiConfig {
   int64_t max_waiting_preparations = 64;
 };
 
-// Thread-safe. `service` must outlive this and every answer: stop the HTTP server before both.
+// Thread-safe. While `gate` is closed, requests are refused. It, and the service behind it, must
+// outlive this and every answer: stop the HTTP server before all three.
 class OpenAiApi {
  public:
-  OpenAiApi(GenerationService* service, OpenAiConfig config);
+  OpenAiApi(const ServiceGate* gate, OpenAiConfig config);
   ~OpenAiApi();  // requests that wait for a preparation thread are dropped
   OpenAiApi(const OpenAiApi&) = delete;
   OpenAiApi& operator=(const OpenAiApi&) = delete;

@@ -20,30 +20,47 @@ START_SECONDS = 120
 
 class Server:
     """A running server; `with Server(binary, ...) as server:`. Options are passed to `nibble serve`. `wrap` is a command
-    that runs it ("ip netns exec a")."""
+    that runs it ("ip netns exec a"). With wait=False it may still be loading: see wait_for_ports()."""
 
-    def __init__(self, binary, *options, model=STORIES, environment=None, start_new_session=False, wrap=()):
-        command = [*wrap, str(binary), "serve", str(model), "--port", "0", "--grpc-port", "0", *map(str, options)]
+    def __init__(self, binary, *options, model=STORIES, environment=None, start_new_session=False, wrap=(),
+                 ports=("--port", 0, "--grpc-port", 0), wait=True):
+        command = [*wrap, str(binary), "serve", str(model), *map(str, ports), *map(str, options)]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                         errors="surrogateescape", env={**os.environ, **(environment or {})},
                                         start_new_session=start_new_session)
         self.lines = []
-        self._ready = threading.Event()
+        self._ready, self._listening = threading.Event(), threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        if wait:
+            self.wait_for_banner()
+
+    def wait_for_ports(self):
+        """Until the server listens, which it does before it loads its model."""
+        if not self._listening.wait(START_SECONDS) or self.process.poll() is not None:
+            self.process.kill()
+            raise AssertionError("no ports:\n" + self.log())
+        listening = next(line for line in self.lines if "listening:" in line)
+        self.url = re.search(r"(https?://[^\s,;]+)", listening).group(1)
+        self.grpc_address = (re.search(r"gRPC ([^\s,;]+)", listening) or [None, None])[1]
+        self.health_url = (re.search(r"health (http://[^\s,;]+)", listening) or [None, None])[1]
+
+    def wait_for_banner(self):
         if not self._ready.wait(START_SECONDS):
             self.process.kill()
             raise AssertionError("no banner:\n" + self.log())
         if self.process.poll() is not None and "Try:" not in self.log():
             raise AssertionError("the server ended:\n" + self.log())
-        self.url = re.search(r"HTTP\s+(http://\S+)/v1", self.log()).group(1)
-        self.grpc_address = re.search(r"gRPC\s+(\S+)", self.log()).group(1)
+        self.wait_for_ports()
 
     def _read(self):
         for line in self.process.stderr:
             self.lines.append(line)
+            if "listening:" in line:
+                self._listening.set()
             if "-d '{" in line:  # the banner's last line
                 self._ready.set()
+        self._listening.set()
         self._ready.set()
 
     def log(self):

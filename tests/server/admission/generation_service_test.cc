@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
+#include "server/admission/service_gate.h"
 #include "tests/server/admission/fakes.h"
 
 namespace nibble::server {
@@ -22,12 +23,6 @@ class RecordingSink final : public GenerationSink {
   std::vector<std::pair<int, std::string>> deltas;
 };
 
-class FakeClock final : public Clock {
- public:
-  int64_t NowNs() const override { return now_ns; }
-  int64_t now_ns = 0;
-};
-
 class GenerationServiceTest : public ::testing::Test {
  protected:
   GenerationServiceTest() { Build(); }
@@ -40,10 +35,8 @@ class GenerationServiceTest : public ::testing::Test {
                     .max_prompts = 4,
                     .max_prompt_bytes = max_prompt_bytes,
                     .max_detokenized_bytes = 100,
-                    .max_whole_answer_entries = 60,
-                    .max_step_seconds = 60};
+                    .max_whole_answer_entries = 60};
     parts.engine = &engine_;
-    parts.clock = &clock_;
     parts.tokenizer = &tokenizer_;
     parts.defaults = defaults;
     parts.template_variables = {{"bos_token", "<s>"}};
@@ -87,7 +80,6 @@ class GenerationServiceTest : public ::testing::Test {
   }
 
   testing::FakeEngine engine_;
-  FakeClock clock_;
   testing::FakeTokenizer tokenizer_;
   std::unique_ptr<GenerationService> service_;
   std::shared_ptr<RecordingSink> sink_ = std::make_shared<RecordingSink>();
@@ -217,38 +209,28 @@ TEST_F(GenerationServiceTest, KnowsOneModel) {
   EXPECT_LT(service_->CheckModelName(std::string(1 << 20, 'x')).message().size(), 500);
 }
 
-TEST_F(GenerationServiceTest, ReadyFollowsDrainingAndEngine) {
-  EXPECT_TRUE(service_->Ready().ok());
+TEST_F(GenerationServiceTest, RefusesWhenTheEngineHasFailed) {
   engine_.health = absl::InternalError("rank 1 is gone");
-  EXPECT_EQ(service_->Ready().code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(service_->Ready().message()), HasSubstr("rank 1 is gone"));
-  engine_.health = absl::OkStatus();
-  service_->StartDraining();
-  EXPECT_EQ(Generate(TextRequest({"a"})).code(), absl::StatusCode::kUnavailable);
+  const absl::Status refused = Generate(TextRequest({"a"}));
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("rank 1 is gone"));
 }
 
 TEST_F(GenerationServiceTest, TakesRequestsWhileALostRankIsWaitedFor) {
   engine_.SetHealth(absl::UnavailableError("rank 1 (pid 4711): killed by signal 9"));
-  EXPECT_EQ(service_->Ready().code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(service_->Ready().message()), HasSubstr("rank 1 (pid 4711)"));
   EXPECT_TRUE(Generate(TextRequest({"a"})).ok());  // it waits in the engine's queue
-  engine_.SetHealth(absl::OkStatus());
-  EXPECT_TRUE(service_->Ready().ok());
 }
 
-TEST_F(GenerationServiceTest, IsNotReadyWhileAStepHangs) {
-  constexpr int64_t kSecond = 1'000'000'000;
-  clock_.now_ns = 1000 * kSecond;
-  engine_.SetStats({.num_running = 2, .last_step_ns = 940 * kSecond});
-  EXPECT_TRUE(service_->Ready().ok());
-  clock_.now_ns = 1001 * kSecond;
-  EXPECT_EQ(service_->Ready().code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(service_->Ready().message()), HasSubstr("61 s, the limit is 60"));
-  EXPECT_TRUE(Generate(TextRequest({"a"})).ok());  // it may still be served
-  engine_.SetStats({.num_running = 2, .last_step_ns = 1000 * kSecond});
-  EXPECT_TRUE(service_->Ready().ok());
-  engine_.SetStats({.num_running = 0, .last_step_ns = 0});  // idle
-  EXPECT_TRUE(service_->Ready().ok());
+TEST_F(GenerationServiceTest, TheGateIsOpenBetweenLoadingAndDraining) {
+  ServiceGate gate;
+  EXPECT_EQ(gate.Enter().status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(gate.Enter().status().message()), HasSubstr("loading"));
+  gate.Open(service_.get());
+  ASSERT_TRUE(gate.Enter().ok());
+  EXPECT_EQ(*gate.Enter(), service_.get());
+  gate.Close();
+  EXPECT_EQ(gate.Enter().status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(gate.Enter().status().message()), HasSubstr("shutting down"));
 }
 
 TEST_F(GenerationServiceTest, RefusesWhatTheQueueCanNeverHold) {

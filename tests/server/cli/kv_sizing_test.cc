@@ -13,8 +13,11 @@ namespace nibble::cli {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr int64_t kMaxModelLen = 160;  // ten blocks of 16 tokens
+
+std::string MessageOf(const absl::Status& status) { return std::string(status.message()); }
 
 server::ServeConfig Config(int64_t max_num_seqs, int64_t kv_bytes) {
   server::ServeConfig config;
@@ -44,9 +47,13 @@ TEST(KvSizingTest, GivenBytesMustBeThereForAllRanksOfAHost) {
   EXPECT_EQ(SizeKvCache(Config(4, 80'000), kMaxModelLen, hosts)->num_blocks, 20);
   const auto size = SizeKvCache(Config(4, 100'000), kMaxModelLen, hosts);
   EXPECT_EQ(size.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(
-      std::string(size.status().message()),
-      HasSubstr("node 1: --kv-cache-memory-bytes asks for 100.0 KB, 90.0 KB are available"));
+  // 22 blocks fit; 22 on node 1 are 88000 bytes, of which node 0 makes 88.
+  EXPECT_EQ(MessageOf(size.status()),
+            "the KV cache does not fit on node 1\n"
+            "  needed: 100.0 KB, as --kv-cache-memory-bytes 100000 says\n"
+            "  there is: 90.0 KB available\n"
+            "  try: --kv-cache-memory-bytes 88000 or less");
+  EXPECT_TRUE(SizeKvCache(Config(4, 88'000), kMaxModelLen, hosts).ok());
 }
 
 TEST(KvSizingTest, TheTightestHostDecidesForAll) {
@@ -64,12 +71,50 @@ TEST(KvSizingTest, OneSequenceMustFitEverywhere) {
       {.name = "node 1", .block_bytes = 1000, .available_bytes = 36'000}};
   const auto size = SizeKvCache(Config(4, 0), kMaxModelLen, hosts);
   EXPECT_EQ(size.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(size.status().message()),
-              HasSubstr("node 1: a KV cache of 9.00 KB holds 144 tokens, one sequence of "
-                        "--max-model-len 160 needs 10.0 KB: use --max-model-len 144 or less"));
-  const KvHost none{.block_bytes = 1000, .available_bytes = 1000};
-  EXPECT_THAT(std::string(SizeKvCache(Config(4, 0), kMaxModelLen, {&none, 1}).status().message()),
-              HasSubstr("does not hold one block"));
+  EXPECT_EQ(MessageOf(size.status()),
+            "the KV cache does not fit on node 1\n"
+            "  needed: 10.0 KB for one sequence of --max-model-len 160: 10 blocks of 16 tokens, "
+            "1.00 KB each\n"
+            "  there is: 9.00 KB: a quarter of the 36.0 KB that are available\n"
+            "  try: --max-model-len 144 or less\n"
+            "  try: --kv-cache-memory-bytes 10000 or more");
+  // Both do.
+  EXPECT_TRUE(SizeKvCache(Config(4, 0), 144, hosts).ok());
+  EXPECT_TRUE(SizeKvCache(Config(4, 10'000), kMaxModelLen, hosts).ok());
+}
+
+TEST(KvSizingTest, WhatIsTriedHelps) {
+  // Not one block, and not one context of any length.
+  const KvHost none{.block_bytes = 1000, .available_bytes = 999};
+  const std::string text = MessageOf(SizeKvCache(Config(4, 0), kMaxModelLen, {&none, 1}).status());
+  EXPECT_THAT(text, Not(HasSubstr("--max-model-len 0")));
+  EXPECT_THAT(text, Not(HasSubstr("--kv-cache-memory-bytes")));
+  EXPECT_THAT(text, HasSubstr("try: a machine, or a memory limit of the container, with 9.00 KB "
+                              "more"));
+  // Given too little: the context that fits, and the bytes that do.
+  const KvHost roomy{.block_bytes = 1000, .available_bytes = 1'000'000};
+  EXPECT_EQ(MessageOf(SizeKvCache(Config(4, 3'999), kMaxModelLen, {&roomy, 1}).status()),
+            "the KV cache does not fit\n"
+            "  needed: 10.0 KB for one sequence of --max-model-len 160: 10 blocks of 16 tokens, "
+            "1.00 KB each\n"
+            "  there is: 4.00 KB, as --kv-cache-memory-bytes 3999 says\n"
+            "  try: --max-model-len 48 or less\n"
+            "  try: --kv-cache-memory-bytes 10000 or more");
+  // Given too much, and less would hold no sequence of that length.
+  const KvHost tight{.block_bytes = 1000, .available_bytes = 5'500};
+  EXPECT_THAT(MessageOf(SizeKvCache(Config(4, 50'000), kMaxModelLen, {&tight, 1}).status()),
+              HasSubstr("try: --max-model-len 80 or less with --kv-cache-memory-bytes 5000 or "
+                        "less"));
+  EXPECT_TRUE(SizeKvCache(Config(4, 5'000), 80, {&tight, 1}).ok());
+  // The host with the least room decides what fits.
+  const std::vector<KvHost> hosts = {
+      {.name = "node 0", .block_bytes = 1000, .available_bytes = 36'000},
+      {.name = "node 1", .block_bytes = 4000, .available_bytes = 36'000}};
+  const std::string least = MessageOf(SizeKvCache(Config(4, 0), kMaxModelLen, hosts).status());
+  EXPECT_THAT(least, HasSubstr("try: --max-model-len 32 or less"));
+  EXPECT_THAT(least, HasSubstr("with 4.00 KB more"));
+  EXPECT_TRUE(SizeKvCache(Config(4, 0), 32, hosts).ok());
+  EXPECT_FALSE(SizeKvCache(Config(4, 0), 33, hosts).ok());
 }
 
 TEST(KvSizingTest, MemoryOfItsOwnIsTakenWhole) {
@@ -83,8 +128,11 @@ TEST(KvSizingTest, MemoryOfItsOwnIsTakenWhole) {
   EXPECT_EQ(SizeKvCache(Config(4, 50'000), kMaxModelLen, devices)->num_blocks, 50);
   const KvHost small{
       .name = "rank 0", .block_bytes = 1000, .available_bytes = 4'000, .memory_is_own = true};
-  EXPECT_THAT(std::string(SizeKvCache(Config(4, 0), kMaxModelLen, {&small, 1}).status().message()),
-              HasSubstr("--gpu-memory-utilization"));
+  const std::string text = MessageOf(SizeKvCache(Config(4, 0), kMaxModelLen, {&small, 1}).status());
+  EXPECT_THAT(text, HasSubstr("there is: 4.00 KB: what --gpu-memory-utilization 0.9 leaves"));
+  EXPECT_THAT(text, HasSubstr("try: --max-model-len 64 or less\n"));
+  EXPECT_THAT(text, HasSubstr("a larger --gpu-memory-utilization: 6.00 KB more of each device"));
+  EXPECT_THAT(text, Not(HasSubstr("--kv-cache-memory-bytes")));
 }
 
 TEST(KvSizingTest, SizesThatARankToldAreChecked) {

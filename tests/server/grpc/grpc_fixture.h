@@ -32,13 +32,15 @@ class GrpcTest : public ::testing::Test {
         "{% if add_generation_prompt %}A{% endif %}");
     parts.chat_template = std::move(parsed).value();
     service_ = std::make_unique<GenerationService>(std::move(parts));
+    gate_.Open(service_.get());
     Serve({});
   }
 
   void Serve(GrpcServerConfig config) {
     config.port = 0;
     server_.reset();
-    auto started = GrpcServer::Start(config, service_.get());
+    auto started = GrpcServer::Start(
+        config, &gate_, [this] { return engine_.Health().ok() && gate_.Enter().ok(); });
     ASSERT_TRUE(started.ok()) << started.status();
     server_ = std::move(started).value();
     grpc::ChannelArguments arguments;
@@ -95,6 +97,7 @@ class GrpcTest : public ::testing::Test {
   FakeEngine engine_;
   FakeTokenizer tokenizer_;
   std::unique_ptr<GenerationService> service_;
+  ServiceGate gate_;
   std::unique_ptr<GrpcServer> server_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::Nibble::Stub> stub_;

@@ -182,7 +182,7 @@ TEST_F(GrpcServerTest, OtherRefusals) {
   engine_.SetHealth(Internal("burnt"));
   EXPECT_EQ(Refusal(TextRequest(), "5000").error_code(), StatusCode::UNAVAILABLE);
   engine_.SetHealth(absl::OkStatus());
-  service_->StartDraining();
+  gate_.Close();
   EXPECT_EQ(Refusal(TextRequest(), "5000").error_code(), StatusCode::UNAVAILABLE);
 }
 
@@ -238,21 +238,61 @@ TEST_F(GrpcServerTest, TokenizeDetokenizeAndModels) {
   EXPECT_EQ(models.models(0).vocab_size(), 258);
 }
 
-TEST_F(GrpcServerTest, HealthFollowsTheService) {
+// The port is open before there is a service.
+TEST_F(GrpcServerTest, ClosedWhileTheModelIsLoaded) {
+  ServiceGate loading;
+  auto started =
+      GrpcServer::Start({.port = 0}, &loading, [&loading] { return loading.Enter().ok(); });
+  ASSERT_TRUE(started.ok()) << started.status();
+  server_ = *std::move(started);
+  channel_ = grpc::CreateChannel("127.0.0.1:" + std::to_string(server_->port()),
+                                 grpc::InsecureChannelCredentials());
+  stub_ = v1::Nibble::NewStub(channel_);
+  const grpc::Status refused = Refusal(TextRequest(), "5000");
+  EXPECT_EQ(refused.error_code(), StatusCode::UNAVAILABLE);
+  EXPECT_THAT(refused.error_message(), HasSubstr("loading"));
+  v1::TokenizeResponse tokens;
+  v1::DetokenizeResponse text;
+  v1::ListModelsResponse models;
+  const auto expect_refused = [](const grpc::ClientContext& context, const grpc::Status& status) {
+    EXPECT_EQ(status.error_code(), StatusCode::UNAVAILABLE);
+    EXPECT_EQ(context.GetServerTrailingMetadata().count("retry-after-ms"), 1U);
+  };
+  {
+    grpc::ClientContext context;
+    expect_refused(context, stub_->Tokenize(&context, {}, &tokens));
+  }
+  {
+    grpc::ClientContext context;
+    expect_refused(context, stub_->Detokenize(&context, {}, &text));
+  }
+  {
+    grpc::ClientContext context;
+    expect_refused(context, stub_->ListModels(&context, {}, &models));
+  }
+  ExpectHealth(2);
+  loading.Open(service_.get());
+  ExpectHealth(1);
+  grpc::ClientContext context;
+  EXPECT_TRUE(stub_->ListModels(&context, {}, &models).ok());
+  server_.reset();  // before its gate
+}
+
+TEST_F(GrpcServerTest, HealthFollowsWhatIsReady) {
   ExpectHealth(1);
   EXPECT_EQ(Health("nobody"), -1);
   engine_.SetHealth(Internal("burnt"));
   ExpectHealth(2);
   engine_.SetHealth(absl::OkStatus());
   ExpectHealth(1);
-  service_->StartDraining();
+  gate_.Close();
   ExpectHealth(2);
 }
 
 TEST_F(GrpcServerTest, APortInUseIsAnError) {
   GrpcServerConfig config;
   config.port = server_->port();
-  const auto second = GrpcServer::Start(config, service_.get());
+  const auto second = GrpcServer::Start(config, &gate_, [] { return true; });
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(std::to_string(config.port)));
 }

@@ -24,7 +24,6 @@ using ::testing::Not;
 MetricsConfig Config() {
   return {.model_name = "stories",
           .block_size = 16,
-          .num_blocks = 100,
           .max_model_len = 2048,
           .enable_prefix_caching = true,
           .version = "1.2.3",
@@ -43,20 +42,23 @@ TEST(MetricsTest, GaugesFollowTheEngine) {
   EXPECT_THAT(text, HasSubstr(by_reason + R"("capacity"} 7)"));
   EXPECT_THAT(text, HasSubstr(by_reason + R"("deferred"} 0)"));
   EXPECT_THAT(text, HasSubstr(R"(vllm:kv_cache_usage_perc{engine="0",model_name="stories"} 0.25)"));
-  EXPECT_THAT(text, HasSubstr("vllm:cache_config_info{block_size=\"16\""));
   EXPECT_THAT(text, HasSubstr(R"(finished_reason="abort",model_name="stories"} 0)"));
+}
+
+TEST(MetricsTest, TheKvCacheIsToldOnceItIsKnown) {
+  Metrics metrics(Config());
+  EXPECT_THAT(metrics.Serialize({}), Not(HasSubstr("cache_config_info")));
+  metrics.SetKvBlocks(100);
+  EXPECT_THAT(metrics.Serialize({}),
+              HasSubstr(R"(vllm:cache_config_info{block_size="16",enable_prefix_caching="True",)"
+                        R"(engine="0",model_name="stories",num_gpu_blocks="100"} 1)"));
 }
 
 TEST(MetricsTest, TheServersStateIsThatOfTheScrape) {
   Metrics metrics(Config());
   const std::string labels = R"({engine="0",model_name="stories"})";
-  EXPECT_THAT(metrics.Serialize({}), HasSubstr("nibble:ready" + labels + " 0"));
-  const std::string text = metrics.Serialize({}, {.is_ready = true,
-                                                  .step_age_seconds = 2.5,
-                                                  .num_http_connections = 7,
-                                                  .http_buffered_bytes = 4096});
-  EXPECT_THAT(text, HasSubstr("nibble:ready" + labels + " 1"));
-  EXPECT_THAT(text, HasSubstr("nibble:step_age_seconds" + labels + " 2.5"));
+  const std::string text =
+      metrics.Serialize({}, {.num_http_connections = 7, .http_buffered_bytes = 4096});
   EXPECT_THAT(text, HasSubstr("nibble:http_connections" + labels + " 7"));
   EXPECT_THAT(text, HasSubstr("nibble:http_buffered_bytes" + labels + " 4096"));
   EXPECT_THAT(text, HasSubstr("nibble:max_num_seqs" + labels + " 64"));
@@ -200,11 +202,9 @@ TEST(MetricsTest, NamesTypesAndBucketsAreThoseDashboardsKnow) {
       {"vllm:num_requests_waiting_by_reason", {"gauge", {}}},
       {"vllm:kv_cache_usage_perc", {"gauge", {}}},
       {"vllm:cache_config_info", {"gauge", {}}},
-      {"nibble:ready", {"gauge", {}}},
       {"nibble:build_info", {"gauge", {}}},
       {"nibble:max_num_seqs", {"gauge", {}}},
       {"nibble:max_queued_requests", {"gauge", {}}},
-      {"nibble:step_age_seconds", {"gauge", {}}},
       {"nibble:http_connections", {"gauge", {}}},
       {"nibble:http_buffered_bytes", {"gauge", {}}},
       {"nibble:step_seconds", {"histogram", fine_inter_token}},
@@ -239,6 +239,7 @@ TEST(MetricsTest, NamesTypesAndBucketsAreThoseDashboardsKnow) {
   Metrics metrics(Config());
   metrics.OnHttp("/health", "GET", 200, 0.001);
   metrics.OnGrpc("Chat", "OK", 0.001);
+  metrics.SetKvBlocks(100);
   EXPECT_THAT(ParseFamilies(metrics.Serialize({})), ::testing::ContainerEq(expected));
 }
 

@@ -69,13 +69,14 @@ class OpenAiApiTest : public ::testing::Test {
         "{% if add_generation_prompt %}A{% endif %}");
     parts.chat_template = std::move(parsed).value();
     service_ = std::make_unique<GenerationService>(std::move(parts));
-    api_ = std::make_unique<OpenAiApi>(service_.get(),
-                                       OpenAiConfig{.version = "1.2.3",
-                                                    .system_fingerprint = "fp",
-                                                    .metrics = [] { return "vllm:x 1\n"; },
-                                                    .max_queued_bytes = 100'000,
-                                                    .num_preparation_threads = 1,
-                                                    .max_waiting_preparations = 1});
+    gate_.Open(service_.get());
+    api_ = std::make_unique<OpenAiApi>(&gate_, OpenAiConfig{.model_name = "org/fake",
+                                                            .version = "1.2.3",
+                                                            .system_fingerprint = "fp",
+                                                            .metrics = [] { return "vllm:x 1\n"; },
+                                                            .max_queued_bytes = 100'000,
+                                                            .num_preparation_threads = 1,
+                                                            .max_waiting_preparations = 1});
     server_ = *HttpServer::Create({.port = 0, .max_body_bytes = 1 << 20});
     api_->Register(server_.get());
     const absl::Status status = server_->Start();
@@ -141,12 +142,13 @@ class OpenAiApiTest : public ::testing::Test {
   testing::FakeEngine engine_;
   WaitingTokenizer tokenizer_;
   std::unique_ptr<GenerationService> service_;
+  ServiceGate gate_;
   std::unique_ptr<OpenAiApi> api_;
   std::unique_ptr<HttpServer> server_;
 };
 
 TEST_F(OpenAiApiTest, SmallRoutes) {
-  EXPECT_THAT(Get("/health").first, StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(Get("/version").first, StartsWith("HTTP/1.1 200"));
   EXPECT_EQ(Get("/version").second, json({{"version", "1.2.3"}}));
   const json model = {{"id", "org/fake"},
                       {"object", "model"},
@@ -224,7 +226,7 @@ TEST_F(OpenAiApiTest, ChatStream) {
   EXPECT_EQ(events[3]["usage"]["total_tokens"], 12);
   for (const json& event : events) EXPECT_EQ(event["id"], events[0]["id"]);
   // The connection goes on.
-  client.Send("GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+  client.Send("GET /version HTTP/1.1\r\nHost: x\r\n\r\n");
   EXPECT_THAT(client.ReadResponse().first, StartsWith("HTTP/1.1 200"));
 }
 
@@ -349,7 +351,7 @@ TEST_F(OpenAiApiTest, Refusals) {
   ExpectError(Ask(Post(chat, "{}", "Content-Encoding: gzip\r\n")), "400", kind, "Content-Encoding");
   ExpectError(Ask(Post("/v1/completions", std::string((1 << 20) + 1, ' '))), "413", kind, nullptr);
   EXPECT_EQ(engine_.num_requests(), 0);
-  EXPECT_THAT(Get("/health").first, StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(Get("/version").first, StartsWith("HTTP/1.1 200"));
 }
 
 TEST_F(OpenAiApiTest, BusyAndNotReadySayWhenToComeBack) {
@@ -357,12 +359,43 @@ TEST_F(OpenAiApiTest, BusyAndNotReadySayWhenToComeBack) {
   auto response = Ask(Post("/v1/chat/completions", ChatBody(R"(,"stream":true)")));
   ExpectError(response, "429", "rate_limit_error", nullptr);
   EXPECT_THAT(response.first, HasSubstr("Retry-After: "));
-  service_->StartDraining();
-  response = Get("/health");
+  gate_.Close();
+  response = Get("/v1/models");
   ExpectError(response, "503", "service_unavailable_error", nullptr);
   EXPECT_THAT(response.first, HasSubstr("Retry-After: "));
   ExpectError(Ask(Post("/v1/chat/completions", ChatBody())), "503", "service_unavailable_error",
               nullptr);
+}
+
+// The port is open before there is a service.
+TEST_F(OpenAiApiTest, ClosedWhileTheModelIsLoaded) {
+  ServiceGate loading;
+  OpenAiApi api(&loading, {.model_name = "org/fake", .version = "1", .metrics = [] { return ""; }});
+  const auto server = *HttpServer::Create({.port = 0});
+  api.Register(server.get());
+  ASSERT_TRUE(server->Start().ok());
+  const auto ask = [&](const std::string& request) {
+    RawClient client(server->port());
+    client.Send(request);
+    return Response(&client);
+  };
+  const auto get = [](const std::string& path) {
+    return "GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n";
+  };
+  for (const std::string& request :
+       {get("/v1/models"), get("/v1/models/org/fake"), get("/v1/models/other"),
+        Post("/v1/chat/completions", ChatBody()), Post("/v1/completions", "nonsense"),
+        Post("/tokenize", "{}"), Post("/detokenize", "{}")}) {
+    const auto response = ask(request);
+    ExpectError(response, "503", "service_unavailable_error", nullptr);
+    EXPECT_THAT(response.first, HasSubstr("Retry-After: "));
+    EXPECT_THAT(response.second.dump(), HasSubstr("loading"));
+  }
+  EXPECT_THAT(ask(get("/version")).first, StartsWith("HTTP/1.1 200"));
+  EXPECT_EQ(ask(get("/nothing")).first.substr(9, 3), "404");
+  loading.Open(service_.get());
+  EXPECT_THAT(ask(get("/v1/models/org/fake")).first, StartsWith("HTTP/1.1 200"));
+  server->Stop();
 }
 
 TEST_F(OpenAiApiTest, AClientThatLeavesCancels) {
@@ -445,7 +478,7 @@ TEST_F(OpenAiApiTest, LargeRequestsArePreparedBesideTheIoThreads) {
     const auto refused = Ask(large);
     ExpectError(refused, "429", "rate_limit_error", nullptr);
     EXPECT_THAT(refused.first, HasSubstr("Retry-After: "));
-    EXPECT_THAT(Get("/health").first, StartsWith("HTTP/1.1 200"));
+    EXPECT_THAT(Get("/version").first, StartsWith("HTTP/1.1 200"));
   }
   tokenizer_.go_on.store(true);
   for (const auto& client : clients) EXPECT_EQ(Response(client.get()).second["count"], 70'005);

@@ -1,0 +1,45 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+#include "server/health/health_log.h"
+
+#include "base/log.h"
+
+namespace nibble::server {
+namespace {
+
+bool IsTold(HealthState state) {
+  return state != HealthState::kLoading && state != HealthState::kDraining;
+}
+
+}  // namespace
+
+HealthLog::HealthLog(const Health* health, std::chrono::milliseconds period)
+    : health_(health), period_(period), thread_([this] { Run(); }) {}
+
+HealthLog::~HealthLog() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+void HealthLog::Run() {
+  HealthReport told{.state = HealthState::kReady};
+  std::unique_lock lock(mutex_);
+  while (!wake_.wait_for(lock, period_, [this] { return stopping_; })) {
+    HealthReport now = health_->Report();
+    if (!IsTold(now.state)) continue;
+    if (now.state == told.state && now.needs_restart == told.needs_restart) continue;
+    if (now.is_ready()) {
+      log::Info("health: ready again, after {}", ToString(told.state));
+    } else {
+      log::Warning("health: {}: {}", ToString(now.state), now.reason);
+    }
+    told = std::move(now);
+  }
+}
+
+}  // namespace nibble::server
