@@ -1,16 +1,33 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Log lines that a stranger can cause: a few, then one for many.
+// Log lines that a stranger can cause, and have a say in: a few, then one for many, and nothing in
+// them that breaks a line, moves a terminal's cursor or is no text.
 #pragma once
 
 #include <chrono>
 #include <mutex>
 #include <string>
+#include <string_view>
 
 #include "base/log.h"
 
 namespace nibble::comm {
+
+// `text` with "\\x1b" in place of bytes that are not visible ASCII, cut where it is long.
+inline std::string Printable(std::string_view text) {
+  constexpr size_t kMaxBytes = 1000;
+  std::string printable;
+  for (const char c : text.substr(0, kMaxBytes)) {
+    if (c >= ' ' && c <= '~') {
+      printable += c;
+    } else {
+      printable += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+    }
+  }
+  if (text.size() > kMaxBytes) printable += "...";
+  return printable;
+}
 
 // Thread-safe.
 class LimitedLog {
@@ -25,7 +42,7 @@ class LimitedLog {
       begin_ = now;
       num_lines_ = 0;
     }
-    if (++num_lines_ <= kLines) log::Warning("{}", line);
+    if (++num_lines_ <= kLines) log::Warning("{}", Printable(line));
   }
 
  private:
