@@ -74,12 +74,17 @@ libraries_of() {
   awk '$2 == "=>" && $3 ~ /^\// {print $3} $1 ~ /^\// && $2 !~ /=>/ {print $1}' <<<"$listed" | grep -v ':$' | sort -u
 }
 
-# The Debian package that has a file. Since /usr was merged, dpkg may know it by its path without /usr.
-package_of() {
-  local file found
-  file=$(readlink -f "$1")
-  found=$(dpkg-query -S "$file" 2>/dev/null || dpkg-query -S "${file#/usr}" 2>/dev/null) || fail "$file is of no Debian package"
-  head -1 <<<"$found" | cut -d: -f1
+# Names of the Debian packages that FILES are of.
+packages_of() {
+  local file real found
+  # Since /usr was merged, dpkg may know a file by its path without /usr.
+  found=$(for file in "$@"; do real=$(readlink -f "$file"); printf '%s\n' "$real" "${real#/usr}"; done |
+    xargs dpkg-query -S 2>/dev/null || true)
+  for file in "$@"; do
+    real=$(readlink -f "$file")
+    sed 's|.*: ||; s|^/usr||' <<<"$found" | grep -xF "${real#/usr}" >/dev/null || fail "$file is of no Debian package"
+  done
+  cut -d: -f1 <<<"$found" | sort -u
 }
 
 # Where scanners look for the packages of an image without dpkg, and what their licences ask for.
@@ -103,14 +108,13 @@ root() {
     files+=("$path")
   done
   local libraries
-  mapfile -t libraries < <({
-    libraries_of "${files[@]}" ${cuda:+"$cuda"/lib/*}
-    printf '%s\n' "${files[@]:1}"
-  } | sort -u)
+  libraries=$(libraries_of "${files[@]}" ${cuda:+"$cuda"/lib/*})
+  mapfile -t libraries < <({ echo "$libraries"; printf '%s\n' "${files[@]:1}"; } | sort -u)
   [ ${#libraries[@]} -gt 1 ] || fail "no libraries were found"
 
   local packages
-  mapfile -t packages < <(for path in "${libraries[@]}"; do package_of "$path"; done | sort -u)
+  packages=$(packages_of "${libraries[@]}")
+  mapfile -t packages <<<"$packages"
   if ! diff -u --label runtime_packages.txt --label "what $binary loads" <(grep -v '^#' "$here/runtime_packages.txt") \
       <(printf '%s\n' "${packages[@]}") >&2; then
     fail "the binary's libraries are of other packages than runtime_packages.txt says: if that is meant, change the file"

@@ -29,6 +29,7 @@ shift
 owner=$(stat -c %u:%g "$root/var/cache/nibble")
 mount --bind "$root" "$root"
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
+mount -t sysfs -o ro,nosuid,nodev,noexec sysfs "$root/sys"
 mount -t tmpfs -o nosuid,mode=755 tmpfs "$root/dev"
 mkdir "$root/dev/shm"
 for device in null zero full random urandom; do

@@ -28,12 +28,12 @@ MAX_CPU_MEGABYTES = 64
 
 
 @pytest.fixture(scope="module")
-def root(request, nibble, tmp_path_factory):
+def root(request, tmp_path_factory):
     given = request.config.getoption("--image-root")
     if given is not None:
         return pathlib.Path(given).resolve()
     folder = tmp_path_factory.mktemp("image") / "root"
-    subprocess.run([STEPS, "root", "cpu", nibble, folder], check=True)
+    subprocess.run([STEPS, "root", "cpu", request.getfixturevalue("nibble"), folder], check=True)
     return folder
 
 
@@ -90,30 +90,47 @@ def can_mount():
     return os.getuid() == 0 and subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
 
 
-@pytest.mark.skipif(not can_mount(), reason="mounting needs root")
-def test_it_serves_read_only_and_without_rights(root):
-    """With the arguments of the chart's pods, in the image's root."""
-    (_, template), = checks.templates(chart.render({"options": {"device": "cpu", "max-model-len": 512}}))
-    ports = {"port": free_port(), "grpc-port": free_port(), "health-port": free_port()}
-    arguments = list(checks.container(template)["args"])
-    for name, port in ports.items():
-        arguments[arguments.index(f"--{name}") + 1] = str(port)
-    arguments[arguments.index("--host") + 1] = "127.0.0.1"
+class PodInRoot:
+    """The command of one pod in the image's root; its model, and the file of its group's secret, in `folder`."""
+    environment = {}
 
-    class Pod:
-        command = [str(RUN_ROOT), str(root), "--bind", f"{STORIES}:/models", "--", "/usr/bin/nibble", *arguments]
-        environment = {}
-    with Running([Pod]) as running:
-        wait_ready(running, template, ports["health-port"])
+    def __init__(self, root, template, folder, index=0, ports=None):
+        arguments = list(checks.container(template)["args"])
+        changed = {**(ports or {}), "host": "127.0.0.1", "node-rank": index, "nnodes": 2, "master-addr": "127.0.0.1",
+                   "node-addr": "127.0.0.1", "cluster-secret-file": "/models/secret"}
+        for name, value in changed.items():
+            if f"--{name}" in arguments:
+                arguments[arguments.index(f"--{name}") + 1] = str(value)
+        self.command = [str(RUN_ROOT), str(root), "--bind", f"{folder}:/models", "--", "/usr/bin/nibble", *arguments]
+
+
+def state_of(process):
+    return dict(re.findall(r"^(\w+):[ \t]*(.*)$", (process / "status").read_text(), re.M))
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounting needs root")
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_it_serves_read_only_and_without_rights(root, nodes, tmp_path):
+    """With the arguments of the chart's pods, in the image's root: two ranks in one pod, and in two."""
+    objects = chart.render({"nodes": nodes, "options": {
+        "device": "cpu", "tensor-parallel-size": 2, "rank-threads": 1, "max-model-len": 512, "all-reduce": "none"}})
+    templates = [template for _, template in checks.templates(objects)]
+    shutil.copytree(STORIES, tmp_path / "model")
+    (tmp_path / "model" / "secret").write_text("a secret of this test\n")
+    for path in (tmp_path, tmp_path / "model"):
+        path.chmod(0o755)
+    ports = {name: free_port() for name in ("port", "grpc-port", "health-port", "master-port")}
+    with Running([PodInRoot(root, template, tmp_path / "model", index, ports) for index, template in enumerate(templates)]) as running:
+        wait_ready(running, templates[0], ports["health-port"])
         status, text = get(ports["port"], "/v1/completions", {"model": "models", "prompt": "Once", "max_tokens": 4})
         assert status == 200 and json.loads(text)["usage"]["completion_tokens"] == 4, text
-        process = pathlib.Path("/proc") / str(running.processes[0].pid)
-        state = dict(re.findall(r"^(\w+):[ \t]*(.*)$", (process / "status").read_text(), re.M))
-        assert set(state["Uid"].split()) == set(state["Gid"].split()) == {str(USER)} and not state["Groups"].strip()
-        assert int(state["CapEff"], 16) == int(state["CapPrm"], 16) == 0 and state["NoNewPrivs"] == "1"
-        mounts = {line.split()[4]: line.split()[5] for line in (process / "mountinfo").read_text().splitlines()}
-        assert mounts["/"].startswith("ro") and mounts["/models"].startswith("ro"), mounts
-    assert running.processes[0].returncode == 0
+        for process in [pathlib.Path("/proc") / str(process.pid) for process in running.processes]:
+            state = state_of(process)
+            assert set(state["Uid"].split()) == set(state["Gid"].split()) == {str(USER)} and not state["Groups"].strip()
+            assert int(state["CapEff"], 16) == int(state["CapPrm"], 16) == 0 and state["NoNewPrivs"] == "1"
+            mounts = {line.split()[4]: line.split()[5] for line in (process / "mountinfo").read_text().splitlines()}
+            assert mounts["/"].startswith("ro") and mounts["/models"].startswith("ro"), mounts
+    assert [process.returncode for process in running.processes] == [0] * nodes
 
 
 def instructions():
