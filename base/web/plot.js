@@ -248,5 +248,17 @@ const nibblePlot = (() => {
     }));
   }
 
-  return {create, lines, bars, legend, svg, html};
+  // Keyboards reach what scrolls sideways, and only while it does.
+  function scrollable(element, label) {
+    new ResizeObserver(() => {
+      const attributes = {tabindex: "0", role: "group", "aria-label": label};
+      for (const [name, value] of Object.entries(attributes)) {
+        if (element.scrollWidth > element.clientWidth) element.setAttribute(name, value);
+        else element.removeAttribute(name);
+      }
+    }).observe(element);
+    return element;
+  }
+
+  return {create, lines, bars, legend, scrollable, svg, html};
 })();

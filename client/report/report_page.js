@@ -58,7 +58,7 @@ const reportPage = (() => {
   function summaryCard(summary) {
     const names = {mean: "mean", std: "std. dev.", p50: "median"};
     return card("summary-title", "Latency", "",
-                table("Latency", ["", ...summary.columns.map((column) => names[column] ?? column)],
+                table("Latency", ["Interval", ...summary.columns.map((column) => names[column] ?? column)],
                       summary.rows.map((row) => [`${row.title} (${row.short})`, ...summary.columns.map((column) => seconds(row.values[column]))])));
   }
 

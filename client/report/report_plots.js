@@ -5,7 +5,7 @@
 "use strict";
 
 const reportPlots = (() => {
-  const {html, svg, bars, create} = nibblePlot;
+  const {html, svg, bars, create, scrollable} = nibblePlot;
   const {number, compact, seconds, percent, percentile, plural, ticks} = nibbleNumbers;
   const kBars = 36;
 
@@ -135,10 +135,10 @@ const reportPlots = (() => {
   }
 
   function table(label, columns, rows) {
-    return html("div", {class: "table-scroll"}, html("table", {"aria-label": label},
+    return scrollable(html("div", {class: "table-scroll"}, html("table", {"aria-label": label},
         html("thead", {}, html("tr", {}, ...columns.map((name, i) => html("th", {scope: "col", class: i === 0 ? "" : "figure"}, name)))),
         html("tbody", {}, ...rows.map((cells) => html("tr", {}, ...cells.map((cell, i) =>
-            i === 0 ? html("th", {scope: "row"}, cell) : html("td", {class: "figure"}, cell)))))));
+            i === 0 ? html("th", {scope: "row"}, cell) : html("td", {class: "figure"}, cell))))))), label);
   }
 
   function tiles(entries) {

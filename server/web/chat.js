@@ -149,7 +149,7 @@ export class Chat {
     };
     try {
       for await (const chunk of streamChat(body, signal)) {
-        const choice = chunk.choices?.[0];
+        const choice = chunk.choices?.find((one) => one.index === 0);
         if (choice?.delta?.content) {
           answer.lastTokenMs = performance.now() - started;
           answer.firstTokenMs ??= answer.lastTokenMs;

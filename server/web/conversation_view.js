@@ -31,7 +31,7 @@ function copyButton(textOf) {
 
 export function userMessage(text) {
   return html("li", {class: "message user"},
-              html("h3", {class: "visually-hidden"}, "You"),
+              html("h2", {class: "visually-hidden"}, "You"),
               html("div", {class: "said"}, text));
 }
 
@@ -69,7 +69,7 @@ export class AnswerView {
     this.trouble = html("div", {class: "problem"});
     this.trouble.hidden = true;
     this.root = html("li", {class: "message assistant"},
-                     html("h3", {class: "speaker"}, modelName), this.waiting, this.text, this.trouble, this.foot);
+                     html("h2", {class: "speaker"}, modelName), this.waiting, this.text, this.trouble, this.foot);
     this.root.setAttribute("aria-busy", "true");
   }
 

@@ -120,7 +120,7 @@ function table(lines) {
   const holder = element("div", element("table", element("thead", row(lines[0], "th")),
                                         element("tbody", ...lines.slice(2).map((line) => row(line, "td")))));
   holder.className = "table-scroll";
-  return holder;
+  return nibblePlot.scrollable(holder, "Table");
 }
 
 function code(block) {

@@ -31,6 +31,7 @@ export function replaceIfNew(holder, content, make) {
 function bytes(text) {
   const value = Number(text);
   if (text === "" || !Number.isFinite(value)) return "any size";
+  if (value >= 1 << 30) return `${number(value / (1 << 30))} GiB`;
   return value >= 1 << 20 ? `${number(value / (1 << 20))} MiB` : value >= 1024 ? `${number(value / 1024)} KiB` : `${value} B`;
 }
 

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from nibble_server import STORIES, Server
+from web_browser import browser, open_page  # noqa: F401  fixtures
 
 
 def pytest_addoption(parser):
