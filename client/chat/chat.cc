@@ -104,7 +104,7 @@ int RunChat(const ChatOptions& options) {
     fmt::print(stderr, "nibble: error: --url: {}\n", std::string(url.status().message()));
     return 1;
   }
-  Conversation conversation(HttpClient(*url), options);
+  Conversation conversation(HttpClient(*url, options.security), options);
   const absl::StatusOr<std::string> model = conversation.FindModel();
   if (!model.ok()) {
     fmt::print(stderr,

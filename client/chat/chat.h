@@ -8,6 +8,8 @@
 #include <optional>
 #include <string>
 
+#include "client/http/client_security.h"
+
 namespace nibble::client {
 
 struct ChatOptions {
@@ -19,6 +21,7 @@ struct ChatOptions {
   std::optional<int64_t> seed;
   std::optional<int64_t> max_tokens;
   bool stats = false;
+  ClientSecurity security;
 };
 
 // Reads lines from standard input, streams answers to standard output. /reset forgets the

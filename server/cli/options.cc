@@ -30,6 +30,7 @@ void AddChat(CLI::App* app, client::ChatOptions* options) {
   app->add_option("--seed", options->seed, "seed of the sampling");
   app->add_option("--max-tokens", options->max_tokens, "longest answer (default: what fits)");
   app->add_flag("--stats", options->stats, "print tokens and speed after each answer");
+  AddClientSecurity(app, &options->security);
 }
 
 // Results go out by fmt::print, which throws when standard output is closed or its disk is full.

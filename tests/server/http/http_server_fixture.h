@@ -42,6 +42,7 @@ class HttpServerTest : public ::testing::Test {
       const std::lock_guard<std::mutex> lock(mutex_);
       observed_.push_back(std::string(outcome.route) + " " + std::to_string(outcome.status));
     });
+    if (guard_) server_->SetGuard(guard_);
     const absl::Status status = server_->Start();
     ASSERT_TRUE(status.ok()) << status;
   }
@@ -72,6 +73,7 @@ class HttpServerTest : public ::testing::Test {
     });
   }
 
+  HttpGuard guard_;  // set before StartServer; empty: none
   std::unique_ptr<HttpServer> server_;
   std::mutex mutex_;
   std::vector<std::shared_ptr<HttpResponder>> held_;
