@@ -61,10 +61,12 @@ void TracingSink::OnDelta(int index, engine::RequestOutput output) {
 }
 
 DeadlineSink::DeadlineSink(std::shared_ptr<DeadlineQueue> queue,
-                           std::shared_ptr<GenerationSink> sink, int64_t num_choices,
+                           std::shared_ptr<GenerationSink> sink,
+                           std::shared_ptr<RequestTrace> trace, int64_t num_choices,
                            double limit_seconds)
     : queue_(std::move(queue)),
       sink_(std::move(sink)),
+      trace_(std::move(trace)),
       limit_seconds_(limit_seconds),
       num_open_(num_choices) {}
 
@@ -91,6 +93,10 @@ void DeadlineSink::Expire() {
   const std::lock_guard lock(mutex_);
   if (num_open_ == 0 || std::exchange(expired_, true)) return;
   generation_->Cancel();
+  if (trace_ != nullptr) {
+    trace_->Edit(
+        [](RequestTrace::Facts* facts) { facts->finish_reasons.emplace_back("deadline"); });
+  }
   engine::RequestOutput output;
   output.finish_reason = FinishReason::kError;
   output.error = absl::DeadlineExceededError(

@@ -44,8 +44,9 @@ void AppendTraced(std::string_view text, std::string* traced);
 class DeadlineSink final : public GenerationSink,
                            public std::enable_shared_from_this<DeadlineSink> {
  public:
+  // `trace` may be null.
   DeadlineSink(std::shared_ptr<DeadlineQueue> queue, std::shared_ptr<GenerationSink> sink,
-               int64_t num_choices, double limit_seconds);
+               std::shared_ptr<RequestTrace> trace, int64_t num_choices, double limit_seconds);
   // Once, after the request was submitted; deltas may have come already.
   void Watch(std::chrono::steady_clock::time_point deadline,
              std::shared_ptr<Generation> generation);
@@ -56,6 +57,7 @@ class DeadlineSink final : public GenerationSink,
 
   const std::shared_ptr<DeadlineQueue> queue_;  // also when the service is gone
   const std::shared_ptr<GenerationSink> sink_;
+  const std::shared_ptr<RequestTrace> trace_;
   const double limit_seconds_;
 
   std::mutex mutex_;  // guards all below, and makes deltas come one at a time

@@ -320,7 +320,8 @@ void Connection::TurnAway(const HttpRefusal& refusal) {
 
 Exchange::Info Connection::RequestInfo() const {
   const HttpRequest& request = reader_->request();
-  return {.route = "none",
+  const auto route = server_->FindRoute(request.path);
+  return {.route = route == server_->routes.end() ? "none" : route->first,
           .method = request.method,
           .head_only = request.method == "HEAD",
           .http_1_0 = reader_->http_1_0(),
@@ -346,7 +347,6 @@ void Connection::Dispatch() {
     BeginAnswer(std::move(info));
     return SendError(404, fmt::format("no such path: {}", request.path), {});
   }
-  info.route = route->first;
   // A HEAD is answered as its GET would be, without the body.
   const auto handler = route->second.find(info.head_only ? "GET" : request.method);
   if (handler == route->second.end()) {
