@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from nibble_server import STORIES
+from nibble_server import STORIES, Server
 
 SMALL = ["--num-prompts", 8, "--random-input-len", 16, "--random-output-len", 6, "--temperature", 0]
 VLLM_KEYS = {
@@ -129,6 +129,34 @@ def test_a_model_that_is_not_served(nibble, server):
 def test_tls_to_a_server_without_it(nibble, server):
     done = bench(nibble, "--url", server.url.replace("http", "https"), "--insecure", *SMALL)
     assert done.returncode == 1 and "cannot make a TLS connection to " in done.stderr, done
+
+
+@pytest.fixture(scope="module")
+def guarded(nibble, tmp_path_factory):
+    """A server with TLS and a key, and the file with its certificate, which it signed itself."""
+    folder = tmp_path_factory.mktemp("load")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", str(key),
+                    "-out", str(cert), "-days", "2", "-subj", "/CN=load", "-addext", "subjectAltName=IP:127.0.0.1"],
+                   check=True, capture_output=True)
+    with Server(nibble, "--quantization", "w4a8", "--ssl-certfile", cert, "--ssl-keyfile", key,
+                environment={"NIBBLE_API_KEY": "secret"}) as server:
+        yield server, cert
+
+
+@pytest.mark.parametrize("kind", ["openai", "grpc"])
+def test_a_guarded_server(nibble, guarded, kind):
+    server, cert = guarded
+    where = target(server, kind)
+    done = bench(nibble, *where, "--ca-cert", cert, "--api-key", "secret", *SMALL, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["completed"] == 8, done
+    done = bench(nibble, *where, "--insecure", *SMALL, "--json", environment={"NIBBLE_API_KEY": "secret"})
+    assert done.returncode == 0 and json.loads(done.stdout)["completed"] == 8, done
+    done = bench(nibble, *where, "--ca-cert", cert, "--api-key", "wrong", *SMALL)
+    assert done.returncode == 1 and "--api-key or NIBBLE_API_KEY has the server's key" in done.stderr, done
+    where += ["--grpc-tls"] if kind == "grpc" else []
+    done = bench(nibble, *where, "--api-key", "secret", *SMALL)
+    assert done.returncode == 1 and ("self-signed certificate" in done.stderr or kind == "grpc"), done
 
 
 @pytest.mark.parametrize("kind", ["openai", "grpc"])
