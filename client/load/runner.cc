@@ -64,6 +64,8 @@ class Run final : public TransportEvents {
       transport_->Poll(start_ns_ + now_ns + wait_ns);
     }
     if (outcome_.interrupted) Cancel();
+    next_progress_ns_ = 0;  // how it ended is always shown
+    ShowProgress();
     outcome_.duration_ns = outcome_.interrupted ? Now() : last_end_ns_;
     outcome_.cpu_seconds = ThreadCpuSeconds() - cpu_before;
     outcome_.wake_delays_ns = transport_->TakeWakeDelays();

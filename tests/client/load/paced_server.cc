@@ -26,6 +26,13 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Responder = std::shared_ptr<server::HttpResponder>;
 
+using nlohmann::literals::operator""_json_pointer;
+
+const nlohmann::json* Find(const nlohmann::json& value,
+                           const nlohmann::json::json_pointer& pointer) {
+  return value.contains(pointer) ? &value.at(pointer) : nullptr;
+}
+
 struct Stream {
   Clock::time_point due;
   Responder responder;
@@ -42,8 +49,9 @@ class PacedServer {
     server->Handle(
         "POST", "/v1/completions", [this](const server::HttpRequest& request, Responder responder) {
           const auto body = ParseJson(request.body);
+          const auto* count = body.ok() ? Find(*body, "/max_tokens"_json_pointer) : nullptr;
           const int64_t tokens =
-              body.ok() && body->is_object() ? body->value("max_tokens", int64_t{16}) : 1;
+              count != nullptr && count->is_number_integer() ? count->get<int64_t>() : 1;
           responder->StartStream(200, "text/event-stream");
           const std::lock_guard<std::mutex> lock(mutex_);
           streams_.push({Clock::now() + ttft_, std::move(responder), tokens, tokens});
@@ -51,10 +59,12 @@ class PacedServer {
     server->Handle("GET", "/v1/models", [](const server::HttpRequest&, const Responder& responder) {
       responder->Send(200, "application/json", R"({"data":[{"id":"paced"}]})");
     });
+    // A vocabulary of 32000.
     server->Handle("POST", "/detokenize",
                    [](const server::HttpRequest& request, const Responder& responder) {
                      const auto body = ParseJson(request.body);
-                     const bool known = body.ok() && (*body)["tokens"][0] < 32000;
+                     const auto* id = body.ok() ? Find(*body, "/tokens/0"_json_pointer) : nullptr;
+                     const bool known = id != nullptr && id->is_number_integer() && *id < 32000;
                      responder->Send(known ? 200 : 400, "application/json", R"({"prompt":"a"})");
                    });
   }

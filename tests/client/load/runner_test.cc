@@ -169,15 +169,19 @@ TEST_F(RunnerTest, AnInterruptEndsWithWhatThereIs) {
 }
 
 TEST_F(RunnerTest, ProgressCounts) {
-  LoadProgress last;
-  hooks_.progress = [&](const LoadProgress& progress) { last = progress; };
+  std::vector<LoadProgress> seen;
+  hooks_.progress = [&](const LoadProgress& progress) { seen.push_back(progress); };
   Run({1, 1, 81}, {0, 0.1, 0.1});
-  EXPECT_EQ(last.total, 3);
-  EXPECT_EQ(last.completed, 2);
-  EXPECT_EQ(last.running, 1);
-  EXPECT_NEAR(last.mean_ttft_ms, 10, 1e-9);
-  EXPECT_NEAR(last.mean_itl_ms, 5, 1e-9);
-  EXPECT_NEAR(last.chunks_per_s, 200, 10);
+  ASSERT_GE(seen.size(), 3u);
+  const LoadProgress& late = seen[seen.size() - 2];
+  EXPECT_EQ(late.total, 3);
+  EXPECT_EQ(late.completed, 2);
+  EXPECT_EQ(late.running, 1);
+  EXPECT_NEAR(late.mean_ttft_ms, 10, 1e-9);
+  EXPECT_NEAR(late.mean_itl_ms, 5, 1e-9);
+  EXPECT_NEAR(late.chunks_per_s, 200, 10);
+  EXPECT_EQ(seen.back().completed, 3);
+  EXPECT_EQ(seen.back().running, 0);
 }
 
 TEST_F(RunnerTest, NothingToDo) { EXPECT_EQ(Run({}, {}).duration_ns, 0); }
