@@ -3,8 +3,8 @@
 
 """Every alert with series in which it fires and series in which it does not, one value a minute.
 
-Values are promtool's: "5+0x30" is 5 thirty-one times, "0+2x30" counts up by 2. Beside them a server is ready all the time, but where
-a case says otherwise.
+Values are promtool's: "5+0x30" is 5 thirty-one times, "0+2x30" counts up by 2. Beside them a server is ready all the time,
+but where a case says otherwise.
 """
 import dataclasses
 

@@ -5,10 +5,10 @@
 
     .venv/bin/python tests/e2e/abuse.py [ATTACK=COUNT ...] [--seconds S] [--clients N] [--nibble FILE]
 
-Prints JSON: for every attack of attacks.py the server's resident memory before, at most and after, and throughput and time to first token of
-the clients with the attack by those without it, measured right before. Every answer must be what it is undisturbed. For
-idle=5000 the limit of open files (`ulimit -Hn`) must be above 5,100 for the server and for this script each; where it is lower, fewer are open,
-and "seen" says how many.
+Prints JSON: for every attack of attacks.py the server's resident memory before, at most and after, and throughput and
+time to first token of the clients with the attack by those without it, measured right before. Every answer must be what
+it is undisturbed. For idle=5000 the limit of open files (`ulimit -Hn`) must be above 5,100 for the server and for this
+script each; where it is lower, fewer are open, and "seen" says how many.
 """
 import argparse
 import contextlib
@@ -27,6 +27,7 @@ from nibble_server import ROOT, Server
 
 ATTACKS = pathlib.Path(__file__).with_name("attacks.py")
 MODEL = "stories-llama"
+KEY = "key-of-the-tests"
 MEBIBYTE = 1 << 20
 # How many are held, or how many times a second it is done.
 COUNTS = {"idle": 5000, "idle_grpc": 1000, "half_headers": 500, "half_bodies": 200, "slow_readers": 8, "pipelining": 32,
@@ -55,7 +56,8 @@ class Clients:
         """(text, seconds to the first token) of one stream."""
         started, first, text = time.monotonic(), None, ""
         connection = self.connection()
-        body = {"model": MODEL, "prompt": prompt, "max_tokens": self.max_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": self.max_tokens, "temperature": 0, "ignore_eos": True,
+                "stream": True}
         connection.request("POST", "/v1/completions", json.dumps(body), self.headers)
         response = connection.getresponse()
         if response.status != 200:
@@ -161,6 +163,19 @@ def measure(server, clients, name, count, seconds):
             "ttft_p99_ms": round(p(0.99, first) * 1e3, 2), "ttft_p99_ratio": round(p(0.99, first) / p(0.99, quiet_first), 2)}
 
 
+def measure_all(arguments, counts, key):
+    options = () if key is None else ("--api-key", key)
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    results = []
+    with Server(arguments.nibble.resolve(), "--quantization", "w4a8", "--threads", 1, *options) as server:
+        clients = Clients(server, arguments.clients, headers=headers)
+        clients.run(1)
+        for name, count in counts.items():
+            results.append(measure(server, clients, name, count, arguments.seconds))
+            assert not clients.failures, clients.failures[:3]
+    return results
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("attacks", nargs="*", default=list(COUNTS), metavar="ATTACK[=COUNT]")
@@ -168,14 +183,12 @@ def main():
     parser.add_argument("--clients", default=4, type=int)
     parser.add_argument("--nibble", default=ROOT / "build" / "release" / "bin" / "nibble", type=pathlib.Path)
     arguments = parser.parse_args()
+    counts = {name: int(count or COUNTS[name]) for name, _, count in (text.partition("=") for text in arguments.attacks)}
     results = []
-    with Server(arguments.nibble.resolve(), "--quantization", "w4a8", "--threads", 1) as server:
-        clients = Clients(server, arguments.clients)
-        clients.run(1)
-        for text in arguments.attacks:
-            name, _, count = text.partition("=")
-            results.append(measure(server, clients, name, int(count or COUNTS[name]), arguments.seconds))
-            assert not clients.failures, clients.failures[:3]
+    for is_keyed in (False, True):
+        names = [name for name in counts if (name == "wrong_keys") == is_keyed]
+        if names:
+            results += measure_all(arguments, {name: counts[name] for name in names}, KEY if is_keyed else None)
     json.dump({"clients": arguments.clients, "seconds": arguments.seconds, "attacks": results}, sys.stdout, indent=1)
     print()
 

@@ -5,8 +5,8 @@
 
     python attacks.py NAME COUNT HTTP_PORT GRPC_PORT
 
-Attacks that hold something open hold COUNT of it until the input ends; those that repeat something do so COUNT times a second. Prints
-one line when it is under way, and one line of JSON at the end: what servers answered, and how often.
+Attacks that hold something open hold COUNT of it until the input ends; those that repeat something do so COUNT times a
+second. Prints one line when it is under way, and one line of JSON at the end: what servers answered, and how often.
 """
 import argparse
 import collections
@@ -155,7 +155,7 @@ def received(connection, seconds):
 
 
 def half_grpc_messages(ports):
-    """A call whose message is said to be of 16 MiB less a little, of which as much comes as the server takes of one in the middle of it."""
+    """A call whose message is said to be of nearly 16 MiB, of which as much comes as the server takes at once."""
     connection = grpc_connection(ports)
     connection.sendall(call_headers(1) + frame(0, 0, 1, b"\x00" + struct.pack(">I", (16 << 20) - 100)))
     window = {0: 65535, 1: 65535}  # of the connection, of the call
@@ -170,7 +170,9 @@ def half_grpc_messages(ports):
                 send(connection, frame(6, 1, 0, payload))
             elif kind == 8:
                 window[stream] += int.from_bytes(payload, "big")
-        while (size := min(16000, window[0], window[1], (16 << 20) - 200 - taken)) > 0 and send(connection, frame(0, 0, 1, b"x" * size)):
+        while (size := min(16000, window[0], window[1], (16 << 20) - 200 - taken)) > 0:
+            if not send(connection, frame(0, 0, 1, b"x" * size)):
+                break
             window = {stream: left - size for stream, left in window.items()}
             taken += size
     return connection

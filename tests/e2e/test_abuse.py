@@ -1,20 +1,19 @@
 # SPDX-FileCopyrightText: The nibble authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Clients that do what they should not: the others' answers stay as they are, and memory is bounded. abuse.py measures the same."""
+"""Clients that do what they should not: the others' answers stay as they are, and memory is bounded. abuse.py measures
+the same."""
 import subprocess
 import time
 
 import pytest
 
-from abuse import MEBIBYTE, Clients, attack, resident_bytes
+from abuse import KEY, MEBIBYTE, Clients, attack, resident_bytes
 from attacks import HELD, REPEATED
 from nibble_server import Server
 
-KEY = "key-of-the-tests"
-
-# How many (or how many a second), by how many MiB memory may grow at most, and all that may be seen as an answer. Each bound is well below what
-# the attack would take if the server kept it all, where the attack is about memory.
+# How many (or how many a second), by how many MiB memory may grow at most, and all that may be seen as an answer. Where an
+# attack is about memory, the bound is well below what it would take if the server kept it all.
 CASES = {
     "idle": (500, 16, {"open"}),
     "idle_grpc": (100, 24, {"open"}),
