@@ -47,14 +47,31 @@ void CheckOptional(std::string_view option, const std::optional<T>& value, doubl
   if (value.has_value()) CheckNumber(option, static_cast<double>(*value), low, high, violations);
 }
 
-void CheckPairs(const LoadOptions& options, Violations* violations) {
+std::string Lower(std::string text) {
+  for (char& c : text) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + 32);
+  }
+  return text;
+}
+
+void CheckHeaders(const LoadOptions& options, Violations* violations) {
+  constexpr std::array<std::string_view, 4> kOurs = {"host", "content-length", "transfer-encoding",
+                                                     "connection"};
   for (const std::string& header : options.headers) {
     const size_t equals = header.find('=');
-    if (equals == std::string::npos || !IsToken(std::string_view(header).substr(0, equals)) ||
-        !IsPrintable(header)) {
+    const std::string name = Lower(header.substr(0, equals));
+    if (equals == std::string::npos || !IsToken(name) || !IsPrintable(header)) {
       violations->push_back(fmt::format("--header '{}': want NAME=VALUE", header));
+    } else if (std::find(kOurs.begin(), kOurs.end(), name) != kOurs.end()) {
+      violations->push_back(fmt::format("--header '{}': is set for each request", header));
+    } else if (!options.grpc.empty() &&
+               (name.starts_with("grpc-") || name.find_first_of("!#$%&'*+^`|~") != name.npos)) {
+      violations->push_back(fmt::format("--header '{}': gRPC's metadata has no such name", header));
     }
   }
+}
+
+void CheckMetadata(const LoadOptions& options, Violations* violations) {
   const std::vector<std::string> own = ResultKeys();
   for (const std::string& pair : options.metadata) {
     const std::string key = pair.substr(0, pair.find('='));
@@ -158,7 +175,8 @@ absl::Status LoadOptions::Validate() const {
   CheckLimits("--num-warmups", num_warmups, 0, kMaxPrompts, &violations);
   CheckNumber("--ready-check-timeout-sec", ready_check_timeout_seconds, 0, 1e6, &violations);
   CheckNumber("--request-timeout", request_timeout_seconds, 0.001, 1e6, &violations);
-  CheckPairs(*this, &violations);
+  CheckHeaders(*this, &violations);
+  CheckMetadata(*this, &violations);
   CheckGoodput(*this, &violations);
   CheckMetrics(*this, &violations);
   if (violations.empty()) return absl::OkStatus();

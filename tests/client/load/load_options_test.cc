@@ -60,6 +60,12 @@ TEST(LoadOptionsTest, WhatDoesNotGoTogether) {
   EXPECT_THAT(Violations({.self_timed = false}), HasSubstr("--no-self-timed goes with"));
   EXPECT_THAT(Violations({.headers = {"a b=c"}}), HasSubstr("--header"));
   EXPECT_THAT(Violations({.headers = {"a=c\r\nd: e"}}), HasSubstr("--header"));
+  EXPECT_THAT(Violations({.headers = {"Content-Length=3"}}), HasSubstr("is set for each request"));
+  EXPECT_TRUE((LoadOptions{.headers = {"x!=3"}}.Validate().ok()));
+  // gRPC aborts on these.
+  EXPECT_THAT(Violations({.grpc = "a:1", .headers = {"x!=3"}}), HasSubstr("no such name"));
+  EXPECT_THAT(Violations({.grpc = "a:1", .headers = {"grpc-a=3"}}), HasSubstr("no such name"));
+  EXPECT_TRUE((LoadOptions{.grpc = "a:1", .headers = {"X-A.b_c=3"}}.Validate().ok()));
   EXPECT_THAT(Violations({.metadata = {"duration=1"}}), HasSubstr("have a key of that name"));
   EXPECT_THAT(Violations({.metadata = {"mean_ttft_ms=1"}}), HasSubstr("have a key of that name"));
   EXPECT_TRUE((LoadOptions{.metadata = {"tp=4"}}.Validate().ok()));
