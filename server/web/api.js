@@ -5,7 +5,7 @@
 
 const kPollTimeoutMs = 5000;
 
-// What went wrong, for people: `kind` is one of network, unauthorized, busy, unready, timeout, request, server, cut.
+// What went wrong, for people: `kind` is one of network, silent, unauthorized, busy, unready, timeout, request, server, cut.
 export class ApiError extends Error {
   constructor(kind, message, {status = 0, retryAfter = 0} = {}) {
     super(message);
@@ -52,6 +52,7 @@ async function request(path, options = {}) {
     response = await fetch(path, {cache: "no-store", ...options});
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (error.name === "TimeoutError") throw new ApiError("silent", "the server does not answer");
     throw new ApiError("network", "the server cannot be reached");
   }
   if (!response.ok) throw await errorOf(response);
@@ -70,7 +71,7 @@ async function poll(path, read) {
 export const getJson = (path) => poll(path, (response) => response.json());
 export const getText = (path) => poll(path, (response) => response.text());
 
-// The payload of each event of a stream of server-sent events, whatever pieces it comes in.
+// {data, at} of each event of a stream of server-sent events, whatever pieces it comes in; `at` is when its piece came.
 export async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
@@ -79,12 +80,13 @@ export async function* events(stream) {
     for (;;) {
       const {value, done} = await reader.read();
       if (done) return;
+      const at = performance.now();
       buffer += value;
       const lines = buffer.split(/\r\n|\n|\r(?!$)/);
       buffer = lines.pop();
       for (const line of lines) {
         if (line === "" && data.length > 0) {
-          yield data.join("\n");
+          yield {data: data.join("\n"), at};
           data = [];
         } else if (line.startsWith("data:")) {
           data.push(line.slice(line[5] === " " ? 6 : 5));
@@ -96,7 +98,7 @@ export async function* events(stream) {
   }
 }
 
-// The chunks of a chat completion. Ends when the server says that it is done; throws an ApiError of kind "cut" when the
+// The {chunk, at} of a chat completion. Ends when the server says that it is done; throws an ApiError of kind "cut" when the
 // stream ends without that.
 export async function* streamChat(body, signal) {
   const response = await request("v1/chat/completions", {
@@ -106,11 +108,11 @@ export async function* streamChat(body, signal) {
     signal,
   });
   try {
-    for await (const data of events(response.body)) {
+    for await (const {data, at} of events(response.body)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
       if (chunk.error) throw new ApiError("server", chunk.error.message ?? "the server gave up");
-      yield chunk;
+      yield {chunk, at};
     }
   } catch (error) {
     if (error.name === "AbortError" || error instanceof ApiError) throw error;
@@ -127,6 +129,8 @@ export function explain(error) {
   switch (error.kind) {
     case "network":
       return {title: "The server cannot be reached.", advice: "Is nibble serve still running, and your network up?"};
+    case "silent":
+      return {title: "The server does not answer.", advice: `It did not for ${kPollTimeoutMs / 1000} seconds; this page goes on asking.`};
     case "unauthorized":
       return {
         title: error.status === 403 ? "The server refused this page." : "The server wants a key.",

@@ -121,7 +121,7 @@ export class Chat {
 
     const answer = {
       text: "", running: true, stopped: false, error: null, finishReason: null, usage: null,
-      numChunks: 0, firstTokenMs: null, lastTokenMs: null,
+      numChunks: 0, numFirstChunks: 0, firstTokenMs: null, lastTokenMs: null,
     };
     const system = this.parameters.systemPrompt;
     const messages = [...(system === "" ? [] : [{role: "system", content: system}]), ...this.turns];
@@ -148,13 +148,14 @@ export class Chat {
       this.#follow();
     };
     try {
-      for await (const chunk of streamChat(body, signal)) {
+      for await (const {chunk, at} of streamChat(body, signal)) {
         const choice = chunk.choices?.find((one) => one.index === 0);
         if (choice?.delta?.content) {
-          answer.lastTokenMs = performance.now() - started;
+          answer.lastTokenMs = at - started;
           answer.firstTokenMs ??= answer.lastTokenMs;
           answer.text += choice.delta.content;
           ++answer.numChunks;
+          if (answer.lastTokenMs === answer.firstTokenMs) ++answer.numFirstChunks;
         }
         answer.finishReason = choice?.finish_reason ?? answer.finishReason;
         answer.usage = chunk.usage ?? answer.usage;

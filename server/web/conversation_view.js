@@ -49,8 +49,9 @@ export function figures(answer) {
   const exact = answer.usage !== null;
   const tokens = exact ? answer.usage.completion_tokens : answer.numChunks;
   const span = (answer.lastTokenMs - answer.firstTokenMs) / 1e3;
-  // The first token is what the time starts at.
-  if (tokens > 1 && span > 0) parts.push(`${exact ? "" : "about "}${number((tokens - 1) / span)} tokens/s`);
+  // What came with the first token is what the time starts at: a fast server sends more than a browser reads one by one.
+  const timed = tokens * (1 - answer.numFirstChunks / answer.numChunks);
+  if (timed > 0 && span > 0) parts.push(`${exact ? "" : "about "}${number(timed / span)} tokens/s`);
   if (tokens > 0) parts.push(`${exact ? "" : "about "}${plural(tokens, "token")} in ${seconds(answer.lastTokenMs / 1e3)}`);
   if (answer.usage?.prompt_tokens_details?.cached_tokens > 0) {
     const {prompt_tokens: prompt, prompt_tokens_details: details} = answer.usage;

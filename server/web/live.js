@@ -107,7 +107,7 @@ export class Live {
   #unavailable(error) {
     const {title, advice, reload} = explain(error);
     this.#showProblem(`${title} ${advice}`);
-    const names = {network: "Not reachable", unauthorized: "Key needed", unready: "Not ready"};
+    const names = {network: "Not reachable", silent: "No answer", unauthorized: "Key needed", unready: "Not ready"};
     this.onState({state: reload ? "degraded" : "down", text: error instanceof ApiError ? names[error.kind] ?? "Failing" : "Failing"});
   }
 
