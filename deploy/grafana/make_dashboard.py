@@ -27,8 +27,8 @@ def rate(metric, labels=ENGINE, by=""):
     return f"{summed} (rate({metric}{{{labels}}}[{RATE}]))"
 
 
-def quantile(q, metric):
-    return f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket{{{ENGINE}}}[{RATE}])))"
+def quantile(q, metric, labels=ENGINE, by="le"):
+    return f"histogram_quantile({q}, sum by ({by}) (rate({metric}_bucket{{{labels}}}[{RATE}])))"
 
 
 def mean(metric):
@@ -52,7 +52,8 @@ def lines(title, description, queries, unit="short", width=8, height=8, stacked=
     custom = {"drawStyle": "line", "lineWidth": 2, "fillOpacity": 25 if stacked else 8, "showPoints": "never",
               "spanNulls": False, "stacking": {"mode": "normal" if stacked else "none", "group": "A"}}
     defaults = {"custom": custom, "color": {"mode": "palette-classic"}, "min": 0, **({} if top is None else {"max": top})}
-    options = {"legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": ["mean", "max", "lastNotNull"]},
+    options = {"legend": {"displayMode": "table", "placement": "bottom", "showLegend": True,
+                          "calcs": ["mean", "max", "lastNotNull"]},
                "tooltip": {"mode": "multi", "sort": "desc"}}
     return panel("timeseries", title, description, queries, unit, width, height, defaults, options)
 
@@ -172,19 +173,18 @@ CACHE = [
 ]
 
 HTTP = [
-    lines("Requests by route", "Probes and scrapes too.", [query(rate("http_requests_total", PROCESS, "handler"), "{{handler}}")],
-          "reqps"),
+    lines("Requests by route", "Probes and scrapes too.",
+          [query(rate("http_requests_total", PROCESS, "handler"), "{{handler}}")], "reqps"),
     lines("Requests by status", "429: the queue is full. 503: draining, loading, no connection left, ranks lost for too long.",
           [query(rate("http_requests_total", PROCESS, "status"), "{{status}}")], "reqps", stacked=True),
     lines("Duration by route, p99", "From the whole request to the whole answer.",
-          [query(f"histogram_quantile(0.99, sum by (le, handler) (rate(http_request_duration_seconds_bucket{{{PROCESS}}}[{RATE}])))",
-                 "{{handler}}")], "s"),
+          [query(quantile(0.99, "http_request_duration_seconds", PROCESS, "le, handler"), "{{handler}}")], "s"),
     lines("gRPC calls by status", "Of all methods.",
           [query(rate("grpc_server_handled_total", PROCESS, "grpc_code"), "{{grpc_code}}")], "reqps", stacked=True),
     lines("gRPC duration by method, p99", "From a call's start to its end.",
-          [query(f"histogram_quantile(0.99, sum by (le, grpc_method) (rate(grpc_server_handling_seconds_bucket{{{PROCESS}}}[{RATE}])))",
-                 "{{grpc_method}}")], "s"),
-    lines("Connections", "Open connections of the HTTP server.", [query(f"nibble:http_connections{{{ENGINE}}}", "{{instance}}")]),
+          [query(quantile(0.99, "grpc_server_handling_seconds", PROCESS, "le, grpc_method"), "{{grpc_method}}")], "s"),
+    lines("Connections", "Open connections of the HTTP server.",
+          [query(f"nibble:http_connections{{{ENGINE}}}", "{{instance}}")]),
     lines("Held requests", "Bytes of HTTP requests that are not answered yet.",
           [query(f"nibble:http_buffered_bytes{{{ENGINE}}}", "{{instance}}")], "bytes"),
     lines("Open files", "Of those that may be open: connections are files.",

@@ -169,6 +169,7 @@ class Loaded:
     def __init__(self, nibble, folder, servers, prometheus):
         self.nibble, self.folder, self.servers, self.prometheus = nibble, folder, servers, prometheus
         self.answers = {server.url: [] for server in servers}  # usage of each answer
+        self.grpc_calls = {server.url: 0 for server in servers}
         self.client_seconds = {server.url: 0.0 for server in servers}  # of all answers, or more
         self.start = time.time()
 
@@ -202,6 +203,7 @@ class Loaded:
                                 capture_output=True, text=True, timeout=60, cwd=self.folder)
         assert result.returncode == 0, result.stderr
         self.client_seconds[server.url] += (time.monotonic() - started) * 4
+        self.grpc_calls[server.url] += 4
         return json.loads(result.stdout)["output_lens"]
 
     @staticmethod
@@ -308,6 +310,9 @@ def test_histograms_and_counters_agree_with_the_client(loaded):
         assert metric("vllm:generation_tokens_total") == tokens == metric("vllm:request_generation_tokens_sum")
         assert metric("vllm:inter_token_latency_seconds_count") == tokens - len(answers)
         assert metric("vllm:request_success_total") == len(answers)
+        calls = {"grpc_service": "nibble.v1.Nibble", "grpc_method": "Generate"}
+        assert metric("grpc_server_handled_total", grpc_code="OK", **calls) == loaded.grpc_calls[server.url]
+        assert metric("grpc_server_handling_seconds_count", **calls) == loaded.grpc_calls[server.url]
         total, queue, inference, prefill, decode = (metric(f"vllm:{name}_seconds_sum") for name in (
             "e2e_request_latency", "request_queue_time", "request_inference_time", "request_prefill_time",
             "request_decode_time"))
