@@ -3,34 +3,49 @@
 
 #include "server/health/health_metrics.h"
 
-#include "prometheus/gauge.h"
-#include "prometheus/registry.h"
-#include "prometheus/text_serializer.h"
+#include <string_view>
+
+#include "fmt/format.h"
 
 namespace nibble::server {
+namespace {
+
+// A label's value in the text format.
+std::string Escaped(std::string_view value) {
+  std::string out;
+  for (const char c : value) {
+    if (c == '\\' || c == '"') out += '\\';
+    if (c == '\n') {
+      out += "\\n";
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+std::string Head(std::string_view name, std::string_view help) {
+  return fmt::format("# HELP {0} {1}\n# TYPE {0} gauge\n", name, help);
+}
+
+}  // namespace
 
 std::string HealthMetrics(const HealthReport& report, const std::string& model_name) {
-  prometheus::Registry registry;
-  const prometheus::Labels labels = {{"model_name", model_name}, {"engine", "0"}};
-  const auto add = [&registry](const char* name, const char* help) -> auto& {
-    return prometheus::BuildGauge().Name(name).Help(help).Register(registry);
-  };
-  auto& states =
-      add("nibble:health_state", "1 for the state that the server is in: what /health says.");
+  const std::string labels = fmt::format("engine=\"0\",model_name=\"{}\"", Escaped(model_name));
+  std::string text =
+      Head("nibble:health_state", "1 for the state that the server is in: what /health says.");
   for (int i = 0; i < kNumHealthStates; ++i) {
     const auto state = static_cast<HealthState>(i);
-    prometheus::Labels with_state = labels;
-    with_state["state"] = ToString(state);
-    states.Add(with_state).Set(state == report.state ? 1 : 0);
+    text += fmt::format("nibble:health_state{{{},state=\"{}\"}} {}\n", labels, ToString(state),
+                        state == report.state ? 1 : 0);
   }
-  add("nibble:ready", "1 while /health says ready: the server can be sent requests.")
-      .Add(labels)
-      .Set(report.is_ready() ? 1 : 0);
-  add("nibble:step_age_seconds",
-      "How long the engine has been at work without ending a step; 0 while it has nothing to do.")
-      .Add(labels)
-      .Set(report.step_age_seconds);
-  return prometheus::TextSerializer().Serialize(registry.Collect());
+  text += Head("nibble:ready", "1 while /health says ready: the server can be sent requests.");
+  text += fmt::format("nibble:ready{{{}}} {}\n", labels, report.is_ready() ? 1 : 0);
+  text += Head(
+      "nibble:step_age_seconds",
+      "How long the engine has been at work without ending a step; 0 while it has nothing to do.");
+  text += fmt::format("nibble:step_age_seconds{{{}}} {}\n", labels, report.step_age_seconds);
+  return text;
 }
 
 }  // namespace nibble::server

@@ -149,15 +149,17 @@ TEST_F(HealthTest, DrainingIsNeitherReadyNorKilled) {
 TEST_F(HealthTest, OneStateIsTheMetric) {
   health_.Watch(&engine_);
   health_.StartDraining();
-  const std::string text = HealthMetrics(health_.Report(), "a \"model\"");
+  const std::string text = HealthMetrics(health_.Report(), "a \"model\" \\\n");
   EXPECT_THAT(
       text,
-      HasSubstr(R"(nibble:health_state{engine="0",model_name="a \"model\"",state="draining"} 1)"));
+      HasSubstr(
+          R"(nibble:health_state{engine="0",model_name="a \"model\" \\\n",state="draining"} 1)"));
   for (const char* state : {"loading", "ready", "stalled", "broken", "failed"}) {
     EXPECT_THAT(text, HasSubstr(fmt::format("state=\"{}\"}} 0", state)));
   }
-  EXPECT_THAT(text, HasSubstr(R"(nibble:ready{engine="0",model_name="a \"model\""} 0)"));
-  EXPECT_THAT(text, HasSubstr(R"(nibble:step_age_seconds{engine="0",model_name="a \"model\""} 0)"));
+  EXPECT_THAT(text, HasSubstr(R"(nibble:ready{engine="0",model_name="a \"model\" \\\n"} 0)"));
+  EXPECT_THAT(text,
+              HasSubstr(R"(nibble:step_age_seconds{engine="0",model_name="a \"model\" \\\n"} 0)"));
 }
 
 // The whole way: a real engine whose executor hangs, and comes back.
