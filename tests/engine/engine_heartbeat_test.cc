@@ -126,6 +126,8 @@ TEST_F(EngineHeartbeatTest, AnOutageIsNoStall) {
   rig_.device().ComeBack();
   while (!rig_.engine().Health().ok()) std::this_thread::yield();
   EXPECT_GE(Since(), back_ns);
+  // Also before its first step, which has not ended yet.
+  EXPECT_GE(rig_.engine().Progress().last_step_ns, back_ns);
   rig_.device().OpenGate();
   sink->WaitForEnd();
 }
