@@ -51,3 +51,11 @@ def client(server):
 @pytest.fixture
 def exact_client(exact_server):
     return openai.OpenAI(base_url=exact_server.url + "/v1", api_key="none", max_retries=0, timeout=60)
+
+
+@pytest.fixture
+def chat(server, open_page):
+    """The page at /, ready to be talked to."""
+    page = open_page(server.url + "/")
+    page.locator("#model:enabled").wait_for()
+    return page
