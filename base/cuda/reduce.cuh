@@ -57,15 +57,5 @@ __device__ __forceinline__ T BlockSum(T value, T* scratch) {
   for (int warp = 1; warp < static_cast<int>(blockDim.x) / kWarpSize; ++warp) sum += scratch[warp];
   return sum;
 }
-__device__ __forceinline__ float BlockMax(float value, float* scratch) {
-  value = WarpMax(value);
-  if (LaneId() == 0) scratch[WarpId()] = value;
-  __syncthreads();
-  float max = scratch[0];
-  for (int warp = 1; warp < static_cast<int>(blockDim.x) / kWarpSize; ++warp) {
-    max = fmaxf(max, scratch[warp]);
-  }
-  return max;
-}
 
 }  // namespace nibble::gpu

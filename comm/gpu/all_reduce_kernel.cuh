@@ -81,8 +81,8 @@ __device__ __forceinline__ bool P2pHasEnded(const P2pLink& link, P2pShared* shar
 }
 
 // All threads: until every peer's flag says this operation or the next, which a peer may have
-// begun. What a flag says that was not written for long (blocks that only large messages have) is
-// neither, whatever wrapped meanwhile. False when that is not to be.
+// begun. A flag that was not written for long (blocks that only large messages have) says neither,
+// but if exactly 2^32 or 2^32 - 1 operations lie between. False when that is not to be.
 __device__ __forceinline__ bool P2pWait(const P2pLink& link, uint32_t (*flags)[kMaxP2pRanks],
                                         P2pShared* shared) {
   constexpr unsigned kLooksBetweenPeers = 16;

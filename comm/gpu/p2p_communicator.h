@@ -46,11 +46,8 @@ class P2pCommunicator final : public DeviceCommunicator {
   };
   absl::StatusOr<RowPlan> PlanRows(const DeviceAllReduceArgs& args) const;
   const P2pLink& link() const { return link_; }
-  static int64_t max_row_values() { return kMaxRowValues; }
 
  private:
-  static constexpr int64_t kMaxRowValues = 65536;
-
   P2pCommunicator(Communicator* host, const DeviceCommunicatorOptions& options, P2pMemory memory);
   absl::Status Prepare(int64_t region_bytes);
   absl::Status Probe(uint32_t nonce);

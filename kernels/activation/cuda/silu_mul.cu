@@ -133,10 +133,13 @@ __global__ __launch_bounds__(kPieceThreads,
 }
 
 // Whether a launch of `pieces` a row is better than one block a row, and all of it fits the device.
+template <typename T>
 absl::StatusOr<bool> Splits(const SiluMulArgs& args, int64_t pieces) {
   if (args.workspace == nullptr || pieces == 1 || args.num_rows > kMaxSplitRows) return false;
-  NIBBLE_ASSIGN_OR_RETURN(const int64_t num_sms, CurrentNumSms());
-  return args.num_rows * pieces <= num_sms * kBlocksPerSm;
+  NIBBLE_ASSIGN_OR_RETURN(
+      const int64_t max_blocks,
+      gpu::ResidentBlocks(SiluMulSplitKernel<T>, kPieceThreads, sizeof(SplitShared)));
+  return args.num_rows * pieces <= max_blocks;
 }
 
 template <typename T>
@@ -151,7 +154,7 @@ absl::Status LaunchFor(const SiluMulArgs& args, cudaStream_t stream) {
                         .stream = stream},
                        args, pieces);
   }
-  NIBBLE_ASSIGN_OR_RETURN(const bool splits, Splits(args, pieces));
+  NIBBLE_ASSIGN_OR_RETURN(const bool splits, Splits<T>(args, pieces));
   if (splits) {
     return gpu::Launch(SiluMulSplitKernel<T>,
                        {.grid = {static_cast<unsigned>(args.num_rows * pieces)},

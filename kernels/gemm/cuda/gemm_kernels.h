@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Inside the folder: what Run() and RunGrouped() hand to kSkinny, kTiled and kFloat.
+// Inside the folder: what Run() and RunGrouped() hand to kernels.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -76,12 +76,14 @@ __device__ __forceinline__ void CopyTiles(const gpu::TensorMap& map, const Wgmma
 
 // The copy engine cannot gather rows: all threads do, 16 bytes at a time, where the engine's
 // swizzle would have put them. A thread's copies are finished kBehind stages later, so that many
-// are under way; it then arrives for that stage.
+// are under way; it then arrives for that stage. The math warps give a stage back only when the
+// next one is full: the ring has one stage more than are on their way, and that one.
 template <Form kForm, int kTokens>
 __device__ __forceinline__ void GatherTiles(const WgmmaArgs& args, int num_tiles,
                                             WgmmaShared<kForm, kTokens>* shared) {
   constexpr int kStages = WgmmaShared<kForm, kTokens>::kStages;
-  constexpr int kBehind = kStages - 1 < 4 ? kStages - 1 : 4;
+  constexpr int kBehind = kStages - 2 < 4 ? kStages - 2 : 4;
+  static_assert(kBehind >= 1 && kStages >= kBehind + 2);
   constexpr int kChunks = kWgmmaStageK / 16;
   constexpr int kChunksOfThread = (kTokens * kChunks + kWarpgroupSize - 1) / kWarpgroupSize;
   const GemmKernelArgs& gemm = args.gemm;

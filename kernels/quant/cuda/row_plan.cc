@@ -3,11 +3,7 @@
 
 #include "kernels/quant/cuda/row_plan.h"
 
-#include <cuda_runtime.h>
-
 #include <limits>
-
-#include "base/cuda/error.h"
 
 namespace nibble::kernels::cuda {
 namespace {
@@ -90,15 +86,6 @@ absl::Status CheckOutput(const RowOutput& out, int64_t num_rows, int64_t columns
         static_cast<const void*>(quantized.sums), kAlign);
   }
   return absl::OkStatus();
-}
-
-absl::StatusOr<int64_t> CurrentNumSms() {
-  int device = 0;
-  int num_sms = 0;
-  NIBBLE_RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
-  NIBBLE_RETURN_IF_CUDA_ERROR(
-      cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device));
-  return num_sms;
 }
 
 RowPlan PlanRow(int64_t columns) {

@@ -26,9 +26,6 @@ absl::Status CheckColumns(const char* name, int64_t columns, int64_t limit);
 // That num_rows * per_row blocks are a grid.
 absl::Status CheckGrid(int64_t num_rows, int64_t per_row);
 
-// Streaming multiprocessors of the current device.
-absl::StatusOr<int64_t> CurrentNumSms();
-
 // The block of one row: `threads`, a multiple of 32, each of which holds `held` chunks of 8
 // elements in registers; 0: the row is too long for that. A function of `columns` alone, so that
 // sums do not depend on the batch.

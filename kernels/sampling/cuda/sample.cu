@@ -114,9 +114,9 @@ int64_t SampleWorkspaceBytes(int64_t max_rows, int64_t vocab_size) {
 absl::Status Sample(const SampleArgs& args, cudaStream_t stream) {
   NIBBLE_RETURN_IF_ERROR(Check(args));
   if (args.num_rows == 0) return absl::OkStatus();
-  NIBBLE_ASSIGN_OR_RETURN(const int64_t num_sms, CurrentNumSms());
   // All blocks are there at the same time: they wait for each other.
-  const int64_t max_blocks = num_sms * kBlocksPerSm;
+  NIBBLE_ASSIGN_OR_RETURN(const int64_t max_blocks,
+                          gpu::ResidentBlocks(SampleKernel, kSampleThreads, sizeof(SampleShared)));
   int64_t blocks_per_row = 1;
   if (args.num_rows <= kMaxGroups) {
     const int64_t useful = (args.vocab_size + kMinTokensPerBlock - 1) / kMinTokensPerBlock;
