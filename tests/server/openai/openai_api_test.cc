@@ -367,37 +367,6 @@ TEST_F(OpenAiApiTest, BusyAndNotReadySayWhenToComeBack) {
               nullptr);
 }
 
-// The port is open before there is a service.
-TEST_F(OpenAiApiTest, ClosedWhileTheModelIsLoaded) {
-  ServiceGate loading;
-  OpenAiApi api(&loading, {.model_name = "org/fake", .version = "1", .metrics = [] { return ""; }});
-  const auto server = *HttpServer::Create({.port = 0});
-  api.Register(server.get());
-  ASSERT_TRUE(server->Start().ok());
-  const auto ask = [&](const std::string& request) {
-    RawClient client(server->port());
-    client.Send(request);
-    return Response(&client);
-  };
-  const auto get = [](const std::string& path) {
-    return "GET " + path + " HTTP/1.1\r\nHost: x\r\n\r\n";
-  };
-  for (const std::string& request :
-       {get("/v1/models"), get("/v1/models/org/fake"), get("/v1/models/other"),
-        Post("/v1/chat/completions", ChatBody()), Post("/v1/completions", "nonsense"),
-        Post("/tokenize", "{}"), Post("/detokenize", "{}")}) {
-    const auto response = ask(request);
-    ExpectError(response, "503", "service_unavailable_error", nullptr);
-    EXPECT_THAT(response.first, HasSubstr("Retry-After: "));
-    EXPECT_THAT(response.second.dump(), HasSubstr("loading"));
-  }
-  EXPECT_THAT(ask(get("/version")).first, StartsWith("HTTP/1.1 200"));
-  EXPECT_EQ(ask(get("/nothing")).first.substr(9, 3), "404");
-  loading.Open(service_.get());
-  EXPECT_THAT(ask(get("/v1/models/org/fake")).first, StartsWith("HTTP/1.1 200"));
-  server->Stop();
-}
-
 TEST_F(OpenAiApiTest, AClientThatLeavesCancels) {
   size_t count = 0;
   for (const char* stream : {"", R"(,"stream":true)"}) {
