@@ -34,6 +34,7 @@ ALLOWED_SERVER = {
     "server/tls": {"server/tls"},
     "server/request_log": {"server/request_log"},
     "server/auth": {"server/auth", "server/http"},
+    "server/web": {"server/web", "server/http"},
     "server/chat": {"server/chat", "server/chat/jinja"},
     "server/admission": {"server/admission", "server/chat", "server/request_log"},
     "server/metrics": {"server/metrics"},
