@@ -66,7 +66,7 @@ absl::StatusOr<std::unique_ptr<P2pCommunicator>> P2pCommunicator::Create(
   NIBBLE_RETURN_IF_ERROR(Agree(host, p2p->Probe(nonce)));
   NIBBLE_RETURN_IF_ERROR(Agree(host, p2p->ReadProbe(nonce)));
   NIBBLE_ASSIGN_OR_RETURN(p2p->limits_.max_blocks, CommonBlocks(host, options.caps.num_sms));
-  NIBBLE_RETURN_IF_ERROR(Agree(host, p2p->SelfTest()));
+  NIBBLE_RETURN_IF_ERROR(p2p->SelfTest());
   const auto clocks = ClocksOf(options.timeout, options.caps.index);
   NIBBLE_RETURN_IF_ERROR(Agree(host, clocks.status()));
   p2p->link_.timeout_clocks = *clocks;

@@ -55,10 +55,24 @@ absl::Status P2pCommunicator::ReadProbe(uint32_t nonce) {
 absl::Status P2pCommunicator::SelfTest() {
   const int64_t max_values = std::min<int64_t>(options_.max_values, kSelfTestValues);
   if (size() == 1 || max_values < kSelfTestRows) return absl::OkStatus();
-  NIBBLE_ASSIGN_OR_RETURN(const gpu::Stream stream, gpu::Stream::Create());
-  NIBBLE_ASSIGN_OR_RETURN(const auto data,
-                          gpu::DeviceBuffer<float>::Create(static_cast<size_t>(kSelfTestValues)));
-  const int64_t row_size = max_values / kSelfTestRows;
+  // All have what they need before anybody's kernel waits for a peer, and keep it until all are
+  // through: in one process the driver may wait for that kernel where it allocates and frees.
+  auto stream = gpu::Stream::Create();
+  NIBBLE_RETURN_IF_ERROR(Agree(host_, stream.status()));
+  auto data = gpu::DeviceBuffer<float>::Create(static_cast<size_t>(kSelfTestValues));
+  NIBBLE_RETURN_IF_ERROR(Agree(host_, data.status()));
+  const absl::Status status = SumKnownValues(max_values / kSelfTestRows, data->data(), *stream);
+  if (!status.ok()) {
+    // Nobody waits for a rank that has given up.
+    EndKernels();
+    stream->Synchronize().IgnoreError();
+    abort_stream_.Synchronize().IgnoreError();
+  }
+  return Agree(host_, status);
+}
+
+absl::Status P2pCommunicator::SumKnownValues(int64_t row_size, float* data,
+                                             const gpu::Stream& stream) {
   for (const SelfTestCase& test : SelfTestCases(policy_)) {
     std::vector<float> values = SelfTestInput(rank(), row_size, test.dtype);
     const bool is_bf16 = test.dtype == DType::kBf16;
@@ -66,12 +80,12 @@ absl::Status P2pCommunicator::SelfTest() {
     std::transform(values.begin(), values.begin() + std::ssize(halves), halves.begin(), ToBFloat16);
     void* const rows = is_bf16 ? static_cast<void*>(halves.data()) : values.data();
     const size_t bytes = values.size() * SizeOf(test.dtype);
-    NIBBLE_RETURN_IF_ERROR(gpu::CopyToDevice(data.data(), rows, bytes, stream.get()));
+    NIBBLE_RETURN_IF_ERROR(gpu::CopyToDevice(data, rows, bytes, stream.get()));
     NIBBLE_RETURN_IF_ERROR(AllReduceBy(
         {.algorithm = test.algorithm, .codec = test.codec},
-        {.data = data.data(), .dtype = test.dtype, .num_rows = kSelfTestRows, .row_size = row_size},
+        {.data = data, .dtype = test.dtype, .num_rows = kSelfTestRows, .row_size = row_size},
         stream.get()));
-    NIBBLE_RETURN_IF_ERROR(gpu::CopyToHost(rows, data.data(), bytes, stream.get()));
+    NIBBLE_RETURN_IF_ERROR(gpu::CopyToHost(rows, data, bytes, stream.get()));
     NIBBLE_RETURN_IF_ERROR(stream.Synchronize());
     NIBBLE_RETURN_IF_ERROR(Check());
     for (size_t i = 0; i < halves.size(); ++i) values[i] = ToFloat(halves[i]);
