@@ -29,7 +29,7 @@ check_kind() { case $1 in cpu | cuda) ;; *) fail "'$1' is no kind of image: want
 packages() {
   check_kind "$1"
   cd "$source_root"
-  ./dev setup
+  ./dev setup build
   if [ "$1" = cuda ]; then ./dev setup cuda; fi
 }
 
