@@ -15,6 +15,8 @@ namespace {
 // Between two looks of the watchdog, and of a caller at what NCCL does in the background.
 constexpr std::chrono::milliseconds kLook{50};
 constexpr std::chrono::microseconds kPoll{50};
+// NCCL takes most calls sooner than a thread that sleeps is back, and a step has hundreds of them.
+constexpr std::chrono::microseconds kNoSleep{200};
 // For a communicator without faults to end in; it is aborted then.
 constexpr std::chrono::seconds kFinalizeTimeout{5};
 
@@ -68,8 +70,9 @@ NcclSession::~NcclSession() {
 }
 
 absl::Status NcclSession::Settle(NcclResult result) {
-  const Clock::time_point end = Clock::now() + timeout_;
+  const Clock::time_point begin = Clock::now();
   for (;;) {
+    Clock::duration waited;
     {
       const std::lock_guard lock(mutex_);
       if (!broken_.ok()) return broken_;
@@ -87,13 +90,18 @@ absl::Status NcclSession::Settle(NcclResult result) {
         AbortLocked(absl::AbortedError("NCCL was waited for until its ranks were told to end"));
         return broken_;
       }
-      if (Clock::now() > end) {
+      waited = Clock::now() - begin;
+      if (waited > timeout_) {
         AbortLocked(Unavailable("NCCL did not answer within {:.1f} s",
                                 std::chrono::duration<double>(timeout_).count()));
         return broken_;
       }
     }
-    std::this_thread::sleep_for(kPoll);
+    if (waited < kNoSleep) {
+      std::this_thread::yield();
+    } else {
+      std::this_thread::sleep_for(kPoll);
+    }
   }
 }
 
