@@ -262,6 +262,24 @@ TEST_F(P2pCommunicatorTest, AMeasuredPolicyIsTheSameOnAllRanks) {
   EXPECT_TRUE(ParsePolicy(policies[0]).ok());
 }
 
+// The peers of a rank that fails its self-test wait for it on their devices until it tells them.
+TEST_F(P2pCommunicatorTest, WhatOneRankCannotSumAllRanksRefuse) {
+  options_.max_values = 1024;
+  const auto group = ThreadGroup(2, {.mode = Mode::kNone});
+  OnRanks(group, [&](int rank, Communicator* host, ThreadPool* pool) {
+    DeviceCommunicatorOptions own = options_;
+    const int group_size = rank == 1 ? 48 : 32;
+    own.policy.choices = {{.codec = {.bits = 4, .group_size = group_size}}};
+    const absl::Status status = DeviceCommunicator::Create(host, own, pool).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("rank 1 has given up"));
+    // What comes next meets its like.
+    std::vector<int> ranks(2);
+    EXPECT_TRUE(host->AllGather(&rank, sizeof(rank), ranks.data()).ok());
+    EXPECT_THAT(ranks, ::testing::ElementsAre(0, 1));
+  });
+}
+
 // The peers of a rank that cannot launch wait for it on their devices, and learn why.
 TEST_F(P2pCommunicatorTest, WhatOneRankCannotMeasureAllRanksRefuse) {
   options_.measure_policy = true;
