@@ -15,11 +15,11 @@
 #include "base/cuda/buffer.h"
 #include "base/cuda/stream.h"
 #include "base/thread_pool.h"
+#include "bench/cuda/allreduce_memory.h"
 #include "bench/cuda/allreduce_report.h"
 #include "bench/cuda/allreduce_subject.h"
 #include "bench/cuda/device_meter.h"
 #include "bench/cuda/device_peaks.h"
-#include "bench/cuda/random_on_device.h"
 #include "comm/group.h"
 
 namespace nibble::bench {
@@ -42,62 +42,6 @@ bool IsTooLarge(const AllReduceSpec& spec, int64_t message_bytes) {
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
-
-// Device memory of a rank, for messages of any size of the benchmark; freed when all are through.
-struct Memory {
-  gpu::DeviceBuffer<uint16_t> input;  // bf16
-  gpu::DeviceBuffer<uint16_t> delta;  // what is summed
-  gpu::DeviceBuffer<float> residual;
-  gpu::DeviceBuffer<float> weight;
-  gpu::DeviceBuffer<int8_t> codes;
-  gpu::DeviceBuffer<float> scales;
-  gpu::DeviceBuffer<int32_t> sums;
-  gpu::DeviceBuffer<uint8_t> hold;
-  gpu::DeviceBuffer<uint32_t> sink;
-
-  absl::Status Allocate(const CudaAllReduceBenchOptions& options, int rank, int64_t max_values,
-                        int64_t hold_bytes, cudaStream_t stream) {
-    const auto count = static_cast<size_t>(max_values);
-    const auto rows = static_cast<size_t>(
-        std::max<int64_t>(max_values / options.row_size, 1));  // short messages are one row
-    const auto seed = static_cast<uint32_t>(rank + 1);
-    NIBBLE_ASSIGN_OR_RETURN(input, RandomOnDevice(RandomKind::kBf16, max_values, seed, stream));
-    NIBBLE_ASSIGN_OR_RETURN(delta, gpu::DeviceBuffer<uint16_t>::Create(count));
-    NIBBLE_ASSIGN_OR_RETURN(residual, gpu::DeviceBuffer<float>::Create(count));
-    NIBBLE_RETURN_IF_ERROR(gpu::ZeroDevice(residual.data(), residual.size_bytes(), stream));
-    const std::vector<float> ones(static_cast<size_t>(options.row_size), 1.0F);
-    NIBBLE_ASSIGN_OR_RETURN(weight, gpu::Upload(ones, stream));
-    NIBBLE_ASSIGN_OR_RETURN(codes, gpu::DeviceBuffer<int8_t>::Create(count));
-    NIBBLE_ASSIGN_OR_RETURN(scales, gpu::DeviceBuffer<float>::Create(rows));
-    NIBBLE_ASSIGN_OR_RETURN(sums, gpu::DeviceBuffer<int32_t>::Create(rows));
-    NIBBLE_ASSIGN_OR_RETURN(hold,
-                            gpu::DeviceBuffer<uint8_t>::Create(static_cast<size_t>(hold_bytes)));
-    NIBBLE_RETURN_IF_ERROR(gpu::ZeroDevice(hold.data(), hold.size_bytes(), stream));
-    NIBBLE_ASSIGN_OR_RETURN(sink, gpu::DeviceBuffer<uint32_t>::Create(1));
-    return absl::OkStatus();
-  }
-
-  AllReduceRows Rows(int64_t message_bytes, int64_t max_row_size) const {
-    const int64_t values = message_bytes / 2;
-    const int64_t row_size = std::min(max_row_size, values / 8 * 8);
-    const int64_t num_rows = values / row_size;
-    return {.sum = {.data = delta.data(),
-                    .dtype = DType::kBf16,
-                    .num_rows = num_rows,
-                    .row_size = row_size},
-            .norm = {.num_rows = num_rows,
-                     .hidden = row_size,
-                     .x = residual.data(),
-                     .x_stride = row_size,
-                     .delta = {.data = delta.data(), .dtype = DType::kBf16, .stride = row_size},
-                     .weight = weight.data(),
-                     .out = {.values = {},
-                             .quantized = {.values = codes.data(),
-                                           .scales = scales.data(),
-                                           .sums = sums.data(),
-                                           .stride = row_size}}}};
-  }
-};
 
 // One rank, on its own thread. All ranks do the same in the same order; whatever has to be decided
 // follows from times that all have seen.
@@ -233,7 +177,7 @@ class Rank {
   ThreadPool pool_{1};
   DeviceMeter meter_;
   DevicePeaks peaks_;
-  Memory memory_;
+  AllReduceMemory memory_;
   gpu::Event begin_;
   gpu::Event end_;
   int64_t max_values_ = 0;
