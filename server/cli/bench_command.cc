@@ -177,6 +177,7 @@ int RunBenchAttention(const BenchOptions& options) {
 
 int RunBenchAllReduce(const BenchOptions& options) {
   if (options.allreduce_device == "cuda") {
+    LoadKernelsAtStart();
     return RunOnDevice(options.cuda_allreduce, bench::RunCudaAllReduceBench);
   }
   return RunOnGroup(options.allreduce, bench::RunAllReduceBench);

@@ -3,6 +3,8 @@
 
 #include "server/cli/thread_ranks.h"
 
+#include <stdlib.h>  // setenv
+
 #include <algorithm>
 #include <iterator>
 #include <optional>
@@ -64,6 +66,8 @@ absl::Status Connect(const server::ParallelOptions& parallel,
 
 }  // namespace
 
+void LoadKernelsAtStart() { ::setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0); }
+
 std::vector<engine::PerplexityRank> ThreadRanks::Places() const {
   std::vector<engine::PerplexityRank> places;
   for (size_t rank = 0; rank < models.size(); ++rank) {
@@ -77,6 +81,7 @@ absl::StatusOr<ThreadRanks> LoadThreadRanks(const server::ModelOptions& options,
                                             const server::ParallelOptions& parallel,
                                             const comm::AllReduceOptions& all_reduce) {
   NIBBLE_RETURN_IF_ERROR(CheckModelDirectory(options.model));
+  if (parallel.world_size() > 1 && options.device != "cpu") LoadKernelsAtStart();
   ThreadRanks ranks;
   NIBBLE_ASSIGN_OR_RETURN(ranks.device, ChooseDevice(options));
   NIBBLE_ASSIGN_OR_RETURN(ranks.tokenizer, engine::Tokenizer::Load(options.model));

@@ -21,6 +21,12 @@
 
 namespace nibble::cli {
 
+// Before CUDA's first call and any other thread, where ranks on several devices are threads: has
+// CUDA load all kernels as soon as it starts, unless the environment says otherwise. One that is
+// loaded at its first launch may wait, with a lock of the process held, for a kernel that runs; and
+// that kernel may wait for another rank's, which is behind the lock.
+void LoadKernelsAtStart();
+
 struct ThreadRanks {
   DeviceChoice device;
   std::unique_ptr<engine::Tokenizer> tokenizer;
