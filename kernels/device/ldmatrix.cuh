@@ -33,12 +33,6 @@ __device__ __forceinline__ void LoadMatrixX4(uint32_t (&r)[4], const void* share
                : "r"(gpu::SharedAddress(shared_row))
                : "memory");
 }
-__device__ __forceinline__ void LoadMatrixX2(uint32_t (&r)[2], const void* shared_row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(gpu::SharedAddress(shared_row))
-               : "memory");
-}
 __device__ __forceinline__ void LoadMatrixX4Trans(uint32_t (&r)[4], const void* shared_row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])

@@ -115,9 +115,9 @@ void LoadMatrix(uint32_t* registers, int num_matrices, const void* row, bool tra
   }
   LoadMatrixArgs args{registers, num_matrices, row};
   WarpMeeting(kAllLanes,
-              transposed          ? num_matrices == 4 ? "LoadMatrixX4Trans" : "LoadMatrixX2Trans"
-              : num_matrices == 4 ? "LoadMatrixX4"
-                                  : "LoadMatrixX2",
+              !transposed         ? "LoadMatrixX4"
+              : num_matrices == 4 ? "LoadMatrixX4Trans"
+                                  : "LoadMatrixX2Trans",
               &args, transposed ? PerformLoadMatrix<true> : PerformLoadMatrix<false>);
 }
 

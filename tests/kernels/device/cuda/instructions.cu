@@ -54,10 +54,10 @@ __global__ void __launch_bounds__(32) LoadMatrixKernel(const uint4* rows, uint32
   *reinterpret_cast<uint4*>(row) = rows[lane % (8 * kNumMatrices)];
   __syncthreads();
   uint32_t r[kNumMatrices];
+  static_assert(kTransposed || kNumMatrices == 4);
+  if constexpr (!kTransposed) LoadMatrixX4(r, row);
   if constexpr (kNumMatrices == 4 && kTransposed) LoadMatrixX4Trans(r, row);
-  if constexpr (kNumMatrices == 4 && !kTransposed) LoadMatrixX4(r, row);
-  if constexpr (kNumMatrices == 2 && kTransposed) LoadMatrixX2Trans(r, row);
-  if constexpr (kNumMatrices == 2 && !kTransposed) LoadMatrixX2(r, row);
+  if constexpr (kNumMatrices == 2) LoadMatrixX2Trans(r, row);
   for (int i = 0; i < kNumMatrices; ++i) registers[lane * kNumMatrices + i] = r[i];
 }
 
@@ -152,10 +152,9 @@ absl::Status RunMmaF16(const uint8_t* a, const uint8_t* b, float* d, cudaStream_
 
 absl::Status RunLoadMatrix(int num_matrices, bool transposed, const uint16_t* rows,
                            uint32_t* registers, cudaStream_t stream) {
-  auto* const kernel = num_matrices == 4
-                           ? transposed ? LoadMatrixKernel<4, true> : LoadMatrixKernel<4, false>
-                       : transposed ? LoadMatrixKernel<2, true>
-                                    : LoadMatrixKernel<2, false>;
+  auto* const kernel = !transposed         ? LoadMatrixKernel<4, false>
+                       : num_matrices == 4 ? LoadMatrixKernel<4, true>
+                                           : LoadMatrixKernel<2, true>;
   return gpu::Launch(kernel, {.block = {32}, .shared_bytes = 32 * kRowStride, .stream = stream},
                      reinterpret_cast<const uint4*>(rows), registers);
 }

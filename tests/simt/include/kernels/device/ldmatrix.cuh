@@ -16,9 +16,6 @@ namespace nibble::kernels::cuda {
 inline void LoadMatrixX4(uint32_t (&r)[4], const void* shared_row) {
   simt::LoadMatrix(r, 4, shared_row, /*transposed=*/false);
 }
-inline void LoadMatrixX2(uint32_t (&r)[2], const void* shared_row) {
-  simt::LoadMatrix(r, 2, shared_row, /*transposed=*/false);
-}
 inline void LoadMatrixX4Trans(uint32_t (&r)[4], const void* shared_row) {
   simt::LoadMatrix(r, 4, shared_row, /*transposed=*/true);
 }
