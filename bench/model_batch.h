@@ -30,8 +30,8 @@ class ModelBatch {
   static absl::StatusOr<ModelBatch> Create(engine::Model* model, const ModelBatchShape& shape,
                                            ThreadPool* pool);
 
-  // Random keys and values everywhere, where the cache is in this host's memory. A device's is
-  // zeros, which are there as much as others.
+  // Random keys and values everywhere, where the cache is in this host's memory. A device's stays
+  // zeros: its steps read as many bytes, but switch fewer bits than a model's would.
   void FillCache(Isa isa, ThreadPool* pool);
 
   // The step that computes `num_tokens` random tokens of every sequence behind the `context` ones

@@ -94,9 +94,11 @@ endmacro()
 
 # nibble_cuda_test(NAME norm SRCS ... DEPS nibble::testing CUDA_DEPS kernels_norm_cuda) makes norm_simt_test, a ctest
 # that runs in the emulator, and with NIBBLE_CUDA=ON norm_gpu_test, labelled gpu, which skips where there is no
-# device. GPU_SRCS are for the second alone.
+# device; one such test has the device at a time. GPU_SRCS are for the second alone. PEERS: a --gtest_filter of those
+# whose ranks' kernels wait for each other on streams of one device. They run with all kernels loaded beforehand, and
+# tests/cuda/gpu_check.sh finds the filter in norm_gpu_test.peers beside the program.
 function(nibble_cuda_test)
-  cmake_parse_arguments(ARG "" "NAME;TIMEOUT" "SRCS;GPU_SRCS;DEPS;CUDA_DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "" "NAME;TIMEOUT;PEERS" "SRCS;GPU_SRCS;DEPS;CUDA_DEPS" ${ARGN})
   if(NIBBLE_SIMT)
     set(deps)
     foreach(dep ${ARG_CUDA_DEPS})
@@ -109,8 +111,15 @@ function(nibble_cuda_test)
     foreach(dep ${ARG_CUDA_DEPS})
       list(APPEND deps nibble::${dep})
     endforeach()
-    nibble_test(NAME ${ARG_NAME}_gpu_test SRCS ${ARG_SRCS} ${ARG_GPU_SRCS} DEPS ${deps} ${ARG_DEPS} LABELS gpu
-                TIMEOUT "${ARG_TIMEOUT}")
-    add_dependencies(gpu_tests ${ARG_NAME}_gpu_test)
+    set(test ${ARG_NAME}_gpu_test)
+    set(environment)
+    if(ARG_PEERS)
+      set(environment CUDA_MODULE_LOADING=EAGER)
+      file(GENERATE OUTPUT $<TARGET_FILE:${test}>.peers CONTENT "${ARG_PEERS}\n")
+    endif()
+    nibble_test(NAME ${test} SRCS ${ARG_SRCS} ${ARG_GPU_SRCS} DEPS ${deps} ${ARG_DEPS} LABELS gpu
+                TIMEOUT "${ARG_TIMEOUT}" ENV ${environment})
+    set_tests_properties(${test} PROPERTIES RESOURCE_LOCK gpu)
+    add_dependencies(gpu_tests ${test})
   endif()
 endfunction()

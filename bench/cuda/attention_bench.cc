@@ -120,8 +120,8 @@ class Subject {
     view.keys = keys_.data() + copy * copy_words_;
     view.values = values_.data() + copy * copy_words_;
     if (scales_.data() != nullptr) {
-      view.key_scales = scales_.data();
-      view.value_scales = scales_.data() + scales_.size() / 2;
+      view.key_scales = scales_.data() + 2 * copy * copy_scales_;
+      view.value_scales = view.key_scales + copy_scales_;
     }
     return attention->Run(
         view,
@@ -145,8 +145,11 @@ class Subject {
     NIBBLE_ASSIGN_OR_RETURN(keys_, RandomOnDevice(kind, num_copies_ * copy_words_, 1, stream));
     NIBBLE_ASSIGN_OR_RETURN(values_, RandomOnDevice(kind, num_copies_ * copy_words_, 2, stream));
     if (is_int8) {
+      copy_scales_ = rows;
       NIBBLE_ASSIGN_OR_RETURN(
-          scales_, gpu::Upload(std::vector<float>(static_cast<size_t>(2 * rows), kScale), stream));
+          scales_,
+          gpu::Upload(std::vector<float>(static_cast<size_t>(2 * num_copies_ * rows), kScale),
+                      stream));
     }
     const int64_t count = shape_.num_tokens() * shape_.columns();
     NIBBLE_ASSIGN_OR_RETURN(q_, RandomOnDevice(RandomKind::kBf16, count, 3, stream));
@@ -171,11 +174,12 @@ class Subject {
   Case shape_;
   int64_t max_blocks_ = 0;
   int64_t num_copies_ = 1;
-  int64_t copy_words_ = 0;  // 16 bits each: of keys, and of values
-  KvCacheView view_;        // but for its memory
+  int64_t copy_words_ = 0;   // 16 bits each: of keys, and of values
+  int64_t copy_scales_ = 0;  // of keys, and of values
+  KvCacheView view_;         // but for its memory
   gpu::DeviceBuffer<uint16_t> keys_;
   gpu::DeviceBuffer<uint16_t> values_;
-  gpu::DeviceBuffer<float> scales_;  // of keys, of values; of all copies
+  gpu::DeviceBuffer<float> scales_;  // [copies, 2, copy_scales_]: of keys, of values
   gpu::DeviceBuffer<uint16_t> q_;
   gpu::DeviceBuffer<uint16_t> out_;
   std::vector<int32_t> query_start_;

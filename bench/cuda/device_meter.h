@@ -39,7 +39,7 @@ class DeviceMeter {
   nlohmann::ordered_json Describe() const;
 
   // Seconds of one call of `body`, which is given 0, 1, ...: `calls` of them are captured, and the
-  // graph launched several times between two events. Before that body(0) runs once.
+  // graph launched several times between two events. Before that each runs once.
   absl::StatusOr<Timing> Measure(int calls, const std::function<absl::Status(int)>& body) const;
 
   // By kernels that do nothing else.

@@ -33,8 +33,8 @@ __global__ __launch_bounds__(kThreads) void ReadKernel(const uint4* data, int64_
     const uint4 value = gpu::LoadStreaming16(data + i);
     sum |= value.x | value.y | value.z | value.w;
   }
-  // The memory is zeros; the compiler does not know.
-  if (sum != 0) *sink = sum;
+  // Never, of so many random bits; the compiler does not know.
+  if (sum == 0x12345678) *sink = sum;
 }
 
 __device__ __forceinline__ void Multiply(int (&sums)[4], const uint32_t (&a)[4],

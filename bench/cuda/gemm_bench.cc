@@ -16,48 +16,87 @@
 namespace nibble::bench {
 namespace {
 
-// Of one variant; `bf16_s` are the seconds of the first one that was bf16, for each number of
-// tokens.
-absl::Status MeasureVariant(const CudaGemmBenchOptions& options, const CudaGemmShape& shape,
-                            const GemmVariant& variant, const DeviceMeter& meter,
-                            const DevicePeaks& peaks, std::vector<double>* bf16_s, Report* report) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<GemmSubject> subject, variant.make());
-  // As often each.
-  const int num_calls = subject->num_calls();
-  const int calls = (std::max(options.calls, num_calls) + num_calls - 1) / num_calls * num_calls;
-  for (size_t i = 0; i < options.m.size(); ++i) {
-    const int64_t m = options.m[i];
+class ShapeBench {
+ public:
+  ShapeBench(const GemmRun& run, const CudaGemmShape& shape, Report* report)
+      : options_(*run.options),
+        shape_(shape),
+        meter_(*run.meter),
+        peaks_(*run.peaks),
+        table_(run.table),
+        report_(report),
+        bf16_s_(options_.m.size(), 0.0) {}
+
+  void Run(const GemmVariant& variant) {
+    const auto subject = variant.make();
+    if (!subject.ok()) {
+      AddError({{"shape", shape_.name}, {"variant", variant.name}}, subject.status());
+      return;
+    }
+    for (size_t i = 0; i < options_.m.size(); ++i) {
+      const absl::Status status = RunTokens(variant, i, subject->get());
+      if (status.ok()) continue;
+      AddError({{"shape", shape_.name}, {"variant", variant.name}, {"m", options_.m[i]}}, status);
+    }
+  }
+
+ private:
+  absl::Status RunTokens(const GemmVariant& variant, size_t i, GemmSubject* subject) {
+    const int64_t m = options_.m[i];
+    // As often each.
+    const int num_calls = subject->num_calls();
+    const int calls = (std::max(options_.calls, num_calls) + num_calls - 1) / num_calls * num_calls;
     NIBBLE_RETURN_IF_ERROR(subject->Prepare(m));
-    NIBBLE_ASSIGN_OR_RETURN(const Timing timing, meter.Measure(calls, [&](int call) {
+    NIBBLE_ASSIGN_OR_RETURN(const Timing timing, meter_.Measure(calls, [&](int call) {
       return subject->Run(call % num_calls);
     }));
     const double seconds = timing.median_s;
     const double bytes = subject->bytes();
-    const double ops = 2.0 * static_cast<double>(shape.NumRows(m) * shape.n * shape.k);
-    const double peak = subject->is_int8() ? peaks.int8_op_per_s : peaks.bf16_op_per_s;
+    const double ops = 2.0 * static_cast<double>(shape_.NumRows(m) * shape_.n * shape_.k);
+    const double peak = subject->is_int8() ? peaks_.int8_op_per_s : peaks_.bf16_op_per_s;
     nlohmann::ordered_json row = {
-        {"shape", shape.name},
+        {"shape", shape_.name},
         {"variant", variant.name},
         {"kernel", subject->kernel()},
         {"m", m},
-        {"n", shape.n},
-        {"k", shape.k},
+        {"n", shape_.n},
+        {"k", shape_.k},
         {"bytes", static_cast<int64_t>(bytes)},
         {"runs", timing.runs},
         {"median_us", Rounded(seconds * 1e6)},
         {"best_us", Rounded(timing.best_s * 1e6)},
         {"gb_per_s", Rounded(bytes / seconds * 1e-9)},
-        {"share_of_read", Rounded(bytes / seconds / peaks.read_bytes_per_s)},
+        {"share_of_read", Rounded(bytes / seconds / peaks_.read_bytes_per_s)},
         {"top_per_s", Rounded(ops / seconds * 1e-12)},
         {"share_of_peak", Rounded(ops / seconds / peak)}};
-    if (variant.name.starts_with("bf16") && (*bf16_s)[i] == 0.0) (*bf16_s)[i] = seconds;
-    if ((*bf16_s)[i] > 0.0) row["times_bf16"] = Rounded((*bf16_s)[i] / seconds);
-    report->Add(std::move(row));
+    if (variant.name.starts_with("bf16") && bf16_s_[i] == 0.0) bf16_s_[i] = seconds;
+    if (bf16_s_[i] > 0.0) row["times_bf16"] = Rounded(bf16_s_[i] / seconds);
+    report_->Add(std::move(row));
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
-}
+
+  void AddError(nlohmann::ordered_json row, const absl::Status& status) {
+    row["error"] = status.ToString();
+    report_->Add(std::move(row));
+    if (table_ != nullptr) fmt::print(table_, "  error: {}\n", status.ToString());
+  }
+
+  const CudaGemmBenchOptions& options_;
+  const CudaGemmShape& shape_;
+  const DeviceMeter& meter_;
+  const DevicePeaks& peaks_;
+  std::FILE* const table_;
+  Report* const report_;
+  std::vector<double> bf16_s_;  // of the first variant that was bf16, for each number of tokens
+};
 
 }  // namespace
+
+void MeasureVariants(const GemmRun& run, const CudaGemmShape& shape,
+                     const std::vector<GemmVariant>& variants, Report* report) {
+  ShapeBench bench(run, shape, report);
+  for (const GemmVariant& variant : variants) bench.Run(variant);
+}
 
 absl::StatusOr<nlohmann::ordered_json> RunCudaGemmBench(const CudaGemmBenchOptions& options,
                                                         ThreadPool* pool, std::FILE* table) {
@@ -87,14 +126,14 @@ absl::StatusOr<nlohmann::ordered_json> RunCudaGemmBench(const CudaGemmBenchOptio
   bool any = false;
   for (const std::string& name : options.shapes) {
     NIBBLE_ASSIGN_OR_RETURN(const CudaGemmShape shape, FindCudaGemmShape(name));
-    std::vector<double> bf16_s(options.m.size(), 0.0);
-    for (const GemmVariant& variant :
-         shape.HasExperts() ? ExpertVariants(shape, setup) : DenseVariants(shape, setup)) {
-      if (variant.name.find(options.filter) == std::string::npos) continue;
-      any = true;
-      NIBBLE_RETURN_IF_ERROR(
-          MeasureVariant(options, shape, variant, meter, peaks, &bf16_s, &report));
-    }
+    std::vector<GemmVariant> variants =
+        shape.HasExperts() ? ExpertVariants(shape, setup) : DenseVariants(shape, setup);
+    std::erase_if(variants, [&](const GemmVariant& variant) {
+      return variant.name.find(options.filter) == std::string::npos;
+    });
+    any |= !variants.empty();
+    MeasureVariants({.options = &options, .meter = &meter, .peaks = &peaks, .table = table}, shape,
+                    variants, &report);
   }
   if (!any) {
     return InvalidArgument("--filter '{}': no variant has it in its name", options.filter);

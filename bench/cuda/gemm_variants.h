@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 #include <functional>
 #include <memory>
 #include <string>
@@ -16,6 +17,8 @@
 #include "base/thread_pool.h"
 #include "bench/cuda/device_meter.h"
 #include "bench/cuda_gemm_bench.h"
+#include "bench/report.h"
+#include "bench/roofline.h"
 #include "kernels/gemm/cuda/cublaslt.h"
 #include "kernels/gemm/cuda/gemm.h"
 #include "kernels/gemm/gemm.h"
@@ -57,6 +60,18 @@ struct GemmSetup {
 // outlives the variants. gemm_dense.cc and gemm_experts.cc.
 std::vector<GemmVariant> DenseVariants(const CudaGemmShape& shape, const GemmSetup& setup);
 std::vector<GemmVariant> ExpertVariants(const CudaGemmShape& shape, const GemmSetup& setup);
+
+// Adds the rows of `variants`, in their order. What cannot be made or measured is a row with
+// `error` (of all numbers of tokens without `m`), so that the others are not lost; `table`, if not
+// null, gets it too.
+struct GemmRun {
+  const CudaGemmBenchOptions* options = nullptr;
+  const DeviceMeter* meter = nullptr;
+  const DevicePeaks* peaks = nullptr;
+  std::FILE* table = nullptr;
+};
+void MeasureVariants(const GemmRun& run, const CudaGemmShape& shape,
+                     const std::vector<GemmVariant>& variants, Report* report);
 
 // "w4a8-folded" ... of bench/gemm_subject.h, with the sizes of `shape`.
 kernels::GemmDesc DescOf(std::string_view kind, const CudaGemmShape& shape);

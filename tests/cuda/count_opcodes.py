@@ -18,7 +18,7 @@ OPCODES = {
     "imma": 0x237,  # mma.sync of 8-bit integers
     "hmma": 0x23C,  # mma.sync of bfloat16 and float16
     "wgmma_s8": 0xDF1,  # wgmma of 8-bit integers, the first operand in registers
-    "wgmma_s8_shared": 0x9F1,  # both operands in shared memory
+    "wgmma_bf16": 0xDF0,  # wgmma of bfloat16, the same
 }
 EM_CUDA = 190
 FATBIN_MAGIC = b"\x50\xed\x55\xba"

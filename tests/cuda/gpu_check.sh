@@ -75,6 +75,7 @@ if command -v nvidia-smi >/dev/null; then
 elif [ -e /dev/nvidiactl ]; then
   has_gpu=1
 fi
+num_gpus=$(sed 1d "$out/device.log" 2>/dev/null | grep -c .)
 echo "$(cat "$out/version.log") on $(uname -n), $(nproc) CPUs"
 if [ -n "$has_gpu" ]; then
   cat "$out/device.log" 2>/dev/null
@@ -105,13 +106,13 @@ within() { if [ -n "$quick" ]; then echo "$2"; else echo "$1"; fi; }  # within S
 why() { [ "$1" = 124 ] || [ "$1" = 137 ] && echo "past its time limit" || echo "exit status $1"; }
 
 # What a gtest binary said.
-judge() {  # judge STEP NAME LOG
+judge() {  # judge STEP NAME LOG [WHAT A TOOL FOUND]
   local passed skipped bad
   passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) tests*\..*/\1/p' "$3" | tail -1)
   skipped=$(sed -n 's/^\[  SKIPPED \] \([0-9]*\) tests*, listed.*/\1/p' "$3" | tail -1)
   bad=$(grep -c '^\[  FAILED  \] .*ms)' "$3")
   if [ "$status" != 0 ]; then
-    row "$1" "$2" FAIL "$seconds" "$(why "$status"); $bad failed, see $(basename "$3")"
+    row "$1" "$2" FAIL "$seconds" "$(why "$status"); $bad failed${4:+; $4}, see $(basename "$3")"
   elif [ -n "$has_gpu" ] && [ "${passed:-0}" = 0 ] && grep -q 'there is no CUDA device' "$3"; then
     row "$1" "$2" FAIL "$seconds" "sees no CUDA device: is the driver one for CUDA 13 (580 or later)?"
   elif [ "${passed:-0}" = 0 ]; then
@@ -121,14 +122,11 @@ judge() {  # judge STEP NAME LOG
   fi
 }
 
-# Ranks of one process whose kernels wait for each other on streams of one device. A kernel that is loaded at its first
-# launch waits for those that run; a tool that lets one kernel run at a time never sees the other come.
-declare -A wait_for_peers=(
-  [device_communicator_gpu_test]="P2pCommunicatorTest.*"
-  [all_reduce_norm_gpu_test]="AllReduceNorm.HasTheBitsOfBothAfterEachOther"
-  [bench_cuda_gpu_test]="CudaAllReduceBench.*"
-)
-environment() { [ -z "${wait_for_peers[$1]:-}" ] || echo CUDA_MODULE_LOADING=EAGER; }  # environment TEST
+# Of ranks of one process whose kernels wait for each other on streams of one device: the --gtest_filter in
+# NAME_gpu_test.peers (PEERS of nibble_cuda_test). A kernel that is loaded at its first launch waits for those that run;
+# a tool that lets one kernel run at a time never sees the other come.
+peers() { cat "$bin/$1.peers" 2>/dev/null; }  # peers TEST
+environment() { [ -z "$(peers "$1")" ] || echo CUDA_MODULE_LOADING=EAGER; }  # environment TEST
 
 gpu_tests() {
   local test name found=
@@ -143,8 +141,18 @@ gpu_tests() {
   [ -n "$found" ] || row tests "*_gpu_test" FAIL 0 "none in $bin"
 }
 
+# found LOG: the first of a sanitizer's errors; where it said no such thing, how many there are.
+found() {
+  local lines
+  lines=$(sed -n 's/^=========  *//p' "$1" | grep -E 'Invalid|out of bounds|misaligned|Race reported|[1-9][0-9]* hazard')
+  [ -n "$lines" ] || lines=$(grep -o 'ERROR SUMMARY: [1-9].*' "$1")
+  head -2 <<<"$lines" | paste -sd';'
+}
+
 sanitize() {  # sanitize memcheck|racecheck
-  local tool=$1 sanitizer test name log filter
+  local tool=$1 sanitizer test name log filter options=()
+  # Tests make calls fail on purpose.
+  [ "$tool" != memcheck ] || options=(--report-api-errors no)
   sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer)
   if [ -z "$sanitizer" ]; then
     row "$tool" compute-sanitizer skip 0 "not in PATH, nor in /usr/local/cuda/bin"
@@ -154,14 +162,13 @@ sanitize() {  # sanitize memcheck|racecheck
     [ -x "$test" ] || continue
     name=$(basename "$test")
     log=$out/$tool-$name.log
-    filter=${wait_for_peers[$name]:-}
+    filter=$(peers "$name")
     if [ -n "$filter" ]; then
       row "$tool" "$filter" n/a 0 "kernels that wait for each other: the tool runs one at a time"
     fi
-    limited "$(within 600 120)" "$log" "$sanitizer" --tool "$tool" --error-exitcode 9 --target-processes all \
+    limited "$(within 600 120)" "$log" "$sanitizer" --tool "$tool" "${options[@]}" --error-exitcode 9 --target-processes all \
       "${run[@]}" "$test" ${filter:+"--gtest_filter=-$filter"}
-    judge "$tool" "$name" "$log"
-    [ "$status" = 9 ] && grep -m3 -h '=========' "$log"
+    judge "$tool" "$name" "$log" "$(found "$log")"
   done
 }
 
@@ -178,6 +185,7 @@ request() {
 texts() {
   local name=$1 model=$2 file=$out/text-$1.txt log=$out/serve-$1.log port= prompt pid i
   shift 2
+  : >"$log"
   timeout 300 "${run[@]}" "$bin/nibble" serve "$model" --port 0 --grpc-port 0 "$@" >"$log" 2>&1 &
   pid=$!
   for ((i = 0; i < 600; ++i)); do
@@ -256,17 +264,27 @@ all_text() {
     same_text "$name-graphs" "$model" "--device cuda --enforce-eager" "--device cuda"
     same_text "$name-w4a8-graphs" "$model" "--device cuda --quantization w4a8 --enforce-eager" \
       "--device cuda --quantization w4a8"
+    if [ "$num_gpus" -ge 2 ]; then
+      same_text "$name-two-ranks" "$model" "--device cuda --dtype float32" \
+        "--device cuda --dtype float32 --tensor-parallel-size 2 --all-reduce none"
+    else
+      row text "$name-two-ranks" n/a 0 "two ranks on two devices: nvidia-smi lists $num_gpus"
+    fi
     same_perplexity "$name-perplexity" "$model"
     same_perplexity "$name-w4a8-perplexity" "$model" --quantization w4a8
   done
   [ -n "$found" ] || row text "stories-*" FAIL 0 "no models in $models"
 }
 
-bench() {  # bench STEP NAME ARGUMENTS...: status is 0 where it was measured
-  local step=$1 name=$2
+# bench [--limit SECONDS] STEP NAME ARGUMENTS...: status is 0 where it was measured
+bench() {
+  local limit step name
+  limit=$(within 300 120)
+  [ "$1" != --limit ] || { limit=$2; shift 2; }
+  step=$1 name=$2
   shift 2
   # JSON on stdout, the rest on stderr.
-  limited "$(within 300 120)" "$out/$name.log" bash -c 'json=$1; shift; exec "$@" >"$json"' - "$out/$name.json" \
+  limited "$limit" "$out/$name.log" bash -c 'json=$1; shift; exec "$@" >"$json"' - "$out/$name.json" \
     "${run[@]}" "$bin/nibble" bench "$@" --device cuda
   if [ "$status" = 0 ]; then
     row "$step" "$name" ok "$seconds" "$name.json"
@@ -279,7 +297,8 @@ bench() {  # bench STEP NAME ARGUMENTS...: status is 0 where it was measured
 
 kernel_benches() {
   local subject
-  bench bench bench-gemm gemm
+  # Ten matrices of up to 470 million weights, packed on the host for each of six variants.
+  bench --limit "$(within 1800 900)" bench bench-gemm gemm
   aims gemm "$out/bench-gemm.json"
   for subject in grouped-gemm attention codec allreduce; do
     if "${run[@]}" "$bin/nibble" bench "$subject" --help 2>&1 | grep -q -- --device; then

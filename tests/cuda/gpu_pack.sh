@@ -22,8 +22,10 @@ done | sort -u | while read -r library; do
     libc.so.* | libm.so.* | libdl.so.* | librt.so.* | libpthread.so.* | libresolv.so.*) to=$folder/glibc ;;
     *) to=$folder/lib ;;
   esac
+  echo "$library" >>"$work/libraries"
   strip -o "$to/$(basename "$library")" "$library" 2>/dev/null || cp -L "$library" "$to/"
 done
+cp "$bin"/*_gpu_test.peers "$folder/bin/"
 cp -L /lib64/ld-linux-x86-64.so.2 "$folder/glibc/"
 # What tests open beside themselves.
 for module in libfake_cublaslt.so libfake_nccl_gpu.so; do strip -o "$folder/bin/$module" "$bin/$module"; done
@@ -38,6 +40,33 @@ cp "$root/tests/fixtures/data/generated_stories.txt" "$folder/tests/fixtures/dat
 cp "$root/tests/cuda/gpu_check.sh" "$folder/gpu-check"
 cp "$root/tests/cuda/gpu_targets.awk" "$folder/"
 cp "$root/LICENSE" "$folder/"
+# Licences: of the libraries, by the distribution's packages; of what the programs have in them of the CUDA toolkit (its
+# runtime and CCCL) and of FlashInfer, whose wheel has another version of CCCL.
+mkdir "$folder/licenses"
+license() {  # license NAME FILES...: those that there are
+  local name=$1 file has=
+  shift
+  for file in "$@"; do
+    [ -f "$file" ] || continue
+    mkdir -p "$folder/licenses/$name"
+    cp -L "$file" "$folder/licenses/$name/"
+    has=1
+  done
+  [ -n "$has" ] || { echo "gpu-pack: no licence of $name" >&2; exit 1; }
+}
+while read -r library; do
+  # A package owns the path before or after the merge of /lib into /usr/lib.
+  package=$(dpkg-query -S "$library" "$(readlink -f "$library")" "/usr$library" 2>/dev/null | head -1 | cut -d: -f1) || true
+  license "${package:-$library}" "/usr/share/doc/$package/copyright"
+done < <(sort -u "$work/libraries"; echo /lib64/ld-linux-x86-64.so.2)
+compiler=$(sed -n 's/^CMAKE_CUDA_COMPILER:[A-Z]*=//p' "$bin/../CMakeCache.txt")
+toolkit=$(realpath "$(dirname "$compiler")/..")
+for part in cccl runtime; do
+  # Of NVIDIA's installers, and of its packages for Python in either layout.
+  license "cuda-$part" "$toolkit/EULA.txt" "$toolkit/$part/LICENSE" "$toolkit"/dist-info/nvidia_cuda_$part-*/licenses/* \
+    "$toolkit"/../../nvidia_cuda_$part-*.dist-info/licenses/*
+done
+if [ -d "$bin/../flashinfer" ]; then license flashinfer "$bin"/../flashinfer/*.dist-info/licenses/*; fi
 cat >"$folder/README" <<'TEXT'
 nibble's GPU tests and benchmarks. On a machine with an NVIDIA GPU (Ampere or later) and a driver for CUDA 13:
 

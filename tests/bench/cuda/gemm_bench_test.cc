@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -8,6 +9,7 @@
 #include "nlohmann/json.hpp"
 
 #include "base/cuda/device.h"
+#include "bench/cuda/gemm_variants.h"
 #include "bench/cuda_gemm_bench.h"
 
 namespace nibble::bench {
@@ -62,6 +64,60 @@ TEST(CudaGemmBench, EveryVariantRuns) {
   }
   EXPECT_EQ(found_dense, dense);
   EXPECT_EQ(found_experts, experts);
+}
+
+// Adds zeros to nothing; fails for `bad` tokens.
+class FakeProduct final : public GemmSubject {
+ public:
+  FakeProduct(const DeviceMeter& meter, int64_t bad) : meter_(meter), bad_(bad) {}
+  static absl::StatusOr<std::unique_ptr<FakeProduct>> Create(const DeviceMeter& meter,
+                                                             int64_t bad) {
+    auto product = std::make_unique<FakeProduct>(meter, bad);
+    NIBBLE_ASSIGN_OR_RETURN(product->byte_, gpu::DeviceBuffer<uint8_t>::Create(1));
+    return product;
+  }
+
+  absl::Status Prepare(int64_t num_tokens) override {
+    return num_tokens == bad_ ? Unavailable("{} tokens", num_tokens) : absl::OkStatus();
+  }
+  absl::Status Run(int /*call*/) override {
+    return gpu::ZeroDevice(byte_.data(), 1, meter_.stream());
+  }
+  int num_calls() const override { return 1; }
+  double bytes() const override { return 1.0; }
+  bool is_int8() const override { return false; }
+  std::string kernel() const override { return "fake"; }
+
+ private:
+  const DeviceMeter& meter_;
+  const int64_t bad_;
+  gpu::DeviceBuffer<uint8_t> byte_;
+};
+
+TEST(CudaGemmBench, WhatFailsIsARowAndTheOthersAreMeasured) {
+  if (gpu::ListDevices().value().empty()) GTEST_SKIP() << "no CUDA device";
+  const CudaGemmBenchOptions options = SmallOptions();
+  const auto meter = DeviceMeter::Create(0, {.seconds = 0.0, .min_runs = 1});
+  ASSERT_TRUE(meter.ok()) << meter.status();
+  const DevicePeaks peaks{.read_bytes_per_s = 1.0, .int8_op_per_s = 1.0, .bf16_op_per_s = 1.0};
+  Report report("gemm", {}, nullptr);
+  MeasureVariants(
+      {.options = &options, .meter = &*meter, .peaks = &peaks}, {"72x128", 72, 128},
+      {{"a", [&] { return FakeProduct::Create(*meter, 1); }},
+       {"b", [] { return absl::StatusOr<std::unique_ptr<GemmSubject>>(Unavailable("no memory")); }},
+       {"c", [&] { return FakeProduct::Create(*meter, 0); }}},
+      &report);
+  const auto rows = report.Finish(1, {})["results"];
+  ASSERT_EQ(rows.size(), 5U) << rows;
+  EXPECT_EQ(rows[0]["m"], 1);
+  EXPECT_EQ(rows[0]["error"], "UNAVAILABLE: 1 tokens");
+  EXPECT_FALSE(rows[0].contains("median_us"));
+  EXPECT_GT(rows[1]["median_us"], 0.0);  // the same one, 17 tokens
+  EXPECT_EQ(rows[2]["variant"], "b");
+  EXPECT_EQ(rows[2]["error"], "UNAVAILABLE: no memory");
+  EXPECT_FALSE(rows[2].contains("m"));
+  EXPECT_EQ(rows[3]["variant"], "c");
+  EXPECT_FALSE(rows[4].contains("error"));
 }
 
 // One token goes to 2 of 4 experts, 17 of them to all.
