@@ -77,13 +77,14 @@ struct RankShape {
   int num_stages = 1;
 };
 
-// All ranks of a model, by world rank (stage * size + rank).
+// All ranks of a model, by world rank (stage * size + rank). With `devices`, rank r is on the r-th
+// of them.
 class RankModels {
  public:
   RankModels(
       const std::string& dir, const engine::LoadOptions& options, const RankShape& shape,
       const comm::AllReduceOptions& all_reduce = {.mode = comm::AllReduceOptions::Mode::kNone},
-      int threads = 1)
+      int threads = 1, const std::vector<std::shared_ptr<const engine::ModelDevice>>& devices = {})
       : shape_(shape) {
     if (!Connect(all_reduce)) return;
     for (int rank = 0; rank < shape.num_stages * shape.size; ++rank) {
@@ -93,6 +94,7 @@ class RankModels {
                    .expert_size = shape.expert_size,
                    .stage = rank / shape.size,
                    .num_stages = shape.num_stages};
+      if (!devices.empty()) own.device = devices[static_cast<size_t>(rank)];
       pools_.push_back(std::make_unique<ThreadPool>(threads));
       models_.push_back(LoadOrFail(dir, own, pools_.back().get()));
       if (models_.back() == nullptr) return;

@@ -21,6 +21,7 @@ using testing::FixtureModel;
 using ::testing::HasSubstr;
 using testing::ModelRunner;
 using testing::RankModels;
+using testing::RankShape;
 using testing::SameBits;
 using testing::SomeIds;
 using testing::TestChunk;
@@ -29,8 +30,8 @@ using Mode = comm::AllReduceOptions::Mode;
 
 constexpr int kRanks = 2;
 
-// Ranks are threads that share the device, whose kernels wait for one another: the emulator runs
-// them all at a time, a real device as its driver likes.
+// Ranks are threads whose kernels wait for one another: with a device each where there are as many,
+// else on one, whose kernels the emulator runs all at a time, a real device as its driver likes.
 class CudaLinksTest : public CudaModelTest {
  protected:
   static constexpr StepLimits kLimits{
@@ -39,7 +40,9 @@ class CudaLinksTest : public CudaModelTest {
   void SetUp() override {
     CudaModelTest::SetUp();
 #ifndef NIBBLE_SIMT
-    if (!IsSkipped()) GTEST_SKIP() << "ranks of one device: its kernels may not run together";
+    if (!IsSkipped() && ListCudaDevices().usable.size() < kRanks) {
+      GTEST_SKIP() << "ranks of one device: its kernels may not run together";
+    }
 #endif
   }
 
@@ -49,8 +52,15 @@ class CudaLinksTest : public CudaModelTest {
   // All ranks, with all that they take for steps: freeing memory waits for the device, and with it
   // for ranks that wait for this one.
   std::unique_ptr<RankModels> Load(const CudaOptions& options, const comm::AllReduceOptions& sums) {
-    auto ranks =
-        std::make_unique<RankModels>(FixtureModel("mistral"), OnDevice({}, options), kRanks, sums);
+    std::vector<std::shared_ptr<const ModelDevice>> devices;
+    const auto num_devices = static_cast<int>(ListCudaDevices().usable.size());
+    for (int rank = 0; rank < kRanks; ++rank) {
+      CudaOptions own = options;
+      own.index = num_devices < kRanks ? 0 : rank;
+      devices.push_back(OnDevice({}, own).device);
+    }
+    auto ranks = std::make_unique<RankModels>(FixtureModel("mistral"), LoadOptions(),
+                                              RankShape{.size = kRanks}, sums, 1, devices);
     EXPECT_TRUE(ranks->loaded());
     for (int rank = 0; rank < ranks->size(); ++rank) {
       EXPECT_TRUE(ranks->model(rank)->Reserve(kLimits, ranks->pool(rank)).ok());
