@@ -179,7 +179,8 @@ def test_others_bytes_end_their_connection_only(guarded, authority, stranger):
             for target in (port, int(guarded.grpc_address.rsplit(":", 1)[1])):
                 with socket.create_connection(("127.0.0.1", target), timeout=30) as plain:
                     plain.sendall(stream)
-                    plain.shutdown(socket.SHUT_WR)
+                    with contextlib.suppress(OSError):  # where the server was quicker to end it
+                        plain.shutdown(socket.SHUT_WR)
                     answer = b""
                     with contextlib.suppress(ConnectionError):
                         while part := plain.recv(4096):

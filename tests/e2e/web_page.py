@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """What the tests of the page at / do with it."""
+import contextlib
 import json
 import threading
 import urllib.parse
@@ -97,3 +98,26 @@ def generate(server, count, **more):
     for thread in threads:
         thread.start()
     return threads
+
+
+@contextlib.contextmanager
+def busy(server, clients, **more):
+    """Clients that ask without a pause until the body of `with` ends: however fast a server, it has work to show. Gives how many were
+    answered so far, in a list."""
+    answered, over = [], threading.Event()
+
+    def ask_on():
+        while not over.is_set():
+            for thread in generate(server, 1, **more):
+                thread.join()
+            answered.append(None)
+
+    threads = [threading.Thread(target=ask_on) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answered
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
