@@ -19,7 +19,6 @@
 namespace nibble::server {
 namespace {
 
-constexpr std::chrono::seconds kLastWrites{2};
 // A pipe with room takes so much at once without blocking.
 constexpr size_t kMaxWrite = PIPE_BUF;
 
@@ -53,7 +52,7 @@ RequestLog::RequestLog(const RequestLogConfig& config, int fd)
     : config_(config), fd_(fd), thread_([this] { Run(); }) {}
 
 RequestLog::~RequestLog() {
-  give_up_ns_.store(NowNs() + std::chrono::nanoseconds(kLastWrites).count());
+  give_up_ns_.store(NowNs() + std::chrono::nanoseconds(config_.last_writes).count());
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
@@ -147,7 +146,10 @@ bool RequestLog::WriteLine(std::string line) {
 
 bool RequestLog::Write(std::string_view bytes) {
   for (bool begun = false; !bytes.empty(); begun = true) {
-    if (!WaitForRoom()) return false;
+    if (!WaitForRoom()) {
+      torn_ = torn_ || begun;
+      return false;
+    }
     const ssize_t written = ::write(fd_, bytes.data(), std::min(bytes.size(), kMaxWrite));
     if (written < 0 && (errno == EINTR || errno == EAGAIN)) continue;
     if (written <= 0) {
@@ -168,10 +170,12 @@ bool RequestLog::Write(std::string_view bytes) {
 // A file always has room; the reader of a pipe may take its time, but not the server's.
 bool RequestLog::WaitForRoom() const {
   for (;;) {
-    pollfd state = {.fd = fd_, .events = POLLOUT, .revents = 0};
-    if (::poll(&state, 1, 100) != 0) return true;  // errors are write's to tell
     const int64_t give_up_ns = give_up_ns_.load();
-    if (give_up_ns >= 0 && NowNs() > give_up_ns) return false;
+    const bool give_up = give_up_ns >= 0 && NowNs() > give_up_ns;
+    pollfd state = {.fd = fd_, .events = POLLOUT, .revents = 0};
+    // Each of many lines comes here: once it is over, none waits.
+    if (::poll(&state, 1, give_up ? 0 : 100) != 0) return true;  // errors are write's to tell
+    if (give_up) return false;
   }
 }
 

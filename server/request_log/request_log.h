@@ -43,6 +43,8 @@ struct RequestLogConfig {
   int64_t max_queued_bytes = int64_t{32} << 20;
   // How often it is looked whether the file is still there under its name.
   std::chrono::milliseconds period = std::chrono::seconds(1);
+  // How long a reader that stands still may hold the end up.
+  std::chrono::milliseconds last_writes = std::chrono::seconds(2);
 };
 
 // Thread-safe.
@@ -50,7 +52,9 @@ class RequestLog {
  public:
   // Opens the file to append to; the error names it and says why it cannot be opened.
   static absl::StatusOr<std::unique_ptr<RequestLog>> Open(const RequestLogConfig& config);
-  ~RequestLog();  // writes what is queued, for two seconds at most
+  // Writes what is queued. After config.last_writes nothing is waited for: what the file does not
+  // take at once is lost.
+  ~RequestLog();
   RequestLog(const RequestLog&) = delete;
   RequestLog& operator=(const RequestLog&) = delete;
 

@@ -170,11 +170,25 @@ TEST(RequestLog, AReaderThatStandsStillHoldsTheEndUpForABoundedTime) {
   const std::string path = folder.File("pipe");
   ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
   const int reader = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  ASSERT_GE(reader, 0);
   {
-    const auto log = *RequestLog::Open({.path = path});
-    for (int i = 0; i < 500; ++i) log->Add(Record(std::string(200, 'x')));  // the pipe takes fewer
+    // The pipe takes some hundred. Were each of the others waited for, if only for a tenth of a
+    // second, the end would take half an hour.
+    const auto log =
+        *RequestLog::Open({.path = path, .last_writes = std::chrono::milliseconds(50)});
+    for (int i = 0; i < 20'000; ++i) log->Add(Record(std::string(200, 'x')));
   }
   ::close(reader);
+}
+
+TEST(RequestLog, AFileGetsAllAfterThatTimeToo) {
+  const nibble::testing::TempDir folder;
+  const std::string path = folder.File("log");
+  {
+    const auto log = *RequestLog::Open({.path = path, .last_writes = std::chrono::milliseconds(0)});
+    for (int i = 0; i < 1000; ++i) log->Add(Record(std::to_string(i)));
+  }
+  EXPECT_EQ(Lines(path).size(), 1000U);
 }
 
 TEST(RequestLog, SaysWhyAFileCannotBeOpened) {
