@@ -43,11 +43,14 @@ std::string UrlHost(const std::string& host) {
 }
 
 // An engine is stopped between two steps; one whose step never ends would hold the process, its
-// ports and its ranks until somebody kills it.
+// ports and its ranks until somebody kills it. The time is slept in slices: of a pause of the whole
+// process (a debugger, a moved virtual machine) only one counts.
 void EndProcessIfItHangs() {
   constexpr std::chrono::seconds kStopTime(15);
-  std::thread([kStopTime] {
-    std::this_thread::sleep_for(kStopTime);
+  constexpr std::chrono::milliseconds kSlice(100);
+  std::thread([kStopTime, kSlice] {
+    for (auto slept = kSlice * 0; slept < kStopTime; slept += kSlice)
+      std::this_thread::sleep_for(kSlice);
     PrintMessage(fmt::format(
         "nibble: error: the engine has not stopped within {} s: its step hangs; ending at once\n",
         kStopTime.count()));
