@@ -8,6 +8,7 @@
 #include <functional>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "fmt/core.h"
 
@@ -31,6 +32,15 @@ void AddChat(CLI::App* app, client::ChatOptions* options) {
   app->add_option("--max-tokens", options->max_tokens, "longest answer (default: what fits)");
   app->add_flag("--stats", options->stats, "print tokens and speed after each answer");
   AddClientSecurity(app, &options->security);
+}
+
+// CLI11 alone would say that a command is missing, not that it does not know the one that is there.
+std::string FailureMessage(const CLI::App* app, const CLI::Error& error) {
+  const std::vector<std::string> unknown = app->remaining(/*recurse=*/true);
+  const bool is_missing = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr;
+  if (!is_missing || unknown.empty()) return CLI::FailureMessage::simple(app, error);
+  return fmt::format("'{}' is not known here. {}", unknown.front(),
+                     CLI::FailureMessage::simple(app, error));
 }
 
 // Results go out by fmt::print, which throws when standard output is closed or its disk is full.
@@ -67,6 +77,7 @@ int Main(int argc, char** argv) {
   app.set_version_flag("--version", std::string("nibble ") + kVersion);
   app.require_subcommand(1);
   app.fallthrough();
+  app.failure_message(FailureMessage);
   std::string log_level = "info";
   app.add_option("--log-level", log_level, "debug, info, warning, error or off")
       ->capture_default_str();

@@ -3,22 +3,26 @@
 
 #include "base/mapped_file.h"
 
-#include <cstdio>
-#include <fstream>
-
 #include "gtest/gtest.h"
+
+#include "tests/testing/temp_dir.h"
 
 namespace nibble {
 namespace {
 
-std::string WriteTemporary(const std::string& name, const std::string& content) {
-  std::string path = ::testing::TempDir() + name;
-  std::ofstream(path, std::ios::binary) << content;
-  return path;
-}
+class MappedFileTest : public ::testing::Test {
+ protected:
+  std::string Write(std::string_view content) {
+    dir_.Write("file", content);
+    return dir_.File("file");
+  }
 
-TEST(MappedFileTest, ReadsBytes) {
-  const std::string path = WriteTemporary("mapped_file_test", std::string("a\0b", 3));
+ private:
+  nibble::testing::TempDir dir_;
+};
+
+TEST_F(MappedFileTest, ReadsBytes) {
+  const std::string path = Write(std::string_view("a\0b", 3));
   auto file = MappedFile::Open(path);
   ASSERT_TRUE(file.ok()) << file.status();
   MappedFile moved = std::move(*file);
@@ -27,21 +31,21 @@ TEST(MappedFileTest, ReadsBytes) {
   EXPECT_EQ(moved.path(), path);
 }
 
-TEST(MappedFileTest, EmptyFileIsEmpty) {
-  auto file = MappedFile::Open(WriteTemporary("mapped_file_empty", ""));
+TEST_F(MappedFileTest, EmptyFileIsEmpty) {
+  auto file = MappedFile::Open(Write(""));
   ASSERT_TRUE(file.ok());
   EXPECT_TRUE(file->bytes().empty());
 }
 
-TEST(MappedFileTest, ErrorsNameThePath) {
+TEST_F(MappedFileTest, ErrorsNameThePath) {
   EXPECT_EQ(MappedFile::Open("/nowhere/at/all").status().code(), absl::StatusCode::kNotFound);
   EXPECT_NE(MappedFile::Open("/nowhere/at/all").status().message().find("/nowhere/at/all"),
             std::string::npos);
   EXPECT_EQ(MappedFile::Open("/tmp").status().code(), absl::StatusCode::kInvalidArgument);
 }
 
-TEST(MappedFileTest, ReadFileRefusesLargeFiles) {
-  const std::string path = WriteTemporary("mapped_file_large", "12345");
+TEST_F(MappedFileTest, ReadFileRefusesLargeFiles) {
+  const std::string path = Write("12345");
   EXPECT_EQ(ReadFile(path, 5).value(), "12345");
   EXPECT_FALSE(ReadFile(path, 4).ok());
 }

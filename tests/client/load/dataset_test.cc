@@ -3,14 +3,14 @@
 
 #include "client/load/dataset.h"
 
-#include <cstdio>
-#include <fstream>
 #include <map>
 #include <numeric>
 #include <set>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+
+#include "tests/testing/temp_dir.h"
 
 namespace nibble::client {
 namespace {
@@ -56,13 +56,12 @@ class DatasetTest : public ::testing::Test {
     return dataset.ok() ? *std::move(dataset) : Dataset{};
   }
   std::string WriteFile(const std::string& text) {
-    const std::string path = ::testing::TempDir() + "/dataset_test.jsonl";
-    std::ofstream(path) << text;
-    return path;
+    dir_.Write("dataset_test.jsonl", text);
+    return dir_.File("dataset_test.jsonl");
   }
-  ~DatasetTest() override { std::remove((::testing::TempDir() + "/dataset_test.jsonl").c_str()); }
 
   LetterCodec codec_;
+  nibble::testing::TempDir dir_;
 };
 
 TEST_F(DatasetTest, RandomLengthsStayInTheirRange) {

@@ -260,7 +260,8 @@ TEST(ExpertLoadingTest, ReadsItsExpertsAndLayersAlone) {
       // Of the first expert the names are taken.
       return !IsOnStage(whole.config, place, entry.first) || (others && *expert != 0);
     });
-    const Loaded own = LoadWeights(tiny.Write("experts_own"), {.place = place});
+    const std::string of_own = tiny.Write("experts_own");
+    const Loaded own = LoadWeights(of_own, {.place = place});
     ASSERT_TRUE(own.weights.ok()) << own.weights.status();
     EXPECT_EQ(static_cast<int64_t>(own.weights->layers.size()),
               LayersOf(whole.config, place).size());
@@ -276,8 +277,7 @@ TEST(ExpertLoadingTest, ReadsItsExpertsAndLayersAlone) {
     const RankPlace other = place.num_stages > 1
                                 ? RankPlace{.stage = 1 - place.stage, .num_stages = 2}
                                 : RankPlace{.size = 2, .expert_size = 2};
-    const Loaded missing =
-        LoadWeights(::testing::TempDir() + "nibble_tiny_experts_own", {.place = other});
+    const Loaded missing = LoadWeights(of_own, {.place = other});
     EXPECT_EQ(missing.weights.status().code(), absl::StatusCode::kNotFound);
   }
 }

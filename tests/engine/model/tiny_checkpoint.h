@@ -22,6 +22,7 @@
 #include "engine/model/compressed_tensors.h"
 #include "engine/model/safetensors_writer.h"
 #include "tests/testing/random.h"
+#include "tests/testing/temp_dir.h"
 
 namespace nibble::testing {
 
@@ -128,9 +129,11 @@ struct TinyCheckpoint {
     packed[module] = std::move(weight);
   }
 
-  // Writes config.json and model.safetensors to a directory of its own; returns its path.
+  // Writes config.json and model.safetensors to a directory that is this process' own and goes with
+  // it; returns its path.
   std::string Write(const std::string& name) const {
-    const std::string dir = ::testing::TempDir() + "nibble_tiny_" + name;
+    static const TempDir folder;
+    const std::string dir = folder.File(name);
     std::filesystem::remove_all(dir);
     std::filesystem::create_directories(dir);
     std::ofstream(dir + "/config.json") << config.dump();

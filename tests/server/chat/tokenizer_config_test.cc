@@ -3,11 +3,10 @@
 
 #include "server/chat/tokenizer_config.h"
 
-#include <filesystem>
-#include <fstream>
-
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+
+#include "tests/testing/temp_dir.h"
 
 namespace nibble::server {
 namespace {
@@ -16,15 +15,7 @@ using ::testing::HasSubstr;
 
 class TokenizerConfigTest : public ::testing::Test {
  protected:
-  TokenizerConfigTest() : dir_(::testing::TempDir() + "tokenizer_config_test") {
-    std::filesystem::remove_all(dir_);
-    std::filesystem::create_directories(dir_);
-  }
-  void Write(const std::string& name, const std::string& text) {
-    std::ofstream(dir_ + "/" + name) << text;
-  }
-
-  std::string dir_;
+  nibble::testing::TempDir dir_;
 };
 
 TEST_F(TokenizerConfigTest, BundledModelHasTemplateAndTokens) {
@@ -35,7 +26,7 @@ TEST_F(TokenizerConfigTest, BundledModelHasTemplateAndTokens) {
 }
 
 TEST_F(TokenizerConfigTest, AbsentFilesGiveEmptyValues) {
-  const auto config = LoadTokenizerConfig(dir_);
+  const auto config = LoadTokenizerConfig(dir_.path());
   ASSERT_TRUE(config.ok());
   EXPECT_EQ(config->chat_template, "");
   EXPECT_TRUE(config->template_variables.empty());
@@ -58,11 +49,11 @@ TEST_F(TokenizerConfigTest, NamedTemplatesUseTheDefault) {
 }
 
 TEST_F(TokenizerConfigTest, TemplateFilesCountBeforeTheConfig) {
-  Write("tokenizer_config.json", R"({"chat_template": "config"})");
-  Write("chat_template.json", R"({"chat_template": "json"})");
-  EXPECT_EQ(LoadTokenizerConfig(dir_)->chat_template, "json");
-  Write("chat_template.jinja", "jinja");
-  EXPECT_EQ(LoadTokenizerConfig(dir_)->chat_template, "jinja");
+  dir_.Write("tokenizer_config.json", R"({"chat_template": "config"})");
+  dir_.Write("chat_template.json", R"({"chat_template": "json"})");
+  EXPECT_EQ(LoadTokenizerConfig(dir_.path())->chat_template, "json");
+  dir_.Write("chat_template.jinja", "jinja");
+  EXPECT_EQ(LoadTokenizerConfig(dir_.path())->chat_template, "jinja");
 }
 
 TEST_F(TokenizerConfigTest, MalformedFilesAreErrors) {
@@ -72,8 +63,8 @@ TEST_F(TokenizerConfigTest, MalformedFilesAreErrors) {
               absl::StatusCode::kInvalidArgument)
         << text;
   }
-  Write("chat_template.json", "{}");
-  EXPECT_FALSE(LoadTokenizerConfig(dir_).ok());
+  dir_.Write("chat_template.json", "{}");
+  EXPECT_FALSE(LoadTokenizerConfig(dir_.path()).ok());
 }
 
 }  // namespace
