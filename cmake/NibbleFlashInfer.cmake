@@ -1,6 +1,7 @@
 # FlashInfer's headers, from the wheel of one pinned version: nibble::flashinfer, and NIBBLE_HAS_FLASHINFER, which is
-# false where they cannot be had; attention then has nibble's own kernels alone. Nothing of the wheel is installed,
-# built or run: two folders of headers are unpacked in the build directory.
+# false only where NIBBLE_FLASHINFER is: a build that asks for them and cannot have them ends, as its attention would
+# otherwise be another one than its builder thinks. Nothing of the wheel is installed, built or run: two folders of
+# headers are unpacked in the build directory.
 
 option(NIBBLE_FLASHINFER "Prefill of bfloat16 models by FlashInfer's kernels (CUDA builds)" ON)
 set(NIBBLE_FLASHINFER_WHEEL "" CACHE FILEPATH "The wheel, for hosts without a package index; empty: downloaded with pip")
@@ -20,12 +21,18 @@ if(NIBBLE_CUDA AND NIBBLE_FLASHINFER)
     if(NOT flashinfer_wheel)
       find_package(Python3 REQUIRED COMPONENTS Interpreter)
       message(STATUS "Downloading the headers of FlashInfer ${NIBBLE_FLASHINFER_VERSION} (62 MB)")
-      execute_process(
-        COMMAND ${Python3_EXECUTABLE} -m pip download --quiet --disable-pip-version-check --no-deps
-                --only-binary :all: --dest ${flashinfer_dir} flashinfer-python==${NIBBLE_FLASHINFER_VERSION}
-        TIMEOUT 300
-        RESULT_VARIABLE flashinfer_result
-        ERROR_VARIABLE flashinfer_why)
+      # With the pip of an environment: Debian's Python has none without another package.
+      set(flashinfer_venv ${flashinfer_dir}/venv)
+      execute_process(COMMAND ${Python3_EXECUTABLE} -m venv ${flashinfer_venv}
+                      OUTPUT_VARIABLE flashinfer_why ERROR_VARIABLE flashinfer_why)
+      if(EXISTS ${flashinfer_venv}/bin/pip)
+        execute_process(
+          COMMAND ${flashinfer_venv}/bin/pip download --quiet --disable-pip-version-check --no-deps
+                  --only-binary :all: --dest ${flashinfer_dir} flashinfer-python==${NIBBLE_FLASHINFER_VERSION}
+          TIMEOUT 300
+          ERROR_VARIABLE flashinfer_why)
+      endif()
+      file(REMOVE_RECURSE ${flashinfer_venv})
       set(flashinfer_wheel ${flashinfer_dir}/flashinfer_python-${NIBBLE_FLASHINFER_VERSION}-py3-none-any.whl)
     endif()
     if(EXISTS ${flashinfer_wheel})
@@ -42,9 +49,9 @@ if(NIBBLE_CUDA AND NIBBLE_FLASHINFER)
       endif()
     endif()
     if(NOT EXISTS ${flashinfer_stamp})
-      message(WARNING "FlashInfer ${NIBBLE_FLASHINFER_VERSION} cannot be had; attention will have nibble's own kernels "
-                      "alone. Give its wheel as NIBBLE_FLASHINFER_WHEEL, or set NIBBLE_FLASHINFER=OFF. Reason: "
-                      "${flashinfer_why}")
+      message(FATAL_ERROR "FlashInfer ${NIBBLE_FLASHINFER_VERSION} cannot be had. Give its wheel as "
+                          "NIBBLE_FLASHINFER_WHEEL, or have attention by nibble's own kernels alone with "
+                          "NIBBLE_FLASHINFER=OFF. Reason: ${flashinfer_why}")
     endif()
   endif()
   if(EXISTS ${flashinfer_stamp})
