@@ -23,7 +23,6 @@ from nibble_server import ROOT, Server
 from ranks import (SECRET, Node, free_port, group_is_whole, rank_processes, requests, run_streams, shm_names, wait_until)
 
 RANKS, RANK_TIMEOUT = 4, 1
-RECOVERY_SECONDS = 60
 
 
 class Loopback:
@@ -115,20 +114,24 @@ class Chaos:
         name, disturb = self.random.choice(self.actions())
         characters = self.random.choice((1, 100, 300))  # of every answer, when it happens
         formations = self.server.metric("nibble:group_formations_total")
-        results = run_streams(self.server, self.bodies, disturb, characters)
+
+        def disturb_and_see():
+            disturb()
+            wait_until(lambda: self.server.metric("nibble:group_formations_total") > formations, f"{name}: nothing happened")
+
+        results = run_streams(self.server, self.bodies, disturb_and_see, characters)
         for body, result, expected in zip(self.bodies, results, self.undisturbed):
             assert result == expected, f"{name}: {body}: {difference(result, expected)}\n{self.server.log()}"
         self.check(name)
-        assert self.server.metric("nibble:group_formations_total") > formations, f"{name}: nothing happened"
         return name
 
     def check(self, name):
         def state():
             return f"{name}: ranks {self.ranks()}, /dev/shm {shm_names()}\n{self.server.log()}\n{self.node.log()}"
 
-        wait_until(lambda: group_is_whole(self.server, RANKS), RECOVERY_SECONDS, state)
-        wait_until(lambda: sorted(self.ranks()) == list(range(RANKS)), 5, state)
-        wait_until(lambda: shm_names() <= self.names_before, 5, state)
+        wait_until(lambda: group_is_whole(self.server, RANKS), state)
+        wait_until(lambda: sorted(self.ranks()) == list(range(RANKS)), state)
+        wait_until(lambda: shm_names() <= self.names_before, state)
         assert self.server.wait_until_idle() == (0, 0, 0), state()
         for reason in ("abort", "error"):
             assert self.server.metric("vllm:request_success_total", finished_reason=reason) == 0, state()
@@ -142,9 +145,9 @@ class Chaos:
     def close(self):
         with self.server:
             pass  # the nodes end with it
-        wait_until(lambda: self.node.process.poll() is not None, 20, self.node.log)
+        wait_until(lambda: self.node.process.poll() is not None, self.node.log)
         self.node.end()
-        wait_until(lambda: shm_names() <= self.names_before, 5, shm_names)
+        wait_until(lambda: shm_names() <= self.names_before, shm_names)
 
 
 def difference(result, expected):

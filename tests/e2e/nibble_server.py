@@ -73,11 +73,11 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(30)
+                self.process.wait(90)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 raise AssertionError("the server did not end after SIGTERM:\n" + self.log())
-        self._reader.join(5)
+        self._reader.join(60)
         assert self.process.returncode == 0, f"exit status {self.process.returncode}:\n{self.log()}"
 
     def connection(self, timeout=60):
@@ -112,7 +112,7 @@ class Server:
                 total += float(match.group(3))
         return total
 
-    def wait_until_idle(self, seconds=20):
+    def wait_until_idle(self, seconds=60):
         """Waits until no request runs or waits and no KV block is used; returns the last state seen."""
         deadline = time.monotonic() + seconds
         while True:

@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Ranks and nodes as the tests of failures see them: processes, what they leave, streams that must not notice."""
+import contextlib
 import json
 import os
 import pathlib
+import random
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -16,10 +19,12 @@ from nibble_server import STORIES, Server
 MODEL = "stories-llama"
 SECRET = "a secret of the tests"
 HEAD = "127.0.0.1"
+# Of a server with one rank: it is a process that the test can hold(), for as long as it likes.
+HOLDABLE = ("--distributed-executor-backend", "mp", "--rank-timeout", 3600, "--step-timeout", 3600)
 
 
-def wait_until(condition, seconds, what):
-    """The first true value of condition(), which is asked until `seconds` are over."""
+def wait_until(condition, what, seconds=60):
+    """The first true value of condition(), which is asked until `seconds` are over: long enough for a machine that stands still at times."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"after {seconds} s: {what()  if callable(what) else what}"
@@ -57,10 +62,31 @@ def shm_names():
 
 
 def free_port(host="127.0.0.1"):
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+    """One that is still free when it is bound later: not of those that the system deals out."""
+    lowest = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, random.SystemRandom().randrange(min(10_000, lowest // 2), lowest)))
+            return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def held(pids):
+    """Inside, these processes stand still: what a rank has begun stays in progress, however fast the machine is."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def in_progress(server):
+    """Sequences that the engine has and has not finished."""
+    return server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting")
 
 
 def group_is_whole(server, size):
@@ -89,12 +115,12 @@ class Node:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
                 raise AssertionError("the node did not end after SIGTERM:\n" + self.log())
-        self._reader.join(5)
+        self._reader.join(60)
 
     def __enter__(self):
         return self
@@ -130,7 +156,7 @@ class Cluster:
             with self.server:
                 pass
             # The head says goodbye.
-            wait_until(lambda: self.node.process.poll() is not None, 20, self.node.log)
+            wait_until(lambda: self.node.process.poll() is not None, self.node.log)
             self.node.end()
             assert self.node.process.returncode == 0, self.node.log()
         finally:
@@ -139,7 +165,7 @@ class Cluster:
 
 def refused(node):
     """What a node that is turned away says."""
-    wait_until(lambda: node.process.poll() is not None, 30, node.log)
+    wait_until(lambda: node.process.poll() is not None, node.log)
     node.end()
     assert node.process.returncode == 1, node.log()
     return node.log()
@@ -202,12 +228,50 @@ def requests(count, max_tokens):
         yield {**body, "temperature": 0} if index % 2 == 0 else {**body, "temperature": 0.9, "seed": index}
 
 
+class Client(threading.Thread):
+    """Asks the same again and again until it is `over`, and once at least."""
+
+    def __init__(self, server, body, over, delivered_bytes):
+        super().__init__(daemon=True)
+        self.server, self.body, self.over, self.delivered_bytes = server, body, over, delivered_bytes
+        self.streams = [self._ask()]
+        self.start()
+
+    def _ask(self):
+        return Stream(self.server, self.body, self.delivered_bytes)
+
+    def run(self):
+        while True:
+            self.streams[-1].join()
+            if self.over.is_set() or self.streams[-1].finish is None:
+                return
+            self.streams.append(self._ask())
+
+    def result(self):
+        self.join(120)
+        results = {stream.result() for stream in self.streams}
+        assert len(results) == 1, f"one request, several answers: {results}"
+        return results.pop()
+
+
 def run_streams(server, bodies, disturb=None, delivered_bytes=200):
-    """Results of all streams; disturb() is called once each of them has delivered so much."""
-    streams = [Stream(server, body, delivered_bytes) for body in bodies]
-    if disturb is not None:
-        for stream in streams:
-            assert stream.delivered.wait(60)
-        assert any(stream.is_alive() for stream in streams), "the answers are too short to be disturbed"
-        disturb()
-    return [stream.result() for stream in streams]
+    """Results of all streams. disturb() is called once each of them has delivered so much; until it returns, every client asks again
+    when its answer is complete, so that answers are in progress meanwhile on a machine of any speed."""
+    over = threading.Event()
+    clients = []
+    try:
+        clients = [Client(server, body, over, delivered_bytes) for body in bodies]
+        if disturb is not None:
+            for client in clients:
+                assert client.streams[0].delivered.wait(60)
+            disturb()
+    finally:
+        over.set()
+    return [client.result() for client in clients]
+
+
+def kill_at_work(server, pid, clients):
+    """Kills a rank in the midst of a step: what `clients` wait for is in progress."""
+    with held([pid]):
+        wait_until(lambda: in_progress(server) >= clients, server.log)
+        os.kill(pid, signal.SIGKILL)

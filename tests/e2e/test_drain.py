@@ -1,10 +1,12 @@
 # SPDX-FileCopyrightText: The nibble authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The end of a server under load: drained, at once, killed; and the next one on the same ports."""
+"""The end of a server under load: drained, at once, killed; and the next one on the same ports.
+
+Its one rank is a process that is held, so that answers are in progress for as long as a test wants."""
+import contextlib
 import http.client
 import json
-import os
 import re
 import signal
 import threading
@@ -14,7 +16,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from nibble_server import Server
-from ranks import MODEL, free_port, wait_until
+from ranks import HOLDABLE, MODEL, alive, held, in_progress, rank_processes, wait_until
 from test_grpc import api  # noqa: F401, a fixture
 
 TOKENS = 160
@@ -76,14 +78,23 @@ class GrpcStream(threading.Thread):
         self.delivered.set()
 
 
-def load(server, api, channel, count=32):
-    """As many streams over HTTP as over gRPC, each of which has delivered some of its answer."""
-    http_streams = [HttpStream(server, index) for index in range(count)]
-    grpc_streams = [GrpcStream(api, channel, index) for index in range(count)]
-    for stream in http_streams + grpc_streams:
+def load(server, api, channel, count):
+    """As many streams over HTTP as over gRPC, each of which has delivered some of its answer, or all."""
+    streams = [HttpStream(server, index) for index in range(count)], [GrpcStream(api, channel, index) for index in range(count)]
+    for stream in streams[0] + streams[1]:
         assert stream.delivered.wait(60)
-    assert any(stream.is_alive() for stream in http_streams) and any(stream.is_alive() for stream in grpc_streams)
-    return http_streams, grpc_streams
+    return streams
+
+
+@contextlib.contextmanager
+def held_load(server, api, channel, count):
+    """Inside, half of these streams, if not more, are in progress."""
+    http_streams, grpc_streams = load(server, api, channel, count // 2)
+    with held(rank_processes(server.process.pid).values()):
+        http_streams += [HttpStream(server, index) for index in range(count // 2, count)]
+        grpc_streams += [GrpcStream(api, channel, index) for index in range(count // 2, count)]
+        wait_until(lambda: in_progress(server) >= count, server.log)
+        yield http_streams, grpc_streams
 
 
 def finished(http_streams, grpc_streams):
@@ -95,96 +106,108 @@ def finished(http_streams, grpc_streams):
         assert (stream.code, stream.tokens) == (grpc.StatusCode.OK, TOKENS)
 
 
-def start(nibble, *options):
-    return Server(nibble, "--max-num-seqs", 64, "--max-model-len", 512, *options)
+def start(nibble, *options, **more):
+    return Server(nibble, "--max-num-seqs", 64, "--max-model-len", 512, *HOLDABLE, *options, **more)
 
 
 def test_64_streams_are_finished_and_nothing_new_is_taken(nibble, api):  # noqa: F811
-    server = start(nibble, "--shutdown-timeout", 120)
+    server = start(nibble, "--shutdown-timeout", 600)
     with grpc.insecure_channel(server.grpc_address) as channel:
-        streams = load(server, api, channel)
-        server.process.send_signal(signal.SIGTERM)
-        asked = time.monotonic()
-        status, answer, _ = wait_until(lambda: (now := server.request("GET", "/health"))[0] != 200 and now, 5, server.log)
-        assert (status, answer["status"]) == (503, "draining")
-        assert server.request("GET", "/health/live")[0] == 200
-        for path in ("/v1/completions", "/v1/models", "/tokenize"):
-            status, answer, headers = server.request("POST" if path != "/v1/models" else "GET", path,
-                                                     {"model": MODEL, "prompt": "x"} if path != "/v1/models" else None)
-            assert status == 503 and int(headers["Retry-After"]) > 0, (path, status)
-            assert headers["Connection"] == "close"  # the next one goes elsewhere
-        late = GrpcStream(api, channel, 0)
-        late.join(20)
-        assert (late.code, late.retry_ms) == (grpc.StatusCode.UNAVAILABLE, "5000")
-        health = health_pb2_grpc.HealthStub(channel)
-        wait_until(lambda: health.Check(health_pb2.HealthCheckRequest(), timeout=5).status == 2, 5, server.log)
-        assert server.metric("nibble:health_state", state="draining") == 1
-        assert any(stream.is_alive() for stream in streams[0] + streams[1]), "the answers are too short to be drained"
+        with held_load(server, api, channel, 32) as streams:
+            server.process.send_signal(signal.SIGTERM)
+            status, answer, _ = wait_until(lambda: (now := server.request("GET", "/health"))[0] != 200 and now, server.log)
+            assert (status, answer["status"]) == (503, "draining")
+            assert server.request("GET", "/health/live")[0] == 200
+            for path in ("/v1/completions", "/v1/models", "/tokenize"):
+                status, answer, headers = server.request("POST" if path != "/v1/models" else "GET", path,
+                                                         {"model": MODEL, "prompt": "x"} if path != "/v1/models" else None)
+                assert status == 503 and int(headers["Retry-After"]) > 0, (path, status)
+                assert headers["Connection"] == "close"  # the next one goes elsewhere
+            late = GrpcStream(api, channel, 0)
+            late.join(60)
+            assert (late.code, late.retry_ms) == (grpc.StatusCode.UNAVAILABLE, "5000")
+            health = health_pb2_grpc.HealthStub(channel)
+            wait_until(lambda: health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 2, server.log)
+            assert server.metric("nibble:health_state", state="draining") == 1
         finished(*streams)
     with server:
-        server.process.wait(30)
-    assert server.process.returncode == 0 and time.monotonic() - asked < 120
+        server.process.wait(60)
     assert "all requests are finished" in server.log()
 
 
-def test_requests_are_taken_during_the_drain_delay(nibble):
-    server = start(nibble, "--drain-delay", 3)
+def taken_during_the_drain_delay(nibble, seconds):
+    """False if that was not long enough to see it."""
+    server = start(nibble, "--drain-delay", seconds)
     connection = server.connection()
     connection.request("GET", "/version")
     assert connection.getresponse().read()
+    asked = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: server.request("GET", "/health/ready")[0] == 503, 2, server.log)
-    status, answer, headers = server.post("/v1/completions", {"model": MODEL, "prompt": "Once", "max_tokens": 4})
-    assert (status, answer["usage"]["completion_tokens"]) == (200, 4)
-    assert headers["Connection"] == "close"
-    # A kept connection is used once more, and ends with that.
-    connection.request("GET", "/v1/models")
-    response = connection.getresponse()
-    assert (response.status, response.headers["Connection"]) == (200, "close")
+    try:
+        wait_until(lambda: server.request("GET", "/health/ready")[0] == 503, server.log)
+        status, answer, headers = server.post("/v1/completions", {"model": MODEL, "prompt": "Once", "max_tokens": 4})
+        # A kept connection is used once more, and ends with that.
+        connection.request("GET", "/v1/models")
+        kept = connection.getresponse()
+        kept.read()
+    except OSError:  # the server is gone
+        assert time.monotonic() - asked >= seconds, server.log()
+        status = None
     with server:
-        server.process.wait(30)
+        server.process.wait(60 + seconds)
+    if time.monotonic() - asked < seconds:
+        raise AssertionError(f"the delay was shorter than {seconds} s")
+    if status != 200 or kept.status != 200:
+        return False
+    assert answer["usage"]["completion_tokens"] == 4 and headers["Connection"] == "close"
+    assert kept.headers["Connection"] == "close"
+    return True
+
+
+def test_requests_are_taken_during_the_drain_delay(nibble):
+    assert any(taken_during_the_drain_delay(nibble, seconds) for seconds in (3, 12, 48))
 
 
 def test_a_second_signal_cuts_off_at_once(nibble, api):  # noqa: F811
-    server = start(nibble, "--shutdown-timeout", 120)
+    server = start(nibble, "--shutdown-timeout", 600)
+    ranks = rank_processes(server.process.pid)
     with grpc.insecure_channel(server.grpc_address) as channel:
-        http_streams, grpc_streams = load(server, api, channel, 4)
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "a second signal stops at once" in server.log(), 5, server.log)
-        server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(5) == 128 + signal.SIGINT
+        with held_load(server, api, channel, 8) as (http_streams, grpc_streams):
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: "a second signal stops at once" in server.log(), server.log)
+            server.process.send_signal(signal.SIGINT)
+            assert server.process.wait(60) == 128 + signal.SIGINT
+            wait_until(lambda: not any(alive(pid) for pid in ranks.values()), "its rank is left")
         for stream in http_streams + grpc_streams:
-            stream.join(20)
+            stream.join(60)
             assert not stream.is_alive()
-        assert any(stream.failure is not None for stream in http_streams)
-        assert any(stream.code == grpc.StatusCode.UNAVAILABLE for stream in grpc_streams)
+        assert all(stream.failure is not None for stream in http_streams[4:])
+        assert all(stream.code == grpc.StatusCode.UNAVAILABLE for stream in grpc_streams[4:])
 
 
 def test_killed_under_load_and_started_again(nibble, api):  # noqa: F811
     """Clients see an error and not the end of an answer; the next server has the ports at once and counts from zero."""
-    ports = ("--port", free_port(), "--grpc-port", free_port())
-    server = Server(nibble, "--max-num-seqs", 64, "--max-model-len", 512, ports=ports)
+    server = start(nibble)
+    ports = ("--port", server.url.rsplit(":", 1)[1], "--grpc-port", server.grpc_address.rsplit(":", 1)[1])
     with grpc.insecure_channel(server.grpc_address) as channel:
-        http_streams, grpc_streams = load(server, api, channel)
-        os.kill(server.process.pid, signal.SIGKILL)
-        server.process.wait(10)
-        again = Server(nibble, "--max-num-seqs", 64, "--max-model-len", 512, ports=ports)
+        with held_load(server, api, channel, 32) as (http_streams, grpc_streams):
+            server.process.kill()
+            server.process.wait()
+            again = start(nibble, ports=ports)
         assert (again.url, again.grpc_address) == (server.url, server.grpc_address)
-        broken = 0
         for stream in http_streams:
-            stream.join(20)
+            stream.join(60)
             assert not stream.is_alive()
             if stream.failure is None:
                 assert (stream.tokens, stream.finish) == (TOKENS, "length")  # it was done before
             else:
                 assert isinstance(stream.failure, (http.client.IncompleteRead, ConnectionError)), repr(stream.failure)
                 assert stream.finish is None
-                broken += 1
         for stream in grpc_streams:
-            stream.join(20)
+            stream.join(60)
             assert stream.code in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE), stream.code
-            broken += stream.code == grpc.StatusCode.UNAVAILABLE
-        assert broken > 0
+        assert all(stream.failure is not None for stream in http_streams[16:])
+        assert all(stream.code == grpc.StatusCode.UNAVAILABLE for stream in grpc_streams[16:])
     with again, grpc.insecure_channel(again.grpc_address) as channel:
         finished(*load(again, api, channel, 8))
         assert again.wait_until_idle() == (0, 0, 0)

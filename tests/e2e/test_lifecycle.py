@@ -6,11 +6,11 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
 
 from nibble_server import ROOT, STORIES, Server
+from ranks import HOLDABLE, held, in_progress, rank_processes, wait_until
 
 MODEL = "stories-llama"
 
@@ -60,40 +60,37 @@ def test_tokenize_and_detokenize(server, reference):
 
 
 def test_sigterm_drains(nibble):
-    server = Server(nibble, "--dtype", "float32", "--shutdown-timeout", "600")
-    # Twenty choices: seconds of work, so that the drain can be watched.
+    server = Server(nibble, "--dtype", "float32", "--shutdown-timeout", "600", *HOLDABLE)
     connection = server.connection(timeout=600)
-    connection.request("POST", "/v1/completions", '{"model": "stories-llama", "prompt": "Once", "max_tokens": 600, '
-                       '"ignore_eos": true, "stream": true, "n": 20}', {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    response.read(200)
-    server.process.send_signal(signal.SIGTERM)
-    # Not ready, and nothing new is taken, while the streams go on.
-    deadline = time.monotonic() + 10
-    while (status := server.request("GET", "/health")[0]) == 200:
-        assert time.monotonic() < deadline
-    assert status == 503
-    assert server.post("/v1/completions", {"model": MODEL, "prompt": "x"})[0] == 503
-    rest = response.read().decode()
+    with held(rank_processes(server.process.pid).values()):
+        connection.request("POST", "/v1/completions", '{"model": "stories-llama", "prompt": "Once", "max_tokens": 200, '
+                           '"ignore_eos": true, "stream": true, "n": 20}', {"Content-Type": "application/json"})
+        wait_until(lambda: in_progress(server) == 20, server.log)
+        server.process.send_signal(signal.SIGTERM)
+        # Not ready, and nothing new is taken, while the streams go on.
+        assert wait_until(lambda: (status := server.request("GET", "/health")[0]) != 200 and status, server.log) == 503
+        assert server.post("/v1/completions", {"model": MODEL, "prompt": "x"})[0] == 503
+    rest = connection.getresponse().read().decode()
     assert rest.rstrip().endswith("data: [DONE]"), rest[-200:]
     assert rest.replace(" ", "").count('"finish_reason":"length"') == 20
     with server:
-        server.process.wait(30)
+        server.process.wait(60)
     assert server.process.returncode == 0
 
 
 def test_shutdown_timeout_cuts_answers_off(nibble):
-    server = Server(nibble, "--shutdown-timeout", "0")
+    server = Server(nibble, "--shutdown-timeout", "0", "--max-num-seqs", "1")
     connection = server.connection()
+    # Half a minute of work and more.
     connection.request("POST", "/v1/completions", '{"model": "stories-llama", "prompt": "Once", "max_tokens": 2000, '
-                       '"ignore_eos": true, "stream": true}', {"Content-Type": "application/json"})
+                       '"ignore_eos": true, "stream": true, "n": 128}', {"Content-Type": "application/json"})
     response = connection.getresponse()
     response.read(200)
     server.process.send_signal(signal.SIGTERM)
     rest = response.read().decode()  # the client is told: an error event, or a last chunk
     assert "error" in rest or "abort" in rest, rest[-300:]
     with server:
-        server.process.wait(30)
+        server.process.wait(60)
     assert "cut off" in server.log()
 
 

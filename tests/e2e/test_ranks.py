@@ -2,18 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Several ranks on one host: the same answers, and what happens when a rank, or the server, is killed or stopped."""
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
 
 from nibble_server import STORIES, Server
-from ranks import (MODEL, Stream, alive, group_is_whole, rank_processes, requests, run_streams, shm_names, wait_until)
+from ranks import (MODEL, Stream, alive, group_is_whole, held, in_progress, kill_at_work, rank_processes, requests, run_streams, shm_names,
+                   wait_until)
 
-EXACT = ("--dtype", "float32", "--all-reduce", "none", "--rank-timeout", "1")
+SAME = ("--dtype", "float32", "--all-reduce", "none")
+# None of these ranks is taken for lost because the machine stood still for a while.
+EXACT = (*SAME, "--rank-timeout", "60")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def pair(nibble):
     before = shm_names()
     with Server(nibble, "--tensor-parallel-size", 2, *EXACT) as server:
         yield server
-    wait_until(lambda: shm_names() <= before, 5, shm_names)
+    wait_until(lambda: shm_names() <= before, shm_names)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +77,13 @@ def test_streams_go_on_when_a_rank_is_killed(pair, undisturbed, rank):
     losses = pair.metric("nibble:rank_losses_total", rank=rank, reason="killed")
     recomputed = pair.metric("nibble:recomputed_sequences_total")
     formations = pair.metric("nibble:group_formations_total")
-    results = run_streams(pair, requests(8, 400), lambda: os.kill(before[rank], signal.SIGKILL))
-    assert results == undisturbed
+
+    def disturb():
+        kill_at_work(pair, before[rank], 8)
+        wait_until(lambda: pair.metric("nibble:rank_losses_total", rank=rank, reason="killed") == losses + 1, pair.log)
+
+    assert run_streams(pair, requests(8, 400), disturb) == undisturbed
+    wait_until(lambda: group_is_whole(pair, 2), pair.log)
     assert pair.metric("nibble:rank_losses_total", rank=rank, reason="killed") == losses + 1
     assert 1 <= pair.metric("nibble:recomputed_sequences_total") - recomputed <= 8
     assert pair.metric("nibble:group_formations_total") == formations + 1
@@ -84,37 +92,45 @@ def test_streams_go_on_when_a_rank_is_killed(pair, undisturbed, rank):
     after = rank_processes(pair.process.pid)
     assert sorted(after) == [0, 1]
     assert after[rank] != before[rank] and after[1 - rank] == before[1 - rank]  # the other kept its weights
-    assert group_is_whole(pair, 2)
     assert pair.wait_until_idle() == (0, 0, 0)
 
 
-def test_a_stopped_rank_is_noticed_and_replaced(pair, undisturbed):
-    before = rank_processes(pair.process.pid)
-    losses = pair.metric("nibble:rank_losses_total", rank=1, reason="silent")
-    results = run_streams(pair, requests(8, 400), lambda: os.kill(before[1], signal.SIGSTOP))
-    assert results == undisturbed
-    assert pair.metric("nibble:rank_losses_total", rank=1, reason="silent") == losses + 1
-    assert not alive(before[1])
-    assert pair.wait_until_idle() == (0, 0, 0)
+def test_a_stopped_rank_is_noticed_and_replaced(nibble, undisturbed):
+    with Server(nibble, "--tensor-parallel-size", 2, *SAME, "--rank-timeout", 5) as server:
+        before = rank_processes(server.process.pid)
+
+        def disturb():
+            os.kill(before[1], signal.SIGSTOP)
+            wait_until(lambda: server.metric("nibble:rank_losses_total", rank=1, reason="silent") == 1, server.log)
+
+        assert run_streams(server, requests(8, 400), disturb) == undisturbed
+        wait_until(lambda: not alive(before[1]) and group_is_whole(server, 2), server.log)
+        assert server.metric("nibble:rank_losses_total") == 1
+        assert server.wait_until_idle() == (0, 0, 0)
 
 
 def test_an_idle_group_notices_too(pair):
     before = rank_processes(pair.process.pid)
     os.kill(before[0], signal.SIGKILL)
-    wait_until(lambda: rank_processes(pair.process.pid).get(0) not in (None, before[0]) and group_is_whole(pair, 2), 30,
+    wait_until(lambda: rank_processes(pair.process.pid).get(0) not in (None, before[0]) and group_is_whole(pair, 2),
                pair.log)
     assert "Once" not in greedy(pair, "Once upon a time", 8)
 
 
 def test_one_rank_in_a_process_of_its_own(nibble, undisturbed):
     """As on a GPU, whose loss ends a process: the server and its clients' streams outlive it."""
-    with Server(nibble, "--distributed-executor-backend", "mp", "--threads", 1, *EXACT[:2], "--rank-timeout", 1) as server:
+    with Server(nibble, "--distributed-executor-backend", "mp", "--threads", 1, "--dtype", "float32", "--rank-timeout", 60) as server:
         assert "ranks      1, 1 thread each" in server.log()
         before = rank_processes(server.process.pid)
         assert sorted(before) == [0]
-        results = run_streams(server, requests(8, 400), lambda: os.kill(before[0], signal.SIGKILL))
-        assert results == undisturbed
-        assert server.metric("nibble:rank_losses_total", rank=0, reason="killed") == 1
+
+        def disturb():
+            kill_at_work(server, before[0], 8)
+            wait_until(lambda: server.metric("nibble:rank_losses_total", rank=0, reason="killed") == 1, server.log)
+
+        assert run_streams(server, requests(8, 400), disturb) == undisturbed
+        assert server.metric("nibble:recomputed_sequences_total") >= 1
+        wait_until(lambda: group_is_whole(server, 1), server.log)
         assert sorted(rank_processes(server.process.pid)) == [0]
         assert server.wait_until_idle() == (0, 0, 0)
     with Server(nibble, "--threads", 1) as server:
@@ -122,15 +138,20 @@ def test_one_rank_in_a_process_of_its_own(nibble, undisturbed):
 
 
 def test_readiness_names_the_missing_rank(pair):
-    ranks = rank_processes(pair.process.pid)
-    os.kill(ranks[1], signal.SIGSTOP)
-    stream = Stream(pair, {"prompt": "Once", "max_tokens": 8})
-    status, answer, headers = wait_until(
-        lambda: (health := pair.request("GET", "/health"))[0] != 200 and health, 30, pair.log)
+    def kill_until_seen():
+        if 1 in (ranks := rank_processes(pair.process.pid)):  # it comes back within a moment
+            os.kill(ranks[1], signal.SIGKILL)
+        answer = pair.request("GET", "/health")
+        return answer[0] != 200 and "rank 1" in str(answer[1]) and answer
+
+    with held([rank_processes(pair.process.pid)[0]]):
+        stream = Stream(pair, {"prompt": "Once", "max_tokens": 8})
+        wait_until(lambda: in_progress(pair) == 1, pair.log)
+        status, answer, headers = wait_until(kill_until_seen, pair.log)
     assert status == 503 and "rank 1" in str(answer), answer
     assert int(headers["Retry-After"]) > 0
     assert stream.result()[2] is not None  # it waited
-    wait_until(lambda: group_is_whole(pair, 2), 30, pair.log)
+    wait_until(lambda: group_is_whole(pair, 2), pair.log)
 
 
 def test_draining_while_the_group_is_broken(nibble):
@@ -138,15 +159,17 @@ def test_draining_while_the_group_is_broken(nibble):
     before = shm_names()
     server = Server(nibble, "--tensor-parallel-size", 2, *EXACT)
     ranks = rank_processes(server.process.pid)
-
-    def disturb():
+    streams = [Stream(server, body) for body in requests(4, 300)]
+    assert all(stream.delivered.wait(60) for stream in streams)
+    with held([ranks[0]]):
+        streams += [Stream(server, body) for body in requests(4, 300)]
+        wait_until(lambda: in_progress(server) >= 4, server.log)
         os.kill(ranks[1], signal.SIGKILL)
         server.process.send_signal(signal.SIGTERM)
-
-    results = run_streams(server, requests(4, 300), disturb)
-    assert [(tokens, finish) for _, tokens, finish in results] == [(300, "length")] * 4
+        wait_until(lambda: server.metric("nibble:health_state", state="draining") == 1, server.log)
+    assert [stream.result()[1:] for stream in streams] == [(300, "length")] * 8
     with server:
-        server.process.wait(30)
+        server.process.wait(60)
     assert not any(alive(pid) for pid in ranks.values())
     assert shm_names() <= before
 
@@ -155,10 +178,16 @@ def test_ctrl_c_goes_to_all_processes_and_still_drains(nibble):
     """A terminal signals the whole foreground group: ranks must not die before the server has drained."""
     server = Server(nibble, "--tensor-parallel-size", 2, *EXACT, start_new_session=True)
     ranks = rank_processes(server.process.pid)
-    results = run_streams(server, requests(4, 300), lambda: os.killpg(server.process.pid, signal.SIGINT))
-    assert [(tokens, finish) for _, tokens, finish in results] == [(300, "length")] * 4
+    streams = [Stream(server, body) for body in requests(4, 300)]
+    assert all(stream.delivered.wait(60) for stream in streams)
+    with held([ranks[0]]):
+        streams += [Stream(server, body) for body in requests(4, 300)]
+        wait_until(lambda: in_progress(server) >= 4, server.log)
+        os.killpg(server.process.pid, signal.SIGINT)
+        wait_until(lambda: server.metric("nibble:health_state", state="draining") == 1, server.log)
+    assert [stream.result()[1:] for stream in streams] == [(300, "length")] * 8
     with server:
-        server.process.wait(30)
+        server.process.wait(60)
     assert not any(alive(pid) for pid in ranks.values())
 
 
@@ -167,34 +196,37 @@ def test_ranks_end_with_a_killed_server(nibble):
     server = Server(nibble, "--tensor-parallel-size", 2, *EXACT)
     ranks = rank_processes(server.process.pid)
     stream = Stream(server, {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True})
-    assert stream.delivered.wait(30)
-    server.process.kill()
+    assert stream.delivered.wait(60)
+    with held([ranks[0]]):
+        Stream(server, {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True})
+        wait_until(lambda: in_progress(server) >= 1, server.log)
+        server.process.kill()
     server.process.wait()
-    wait_until(lambda: not any(alive(pid) for pid in ranks.values()), 10, "ranks outlive their server")
-    wait_until(lambda: shm_names() <= before, 5, shm_names)
+    wait_until(lambda: not any(alive(pid) for pid in ranks.values()), "ranks outlive their server")
+    wait_until(lambda: shm_names() <= before, shm_names)
 
 
 def test_a_rank_that_cannot_come_back_times_out(nibble):
     """Killed again and again: requests wait --group-timeout, then 503 and an error event, and the server lives."""
     with Server(nibble, "--tensor-parallel-size", 2, *EXACT, "--group-timeout", 1) as server:
-        stream = Stream(server, {"prompt": "Once", "max_tokens": 1900, "ignore_eos": True})
-        assert stream.delivered.wait(30)
+        # A minute of work, so that it is in progress.
+        stream = Stream(server, {"prompt": "Once", "max_tokens": 1900, "ignore_eos": True, "n": 128})
+        assert stream.delivered.wait(60)
 
         def kill_until_refused():
             for pid in rank_processes(server.process.pid).values():
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            if not stream.is_alive():
-                return server.post("/v1/completions", {"model": MODEL, "prompt": "x"})
-            return None
+            if stream.is_alive():
+                return None
+            answer = server.post("/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 4})
+            return answer[0] != 200 and answer  # the group may have been there again for a moment
 
-        status, answer, headers = wait_until(kill_until_refused, 30, server.log)
+        status, answer, headers = wait_until(kill_until_refused, server.log)
         assert (status, answer["error"]["code"]) == (503, "unavailable"), answer
         assert int(headers["Retry-After"]) > 0
         assert stream.error is not None and stream.error["code"] == "unavailable" and len(stream.text) > 0
-        wait_until(lambda: group_is_whole(server, 2), 60, server.log)
+        wait_until(lambda: group_is_whole(server, 2), server.log)
         assert len(greedy(server, "Once")) > 0
         assert server.wait_until_idle() == (0, 0, 0)
 
@@ -211,13 +243,11 @@ def test_a_rank_that_cannot_come_back_times_out(nibble):
                                                         "NIBBLE_CLUSTER_SECRET"]),
 ])
 def test_wrong_options_of_ranks(nibble, options, named):
-    started = time.monotonic()
     result = subprocess.run([str(nibble), "serve", str(STORIES), "--port", "0", "--grpc-port", "-1", *options],
                             capture_output=True, text=True, timeout=60)
     assert result.returncode == 1, result.stderr
     for part in named:
         assert part in result.stderr, result.stderr
-    assert time.monotonic() - started < 50
 
 
 def test_a_rank_is_not_for_people(nibble):
@@ -240,8 +270,8 @@ def test_a_rank_of_another_model_stays_out(nibble, tmp_path):
         config = (model / "config.json").read_text()
         (model / "config.json").write_text(config.replace('"rope_theta": 10000.0', '"rope_theta": 20000.0'))
         os.kill(rank_processes(server.process.pid)[1], signal.SIGKILL)
-        wait_until(lambda: "no longer those that the server was started with" in server.log(), 20, server.log)
+        wait_until(lambda: "no longer those that the server was started with" in server.log(), server.log)
         assert server.request("GET", "/health")[0] == 503
         (model / "config.json").write_text(config)
-        wait_until(lambda: group_is_whole(server, 2), 30, server.log)
+        wait_until(lambda: group_is_whole(server, 2), server.log)
         assert greedy(server, "Once upon a time") == before
