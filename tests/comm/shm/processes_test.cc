@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -20,6 +21,7 @@
 
 #include "comm/shm/collectives.h"
 #include "comm/shm/segment.h"
+#include "comm/shm/segment_layout.h"
 #include "comm/shm/shm_transport.h"
 #include "tests/comm/shm/child_process.h"
 #include "tests/comm/shm/rank_threads.h"
@@ -58,6 +60,17 @@ class ShmProcesses : public ::testing::Test {
     const int fd = shm_open(Prepare(0)->name().c_str(), O_RDONLY, 0);
     if (fd >= 0) close(fd);
     return fd >= 0;
+  }
+  bool IsSeated(int rank) const {
+    const shm::Layout layout = shm::Layout::For(kRanks);
+    const int fd = shm_open(Prepare(0)->name().c_str(), O_RDWR, 0);
+    struct stat info {};
+    // Beyond its end, memory must not be touched.
+    const bool has_memory = fd >= 0 && fstat(fd, &info) == 0 &&
+                            static_cast<uint64_t>(info.st_size) == layout.total_bytes;
+    const auto map = has_memory ? shm::Map::Make(fd, layout) : absl::UnknownError("");
+    if (fd >= 0) close(fd);
+    return map.ok() && (*map)->doorbell(rank).seat.load() == shm::kSeated;
   }
 
   const std::string group_id_ =
@@ -140,6 +153,7 @@ TEST_F(ShmProcesses, AKilledPeerOfAMessageIsNamed) {
   }
 }
 
+// In time for a survivor that stands still for a while.
 TEST_F(ShmProcesses, AStoppedRankIsNamed) {
   Start([](ShmSegment* segment) -> absl::Status {
     ShmCollectives collectives(segment, *ChooseIsa());
@@ -147,7 +161,7 @@ TEST_F(ShmProcesses, AStoppedRankIsNamed) {
     if (segment->rank() == 1) kill(getpid(), SIGSTOP);
     float value = 1.0F;
     return collectives.AllReduce(&value, 1, Algorithm::kOneShot, nullptr,
-                                 Deadline::After(std::chrono::milliseconds(300)));
+                                 Deadline::After(std::chrono::seconds(4)));
   });
   for (const int survivor : {0, 2}) {
     const std::string result = Result(survivor);
@@ -157,18 +171,15 @@ TEST_F(ShmProcesses, AStoppedRankIsNamed) {
 }
 
 TEST_F(ShmProcesses, AMakerThatDiesBeforeAllAttachedLeavesANameThatCanBeRemoved) {
-  ChildProcess maker([&] {
-    const auto segment = Prepare(0);
-    std::thread dying([] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
-      kill(getpid(), SIGKILL);
-    });
-    const absl::Status status = segment->Connect(TestDeadline());
-    dying.join();
-    return status.ToString();
+  const ChildProcess maker([&] { return Prepare(0)->Connect(TestDeadline()).ToString(); });
+  // Rank 2 never comes. The maker dies when it and this process have taken their seats.
+  std::thread killer([&] {
+    while (!IsSeated(0) || !IsSeated(1)) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    kill(maker.pid(), SIGKILL);
   });
   const auto segment = Prepare(1);
   const absl::Status status = segment->Connect(TestDeadline());
+  killer.join();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("rank 0"));
   EXPECT_TRUE(NameExists());
