@@ -5,7 +5,6 @@
 import importlib
 import pathlib
 import sys
-import time
 
 import grpc
 import pytest
@@ -127,16 +126,21 @@ def test_oversized_message_is_refused(api, stub):
 
 
 def test_cancelled_calls_and_deadlines_free_their_memory(api, stub, exact_server):
-    request = api.messages.GenerateRequest(text="Once", sampling=api.messages.SamplingParams(max_tokens=1900,
-                                                                                             ignore_eos=True))
-    calls = [stub.Generate(request) for _ in range(8)]
+    aborted = exact_server.metric("vllm:request_success_total", finished_reason="abort")
+
+    def request(n):
+        return api.messages.GenerateRequest(text="Once", n=n, sampling=api.messages.SamplingParams(max_tokens=1900, ignore_eos=True))
+
+    calls = [stub.Generate(request(64)) for _ in range(8)]
     for call in calls:
         next(call)
         call.cancel()
+    assert exact_server.wait_until_idle() == (0, 0, 0)
     with pytest.raises(grpc.RpcError) as raised:
-        list(stub.Generate(request, timeout=0.3))
+        list(stub.Generate(request(128), timeout=0.3))  # a minute of work
     assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert exact_server.wait_until_idle() == (0, 0, 0)
+    assert exact_server.metric("vllm:request_success_total", finished_reason="abort") - aborted >= 64
 
 
 def test_health_and_reflection(channel):
