@@ -11,6 +11,13 @@ endif()
 if(NIBBLE_CUDA)
   add_custom_target(gpu_tests)  # every *_gpu_test
   set(NIBBLE_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING "as CMAKE_CUDA_ARCHITECTURES; daily work: one")
+  foreach(architecture ${NIBBLE_CUDA_ARCHITECTURES})
+    if(NOT architecture MATCHES "^(8[0-9]|90a|1[0-9][0-9]a?)(-real|-virtual)?$")
+      # Of 90 without its letter an H100 would run, unnoticed, what has no wgmma.
+      message(FATAL_ERROR "NIBBLE_CUDA_ARCHITECTURES has '${architecture}': want 80 to 89, 90a or 100 to 121, with -real "
+                          "or -virtual, and ; between them")
+    endif()
+  endforeach()
   set(CMAKE_CUDA_ARCHITECTURES ${NIBBLE_CUDA_ARCHITECTURES})
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # one binary that starts on hosts without CUDA
   enable_language(CUDA)
