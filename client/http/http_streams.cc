@@ -3,6 +3,8 @@
 
 #include "client/http/http_streams.h"
 
+#include <sys/socket.h>
+
 #include <chrono>
 #include <functional>
 #include <limits>
@@ -61,6 +63,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::optional<Call> Abandon();
   // DEADLINE_EXCEEDED for a request that is out of time.
   absl::Status CheckDeadline(int64_t now_ns) const;
+  // Nothing came since the last answer: neither the end nor bytes that nobody asked for.
+  bool IsQuiet();
 
  private:
   // `handler` behind asynchronous operations: not called once the request is over.
@@ -83,6 +87,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void Write();
   void Read();
   void OnRead(error_code error);
+  void NewParser();
+  bool MayResend() const;
+  void Resend();
   void Fail(std::string_view action, const error_code& error);
   std::string Explain(const error_code& error);
 
@@ -97,6 +104,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::optional<Call> call_;
   bool reused_ = false;  // the server may have closed it meanwhile
   bool head_told_ = false;
+  int64_t sent_ns_ = 0;
   int64_t connect_deadline_ns_ = kNever;
 };
 
@@ -140,7 +148,7 @@ class Streams final : public HttpStreams {
     wired.wire += "\r\n";
     wired.wire += call.body;
     wired.deadline_ns = AddSeconds(Clock::Monotonic().NowNs(), call.timeout_seconds);
-    Launch(std::move(wired), /*fresh=*/false);
+    Launch(std::move(wired), TakeIdle());
   }
 
   void Cancel(uint64_t id) override { End(id, absl::CancelledError("cancelled")); }
@@ -159,6 +167,7 @@ class Streams final : public HttpStreams {
 
   int64_t num_active() const override { return static_cast<int64_t>(active_.size()); }
   std::vector<int64_t> TakeWakeDelays() override { return std::exchange(wake_delays_, {}); }
+  int64_t TakeResends() override { return std::exchange(num_resends_, 0); }
 
   // For connections.
   asio::io_context& io() { return io_; }
@@ -166,16 +175,13 @@ class Streams final : public HttpStreams {
   const HttpStreamsOptions& options() const { return options_; }
   const tcp::resolver::results_type& endpoints() const { return endpoints_; }
   HttpEvents* events() { return events_; }
-  void Launch(Connection::Call call, bool fresh) {
-    std::shared_ptr<Connection> connection;
-    if (!fresh && !idle_.empty()) {
-      connection = std::move(idle_.back());
-      idle_.pop_back();
-    } else {
-      connection = std::make_shared<Connection>(this);
-    }
+  void Launch(Connection::Call call, std::shared_ptr<Connection> connection) {
     active_[call.id] = connection;
     connection->Begin(std::move(call));
+  }
+  void LaunchAgain(Connection::Call call) {
+    ++num_resends_;
+    Launch(std::move(call), std::make_shared<Connection>(this));
   }
   void End(uint64_t id, const absl::Status& status, bool keep = false) {
     const auto found = active_.find(id);
@@ -191,6 +197,16 @@ class Streams final : public HttpStreams {
   }
 
  private:
+  // A kept connection if there is one that is still good, else a new one.
+  std::shared_ptr<Connection> TakeIdle() {
+    while (!idle_.empty()) {
+      const std::shared_ptr<Connection> connection = std::move(idle_.back());
+      idle_.pop_back();
+      if (connection->IsQuiet()) return connection;
+    }
+    return std::make_shared<Connection>(this);
+  }
+
   absl::Status InitTls() {
     NIBBLE_ASSIGN_OR_RETURN(const std::shared_ptr<SSL_CTX> context,
                             MakeClientTlsContext(options_.security));
@@ -231,6 +247,7 @@ class Streams final : public HttpStreams {
   std::unordered_map<uint64_t, std::shared_ptr<Connection>> active_;
   std::vector<std::shared_ptr<Connection>> idle_;
   std::vector<int64_t> wake_delays_;
+  int64_t num_resends_ = 0;
   int64_t armed_ns_ = kNever;
   int64_t next_sweep_ns_ = 0;
 };
@@ -239,6 +256,16 @@ Connection::Connection(Streams* streams) : streams_(streams), socket_(streams->i
 
 void Connection::Begin(Call call) {
   call_ = std::move(call);
+  NewParser();
+  if (socket_.is_open()) {
+    reused_ = true;
+    Write();
+  } else {
+    Connect();
+  }
+}
+
+void Connection::NewParser() {
   head_told_ = false;
   parser_.emplace();
   parser_->body_limit(boost::none);
@@ -254,12 +281,12 @@ void Connection::Begin(Call call) {
     return bytes.size();
   };
   parser_->on_chunk_body(on_chunk_);
-  if (socket_.is_open()) {
-    reused_ = true;
-    Write();
-  } else {
-    Connect();
-  }
+}
+
+bool Connection::IsQuiet() {
+  char byte = 0;
+  const ssize_t got = ::recv(socket_.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  return got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
 }
 
 std::optional<Connection::Call> Connection::Abandon() {
@@ -319,7 +346,9 @@ void Connection::Handshake() {
 void Connection::Write() {
   OnStream([this](auto& stream) {
     asio::async_write(stream, asio::buffer(call_->wire), Guarded([this](error_code error) {
+                        if (error && reused_) return Resend();
                         if (error) return Fail("send to", error);
+                        sent_ns_ = Clock::Monotonic().NowNs();
                         Read();
                       }));
   });
@@ -333,8 +362,12 @@ void Connection::Read() {
 }
 
 void Connection::OnRead(error_code error) {
-  if (error) return Fail("read from", error);
+  if (error) return MayResend() ? Resend() : Fail("read from", error);
   if (!parser_->is_header_done()) return Read();
+  if (parser_->get().result_int() / 100 == 1) {  // the answer is still to come
+    NewParser();
+    return Read();
+  }
   if (!head_told_) {
     head_told_ = true;
     streams_->events()->OnHead(call_->id, static_cast<int>(parser_->get().result_int()));
@@ -346,17 +379,24 @@ void Connection::OnRead(error_code error) {
   if (!parser_->is_done()) return Read();
   const uint64_t id = call_->id;
   call_.reset();
-  streams_->End(id, absl::OkStatus(), parser_->get().keep_alive());
+  // What is there beyond the answer would be taken for the next one's.
+  streams_->End(id, absl::OkStatus(), parser_->get().keep_alive() && buffer_.size() == 0);
+}
+
+// The server closed the kept connection while the request was on its way. Later it may have begun
+// with the request: to send that again would double the load, and hide that the server failed.
+bool Connection::MayResend() const {
+  const double seconds = static_cast<double>(Clock::Monotonic().NowNs() - sent_ns_) * 1e-9;
+  return reused_ && !parser_->got_some() && seconds <= streams_->options().resend_within_seconds;
+}
+
+void Connection::Resend() {
+  std::optional<Call> call = Abandon();
+  streams_->LaunchAgain(*std::move(call));
 }
 
 void Connection::Fail(std::string_view action, const error_code& error) {
   connect_deadline_ns_ = kNever;
-  // A kept connection may have been closed by the server before it saw this request: that is no
-  // failure of the request.
-  if (reused_ && !parser_->got_some()) {
-    std::optional<Call> call = Abandon();
-    return streams_->Launch(*std::move(call), /*fresh=*/true);
-  }
   streams_->End(call_->id, Unavailable("cannot {} {}: {}", action,
                                        streams_->options().url.Authority(), Explain(error)));
 }

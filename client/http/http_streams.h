@@ -7,8 +7,11 @@
 //   streams->Start(id, {.method = "POST", .path = "/v1/completions", .body = body});
 //   while (streams->num_active() > 0) streams->Poll(now + 10 ms);   // events are called in here
 //
-// Connections are kept and used again. Everything happens on the thread that calls. Boost.Beast and
-// OpenSSL stay behind http_streams.cc because their headers cost 20 s per source.
+// Connections are kept and used again, unless anything came on them that nobody asked for. A
+// request is sent a second time only where the server cannot have taken the first one: a kept
+// connection could not be written to, or ended as the request was sent. Everything happens on the
+// thread that calls. Boost.Beast and OpenSSL stay behind http_streams.cc because their headers cost
+// 20 s per source.
 #pragma once
 
 #include <cstdint>
@@ -47,6 +50,9 @@ struct HttpStreamsOptions {
   ClientSecurity security;
   std::vector<std::pair<std::string, std::string>> headers;  // of every request
   double connect_timeout_seconds = 30;
+  // A kept connection that ends within this time of a request being sent ended before the server
+  // saw the request, which is sent again.
+  double resend_within_seconds = 0.005;
 };
 
 class HttpStreams {
@@ -69,6 +75,8 @@ class HttpStreams {
   // How much later than at their deadlines Polls without work in time came back: what waits for
   // this thread waits as long. Those since the last call.
   virtual std::vector<int64_t> TakeWakeDelays() = 0;
+  // Requests that were sent a second time since the last call.
+  virtual int64_t TakeResends() = 0;
 };
 
 }  // namespace nibble::client
