@@ -19,7 +19,7 @@ import yaml
 
 from alert_cases import CASES, render_test, unit_test
 from nibble_server import ROOT, STORIES, Server
-from ranks import free_port, run_streams
+from ranks import free_port, run_streams, wait_until
 
 PROMETHEUS, GRAFANA = ROOT / "deploy" / "prometheus", ROOT / "deploy" / "grafana"
 RULES = (PROMETHEUS / "recording_rules.yml", PROMETHEUS / "alert_rules.yml")
@@ -45,7 +45,7 @@ def rules(path):
 
 
 def promtool(*arguments):
-    return subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    return subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
 
 # --- what needs no server
@@ -150,7 +150,7 @@ class Prometheus:
     def is_up(self, count):
         try:
             result = self.get("query", query="sum(up)")["result"]
-        except (OSError, urllib.error.URLError):
+        except (OSError, urllib.error.URLError, AssertionError):  # nobody listens, or not ready yet
             return False
         return bool(result) and float(result[0]["value"][1]) == count
 
@@ -192,8 +192,17 @@ class Loaded:
                 self.answers[server.url] += [{"completion_tokens": tokens} for tokens in self.run_grpc(server)]
             self.servers[0].request("GET", "/nowhere")
             self.servers[0].post("/v1/completions", "no JSON")
-        time.sleep(3 * SCRAPE_SECONDS)
+        for server in self.servers:
+            tokens = sum(answer["completion_tokens"] for answer in self.answers[server.url])
+            wait_until(lambda: self.stored(server, "vllm:generation_tokens_total") == tokens, "the last scrape does not come")
+        time.sleep(3 * SCRAPE_SECONDS)  # the rules too
         self.end = time.time()
+
+    def stored(self, server, name):
+        """What Prometheus has."""
+        instance = urllib.parse.urlsplit(server.url).netloc
+        result = self.prometheus.get("query", query=f'sum({name}{{instance="{instance}"}})')["result"]
+        return float(result[0]["value"][1]) if result else None
 
     def run_grpc(self, server):
         """Tokens of each answer to some calls."""
@@ -228,7 +237,7 @@ def loaded(nibble, tmp_path_factory):
         targets = [urllib.parse.urlsplit(server.url).netloc for server in servers]
         prometheus = Prometheus(folder, targets)
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 90
             while not prometheus.is_up(len(servers)):
                 assert time.monotonic() < deadline and prometheus.process.poll() is None, "Prometheus does not scrape"
                 time.sleep(0.2)
@@ -322,6 +331,4 @@ def test_histograms_and_counters_agree_with_the_client(loaded):
         # A sequence ends a little after its last token, and its client sees that later still.
         assert 0 < metric("vllm:time_to_first_token_seconds_sum") <= total <= loaded.client_seconds[server.url]
         # What Prometheus has is what the server said.
-        instance = urllib.parse.urlsplit(server.url).netloc
-        stored = loaded.prometheus.get("query", query=f'sum(vllm:generation_tokens_total{{instance="{instance}"}})')["result"]
-        assert float(stored[0]["value"][1]) == tokens
+        assert loaded.stored(server, "vllm:generation_tokens_total") == tokens

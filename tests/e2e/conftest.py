@@ -39,6 +39,13 @@ def exact_server(nibble):
 
 
 @pytest.fixture(scope="session")
+def slow_server(nibble):
+    """One sequence at a time, by one thread, in float32: an answer of many choices (web_page.make_slow) takes a minute."""
+    with Server(nibble, "--dtype", "float32", "--max-num-seqs", 1, "--threads", 1) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def reference():
     return json.loads((STORIES / "reference.json").read_text())
 
@@ -57,5 +64,12 @@ def exact_client(exact_server):
 def chat(server, open_page):
     """The page at /, ready to be talked to."""
     page = open_page(server.url + "/")
+    page.locator("#model:enabled").wait_for()
+    return page
+
+
+@pytest.fixture
+def slow_chat(slow_server, open_page):
+    page = open_page(slow_server.url + "/")
     page.locator("#model:enabled").wait_for()
     return page

@@ -161,7 +161,8 @@ def test_a_guarded_server(nibble, guarded, kind):
 
 @pytest.mark.parametrize("kind", ["openai", "grpc"])
 def test_ctrl_c_ends_with_what_was_measured(nibble, server, kind):
-    arguments = [*target(server, kind), "--num-prompts", 10_000, "--random-input-len", 8, "--random-output-len", 20,
+    # Minutes of work, so that it is in progress.
+    arguments = [*target(server, kind), "--num-prompts", 10_000, "--random-input-len", 8, "--random-output-len", 400,
                  "--max-concurrency", 2, "--json"]
     process = subprocess.Popen([str(nibble), "bench", "serve", *map(str, arguments)], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)

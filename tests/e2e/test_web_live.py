@@ -8,6 +8,7 @@ import re
 import pytest
 
 from nibble_server import ROOT, Server
+from ranks import wait_until
 from web_browser import scrolls_sideways, until, violations_of_accessibility
 from web_page import (HOSTILE, PROMPT, answer_of, answer_with, ask, busy, event, generate, host_of, make_slow, on_request, tile,
                       wait_for_end)
@@ -37,15 +38,16 @@ def test_the_live_view_shows_what_the_server_does(server, open_page):
 
 
 def test_latencies_of_a_period_and_since_the_start(server, open_page):
+    total = server.metric("vllm:e2e_request_latency_seconds_count") + 2
     for thread in generate(server, 2):
         thread.join()
+    wait_until(lambda: server.metric("vllm:e2e_request_latency_seconds_count") == total, server.log)
     page = open_page(server.url + "/#server")
     counted = page.locator("section[aria-labelledby=e2e-title] .card-head .note").last
     page.locator("section[aria-labelledby=e2e-title]").get_by_text("Nothing in this period").wait_for()
     page.get_by_role("radio", name="Since the start").check()
     until(page, "document.querySelector('section[aria-labelledby=e2e-title] svg rect') !== null")
-    total = int(counted.inner_text().split()[0].replace(",", ""))
-    assert total == server.metric("vllm:e2e_request_latency_seconds_count")
+    assert int(counted.inner_text().split()[0].replace(",", "")) == total
     page.get_by_role("radio", name="Period").check()
     for thread in generate(server, 3):
         thread.join()
@@ -97,7 +99,8 @@ def test_a_server_that_goes_away_is_told(nibble, open_page):
 # --- for everybody
 
 
-def test_the_keyboard_alone_is_enough(server, open_page):
+def test_the_keyboard_alone_is_enough(slow_server, open_page):
+    server = slow_server
     page = open_page(server.url + "/")
     page.locator("#model:enabled").wait_for()
     on_request(page, make_slow)
@@ -177,6 +180,7 @@ def test_no_rule_of_accessibility_is_broken(server, open_page, scheme, width):
         page.get_by_role("button", name="Parameters").click()
     assert violations_of_accessibility(page) == []
     page.goto(server.url + "/#server")
+    tile(page, "Generated").get_by_text("since the start").wait_for()  # what comes now is of this period
     for thread in generate(server, 2):
         thread.join()
     page.locator("section[aria-labelledby=e2e-title] svg rect").first.wait_for()

@@ -64,7 +64,7 @@ def open_page(browser):
         contexts.append(context)
         context.add_init_script(COLLECT_VIOLATIONS)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.watch = Watch(page)
         page.goto(url)
         return page
@@ -74,7 +74,7 @@ def open_page(browser):
         context.close()
 
 
-def until(page, expression, seconds=20):
+def until(page, expression, seconds=60):
     """Waits until `expression` is true. playwright's own wait_for_function evaluates text inside the page, which the page's
     policy forbids."""
     deadline = time.monotonic() + seconds

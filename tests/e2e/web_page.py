@@ -52,11 +52,11 @@ def make_long(body):
     body.update(ignore_eos=True, max_tokens=LONG)
 
 
-NUM_CHOICES = 64
+NUM_CHOICES = 128
 
 
 def make_slow(body):
-    """Seconds of work, of which the page shows one part in 64: time to do something before it ends."""
+    """For slow_server: a minute of work, of which the page shows the first half second and then waits for the rest."""
     body.update(ignore_eos=True, max_tokens=LONG, n=NUM_CHOICES)
 
 
