@@ -68,6 +68,7 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   void ParseInput();
   // What the server knows of a request beside its bytes; a value: the guard refuses it.
   std::optional<HttpRefusal> TakeHead();
+  void InviteBody();
   void TurnAway(const HttpRefusal& refusal);
   void DropInput();
   void Dispatch();

@@ -58,6 +58,7 @@ RequestReader::Event RequestReader::Refuse(int status, std::string message) {
 
 RequestReader::Event RequestReader::Read(std::string_view input, size_t* num_taken) {
   auto& parser = parser_->beast;
+  if (head_done_ && !std::exchange(body_checked_, true) && !CheckBody()) return Event::kRefused;
   while (!input.empty() && !parser.is_done()) {
     error_code error;
     size_t taken = 0;
@@ -121,17 +122,24 @@ bool RequestReader::CheckHead() {
   if (!target.has_value()) return refuse(400, "malformed request target");
   request_.path = std::move(target->path);
   request_.query = std::move(target->query);
+  return true;
+}
 
+bool RequestReader::CheckBody() {
+  auto& parser = parser_->beast;
+  const auto& message = parser.get();
   const auto limit = static_cast<uint64_t>(limits_.max_body_bytes);
   if (const auto length = parser.content_length(); length.has_value() && *length > limit) {
-    return refuse(413, fmt::format("request body of {} bytes, the limit is {}", *length, limit));
+    Refuse(413, fmt::format("request body of {} bytes, the limit is {}", *length, limit));
+    return false;
   }
   parser.body_limit(limit);
 
   const std::string_view expect = View(message[http::field::expect]);
   if (expect.empty() || http_1_0_) return true;
   if (!EqualsIgnoreCase(expect, "100-continue")) {
-    return refuse(417, "the only expectation served is 100-continue");
+    Refuse(417, "the only expectation served is 100-continue");
+    return false;
   }
   expects_continue_ = true;
   return true;

@@ -36,7 +36,9 @@ class RequestReader {
 
   // Reads on in `input` and adds to *num_taken how many of its bytes are used up. kMore: the rest
   // of `input` has to come again, with more behind it. kHead comes once, before kMore of the body
-  // and before kWhole; kRefused and kWhole are the last.
+  // and before kWhole; kRefused and kWhole are the last. What is refused before kHead is no HTTP
+  // request; what a good one may not ask of this server (a body of that size, an expectation) is
+  // refused after it, so that its sender can be asked for a key first.
   Event Read(std::string_view input, size_t* num_taken);
 
   const Refusal& refusal() const { return refusal_; }
@@ -52,12 +54,14 @@ class RequestReader {
 
   Event Refuse(int status, std::string message);
   bool CheckHead();  // false: it was refused
+  bool CheckBody();  // likewise, by what the head says of it
 
   const Limits limits_;
   const std::unique_ptr<Parser> parser_;
   HttpRequest request_;
   Refusal refusal_;
   bool head_done_ = false;
+  bool body_checked_ = false;
   bool expects_continue_ = false;
   bool http_1_0_ = false;
   bool keep_alive_ = false;

@@ -66,6 +66,23 @@ class HttpGuardTest : public HttpServerTest {
   }
 };
 
+TEST_F(HttpGuardTest, ComesBeforeAnythingIsSaidOfTheBody) {
+  const std::string post = "POST /echo HTTP/1.1\r\nHost: x\r\n";
+  const std::string large = "Content-Length: 99999999999\r\n\r\n";
+  EXPECT_THAT(Ask(post + large), StartsWith("HTTP/1.1 401"));
+  EXPECT_THAT(Ask(post + "Expect: magic\r\nContent-Length: 1\r\n\r\n"), StartsWith("HTTP/1.1 401"));
+  // Not a byte of it is read or invited.
+  EXPECT_THAT(Ask(post + "Expect: 100-continue\r\nContent-Length: 9\r\n\r\n"),
+              StartsWith("HTTP/1.1 401"));
+  EXPECT_THAT(Ask(post + "Transfer-Encoding: chunked\r\n\r\n"), StartsWith("HTTP/1.1 401"));
+  const std::string with_key = post + "Authorization: Bearer key\r\n";
+  EXPECT_THAT(Ask(with_key + large), StartsWith("HTTP/1.1 413"));
+  EXPECT_THAT(Ask(with_key + "Expect: magic\r\nContent-Length: 1\r\n\r\n"),
+              StartsWith("HTTP/1.1 417"));
+  // What is no request has no key to show.
+  EXPECT_THAT(Ask("GET /hello HTTP/1.1\r\n\r\n"), StartsWith("HTTP/1.1 400"));
+}
+
 TEST_F(HttpGuardTest, NoRouteIsOpenByItself) {
   std::vector<std::string> requests = {
       "GET /nothing/here",    "DELETE /hello", "OPTIONS *",          "PUT /x",     "GET /health/",

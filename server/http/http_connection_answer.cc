@@ -1,0 +1,196 @@
+// SPDX-FileCopyrightText: The nibble authors
+// SPDX-License-Identifier: Apache-2.0
+
+// A Connection's answers: who gives them, and their way to the socket.
+
+#include <optional>
+#include <utility>
+
+#include "fmt/core.h"
+
+#include "server/http/http_connection.h"
+#include "server/request_log/request_trace.h"
+
+namespace nibble::server {
+namespace {
+
+namespace asio = boost::asio;
+using boost::system::error_code;
+using std::chrono::steady_clock;
+
+// Of a write in one go; then others on the thread have their turn.
+constexpr size_t kWriteTurn = size_t{256} << 10;
+
+}  // namespace
+
+void Connection::TurnAway(const HttpRefusal& refusal) {
+  Exchange::Info info = RequestInfo();
+  // What is still to come of a body is not read: the connection ends with the answer.
+  discard_input_ = reader_->has_body();
+  info.keep_alive = info.keep_alive && !discard_input_;
+  reader_.reset();
+  if (discard_input_) DropInput();
+  share_.Set(static_cast<int64_t>(input_.size() - input_offset_));
+  BeginAnswer(std::move(info));
+  SendError(refusal.status, refusal.message, refusal.headers);
+}
+
+Exchange::Info Connection::RequestInfo() const {
+  const HttpRequest& request = reader_->request();
+  const auto route = server_->FindRoute(request.path);
+  return {.route = route == server_->routes.end() ? "none" : route->first,
+          .method = request.method,
+          .head_only = request.method == "HEAD",
+          .http_1_0 = reader_->http_1_0(),
+          .keep_alive = reader_->keep_alive() && !server_->draining.load(),
+          .start = request.arrival,
+          .request_id = request.id,
+          .trace = request.trace};
+}
+
+void Connection::Dispatch() {
+  Exchange::Info info = RequestInfo();
+  HttpRequest request = std::move(reader_->request());
+  reader_.reset();
+  // From here on the handler holds the request, we what came after it.
+  const auto rest = static_cast<int64_t>(input_.size() - input_offset_);
+  const auto share = std::make_shared<BufferShare>(server_);
+  share->Set(share_.bytes() - rest);
+  share_.Set(rest);
+  request.buffer_share = share;
+
+  const auto route = server_->FindRoute(request.path);
+  if (route == server_->routes.end()) {
+    BeginAnswer(std::move(info));
+    return SendError(404, fmt::format("no such path: {}", request.path), {});
+  }
+  // A HEAD is answered as its GET would be, without the body.
+  const auto handler = route->second.find(info.head_only ? "GET" : request.method);
+  if (handler == route->second.end()) {
+    const std::string allow = ServerState::AllowedMethods(route->second);
+    BeginAnswer(std::move(info));
+    return SendError(
+        405, fmt::format("{} does not take {}, only {}", request.path, request.method, allow),
+        {{"Allow", allow}});
+  }
+  BeginAnswer(std::move(info));
+  handler->second(std::move(request), exchange_->MakeResponder());
+}
+
+void Connection::Refuse(int status, const std::string& message) {
+  reader_.reset();
+  DropInput();
+  discard_input_ = true;
+  BeginAnswer({.route = "none",
+               .method = "none",
+               .keep_alive = false,
+               .start = steady_clock::now(),
+               .request_id = server_->request_ids.Next(),
+               .trace = std::make_shared<RequestTrace>()});
+  SendError(status, message, {});
+}
+
+void Connection::SendError(int status, const std::string& message, const HttpHeaders& headers) {
+  const auto [content_type, body] = (*server_->error_body)(status, message);
+  exchange_->Send(status, content_type, body, headers);
+}
+
+void Connection::BeginAnswer(Exchange::Info info) {
+  state_ = State::kAnswering;
+  deadline_.Clear();
+  info.error_body = server_->error_body;
+  exchange_ = std::make_shared<Exchange>(std::move(info), io_, this);
+}
+
+void Connection::OnExchangeReady() {
+  if (state_ != State::kAnswering) return;
+  // An aborted answer does not wait for a write that the client may never take.
+  if (exchange_->aborted()) return Abort();
+  if (writing_) return;
+  WriteMore();
+}
+
+// Writes what there is until it is out, the socket takes no more, or it was much. Every bit of
+// progress moves the deadline: only a client that takes nothing at all is dropped.
+void Connection::WriteMore() {
+  for (size_t num_written = 0; num_written < kWriteTurn;) {
+    if (output_offset_ == output_.size()) {
+      if (exchange_->aborted()) return Abort();
+      Exchange::Taken taken = exchange_->Take();
+      output_ = std::move(taken.bytes);
+      output_offset_ = 0;
+      writing_ = !output_.empty();
+      if (!writing_) {
+        deadline_.Clear();
+        if (taken.finished) OnAnswerDone(taken.close);
+        return;
+      }
+      SetReadDeadline();
+    }
+    size_t size = 0;
+    switch (
+        stream_.Write(output_.data() + output_offset_, output_.size() - output_offset_, &size)) {
+      case HttpStream::Result::kOk:
+        break;
+      case HttpStream::Result::kWaitReadable:
+        return WaitToWrite(WaitType::wait_read);
+      case HttpStream::Result::kWaitWritable:
+        return WaitToWrite(WaitType::wait_write);
+      default:
+        return Close();
+    }
+    num_written += size;
+    output_offset_ += size;
+    exchange_->OnSent(size);
+    SetReadDeadline();
+  }
+  WaitToWrite(WaitType::wait_write);
+}
+
+void Connection::WaitToWrite(WaitType what) {
+  stream_.socket().async_wait(what, [self = shared_from_this()](const error_code& error) {
+    if (error || self->state_ == State::kClosed) return;
+    self->WriteMore();
+  });
+}
+
+void Connection::Abort() {
+  // A reset, because at the end of an HTTP/1.0 body an ordinary close would look complete.
+  error_code ignored;
+  stream_.socket().set_option(asio::socket_base::linger(true, 0), ignored);
+  Close();
+}
+
+void Connection::OnAnswerDone(bool close) {
+  Observe();
+  exchange_->Detach();
+  exchange_.reset();
+  output_ = std::string();
+  output_offset_ = 0;
+  if (!input_open_) return Close();
+  if (close || discard_input_) {
+    Linger();
+  } else if (server_->draining.load() && input_.empty()) {
+    return CloseCleanly();
+  } else {
+    state_ = State::kReading;
+    SetReadDeadline();
+    ParseInput();
+  }
+  ResumeInput();
+}
+
+void Connection::Observe() {
+  if (!server_->observer) return;
+  const Exchange::Info& info = exchange_->info();
+  server_->observer(
+      {.route = info.route,
+       .method = info.method,
+       .status = exchange_->status() == 0 ? 499 : exchange_->status(),
+       .seconds = std::chrono::duration<double>(steady_clock::now() - info.start).count(),
+       .request_id = info.request_id,
+       .remote_address = remote_address_,
+       .trace = info.trace.get()});
+}
+
+}  // namespace nibble::server
