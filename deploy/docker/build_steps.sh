@@ -6,7 +6,8 @@
 #
 #   build_steps.sh packages cpu|cuda                 installs what building needs, in Debian 12, as root
 #   build_steps.sh build cpu|cuda                    builds nibble alone, without tests: build/image-KIND/bin/nibble
-#   build_steps.sh cuda-libraries DEST               NCCL and cuBLASLt, which nibble opens at run time, of pinned wheels
+#   build_steps.sh cuda-libraries DEST               NCCL and cuBLASLt, which nibble opens at run time, and NVRTC, which
+#                                                    cuBLASLt opens, of pinned wheels
 #   build_steps.sh root KIND BINARY DEST [LIBRARIES] the image's root file system: BINARY, the Debian libraries that it
 #                                                    loads or opens, and of LIBRARIES those of CUDA; needs no network
 set -euo pipefail
@@ -45,6 +46,7 @@ build() {
       -D NIBBLE_SIMT=OFF)
   fi
   export CCACHE_BASEDIR=$source_root CCACHE_NOHASHDIR=1
+  # It ends here where something of the kind cannot be had, as the headers of FlashInfer for CUDA: no image is slower in silence.
   cmake "${options[@]}"
   cmake --build "build/image-$1" --target nibble -j "${JOBS:-$(nproc)}"
   strip "build/image-$1/bin/nibble"
@@ -57,9 +59,10 @@ cuda_libraries() {
   "$work/venv/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes \
     --target "$work/wheels" -r "$here/cuda_libraries.txt"
   mkdir -p "$dest/lib" "$dest/licenses"
-  cp "$work/wheels/nvidia/nccl/lib/libnccl.so.2" "$work/wheels/nvidia/cu13/lib/libcublasLt.so.13" "$dest/lib/"
+  cp "$work/wheels/nvidia/nccl/lib/libnccl.so.2" "$work"/wheels/nvidia/cu13/lib/lib{cublasLt.so.13,nvrtc.so.13} \
+    "$work"/wheels/nvidia/cu13/lib/libnvrtc-builtins.so.13.* "$dest/lib/"
   local folder
-  for folder in "$work"/wheels/nvidia_{nccl_cu13,cublas}-*.dist-info; do
+  for folder in "$work"/wheels/nvidia_{nccl_cu13,cublas,cuda_nvrtc}-*.dist-info; do
     mkdir -p "$dest/licenses/$(basename "$folder" .dist-info)"
     find "$folder" -iname '*licen*' -type f -exec cp {} "$dest/licenses/$(basename "$folder" .dist-info)/" \;
   done
@@ -144,8 +147,11 @@ root() {
   if [ "$(id -u)" = 0 ]; then chown $USER_ID:$USER_ID "$dest"/var/{cache,lib}/nibble; fi
 
   if [ "$kind" = cuda ]; then
-    # NVIDIA's hooks put the driver's libraries where Debian has them (/etc/debian_version says so) and write the cache.
-    echo /usr/lib/x86_64-linux-gnu >"$dest/etc/ld.so.conf"
+    # NVIDIA's hooks put the driver's libraries where Debian has them (/etc/debian_version says so), or name their folder in a
+    # file of their own, and write the cache.
+    mkdir "$dest/etc/ld.so.conf.d"
+    echo 'include /etc/ld.so.conf.d/*.conf' >"$dest/etc/ld.so.conf"
+    echo /usr/lib/x86_64-linux-gnu >"$dest/etc/ld.so.conf.d/x86_64-linux-gnu.conf"
     [ -z "$cuda" ] || cp "$cuda"/lib/* "$dest/usr/lib/x86_64-linux-gnu/"
     [ -z "$cuda" ] || cp -r "$cuda"/licenses/* "$dest/usr/share/doc/"
   fi

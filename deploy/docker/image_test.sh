@@ -5,8 +5,9 @@
 # image_test.sh [--debian FOLDER] cpu|cuda: makes what `docker build` would make, without a container engine, and leaves the
 # image's root in build/image-test/root-KIND.
 #
-# The base image is a Debian of debootstrap; in it run the RUN lines of the Dockerfile's stage build-KIND, as they stand
-# there, on the files that Dockerfile.dockerignore lets through. Needs root, debootstrap, and a Debian mirror (DEBIAN_MIRROR).
+# The base image is a Debian of debootstrap; in it the COPY and RUN lines of the Dockerfile's stages source and build-KIND are
+# done in their order, as they stand there, on the files that Dockerfile.dockerignore lets through. Needs root, debootstrap,
+# and a Debian mirror (DEBIAN_MIRROR).
 # Compilers write objects into the cache of this user, and take them from there (LANG is part of what ccache compares).
 # --debian names a root of an earlier run, to which nothing is installed that is there already.
 set -euo pipefail
@@ -35,10 +36,12 @@ if [ -z "$debian" ]; then
 fi
 
 say "copying the source that Dockerfile.dockerignore lets through"
-rm -rf "$debian/src" "$debian/image" "$debian/cuda"
-mkdir "$debian/src"
+context=$work/context
+rm -rf "$debian/src" "$debian/image" "$debian/cuda" "$context"
+mkdir "$debian/src" "$context"
 mapfile -t through < <(sed -n 's/^!//p' "$here/Dockerfile.dockerignore")
-git ls-files -co --exclude-standard -z -- "${through[@]}" | xargs -0 cp --parents -t "$debian/src"
+mapfile -t kept_out < <(sed -n '/^[^!#]/s/^/:(exclude,glob)/p' "$here/Dockerfile.dockerignore" | grep -vxF ':(exclude,glob)**')
+git ls-files -co --exclude-standard -z -- "${through[@]}" "${kept_out[@]}" | xargs -0 cp --parents -t "$context"
 
 mount -t proc proc "$debian/proc"
 mount --rbind /dev "$debian/dev"
@@ -46,15 +49,28 @@ cp -L /etc/resolv.conf "$debian/etc/resolv.conf"
 mkdir -p "$debian/ccache" "${CCACHE_DIR:-$HOME/.cache/ccache}"
 mount --bind "${CCACHE_DIR:-$HOME/.cache/ccache}" "$debian/ccache"
 
-# RUN lines of the stage, without what is BuildKit's. ARGs of the stage have their defaults.
+# copy SOURCE... TARGET, as the Dockerfile's COPY: of a folder what is in it; /src is the working directory.
+copy() {
+  local target=$debian/src/${!#} source
+  mkdir -p "$target"
+  for source in "${@:1:$#-1}"; do
+    if [ -d "$context/$source" ]; then source=$source/.; fi
+    cp -a "$context/$source" "$target"
+  done
+}
+
+# The stages' lines without what is BuildKit's. ARGs have their defaults.
 mapfile -t steps < <(awk -v stage="build-$kind" '
-  $1 == "FROM" {inside = ($4 == stage)}
-  inside && $1 == "RUN" {sub(/^RUN +/, ""); gsub(/--mount=[^ ]+ +/, ""); print}' "$here/Dockerfile")
-[ ${#steps[@]} -gt 0 ] || { echo "image_test.sh: the Dockerfile has no stage build-$kind" >&2; exit 1; }
+  $1 == "FROM" {inside = ($4 == "source" || $4 == stage)}
+  inside && ($1 == "COPY" || $1 == "RUN") {gsub(/--mount=[^ ]+ +/, ""); print}' "$here/Dockerfile")
 for step in "${steps[@]}"; do
-  say "RUN $step"
-  chroot "$debian" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive CCACHE_DIR=/ccache ${LANG:+LANG="$LANG"} \
-    ${JOBS:+JOBS="$JOBS"} sh -c "cd /src && $step"
+  say "$step"
+  read -ra words <<<"$step"
+  case ${words[0]} in
+    COPY) copy "${words[@]:1}" ;;
+    RUN) chroot "$debian" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive CCACHE_DIR=/ccache \
+      ${LANG:+LANG="$LANG"} ${JOBS:+JOBS="$JOBS"} sh -c "cd /src && ${step#RUN }" ;;
+  esac
 done
 rm -rf "$work/root-$kind"
 cp -a "$debian/image" "$work/root-$kind"

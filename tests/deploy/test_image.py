@@ -24,7 +24,9 @@ from test_binary import Running, get, wait_ready
 DOCKER = ROOT / "deploy" / "docker"
 STEPS, RUN_ROOT = DOCKER / "build_steps.sh", DOCKER / "run_root.sh"
 USER = 65532
-MAX_CPU_MEGABYTES = 64
+# Without CUDA's libraries; the binary of the CUDA image has nibble's kernels for each architecture.
+MAX_MEGABYTES = {"cpu": 64, "cuda": 160}
+OF_CUDA = re.compile(r"lib(nccl|cublasLt|nvrtc)\b")
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +47,8 @@ def test_nothing_but_nibble_and_its_libraries(root):
     programs = {str(path.relative_to(root)) for path in files_of(root) if path.stat().st_mode & stat.S_IXUSR}
     libraries = {name for name in programs if re.fullmatch(r"usr/lib(64|/x86_64-linux-gnu)/[\w.+-]+\.so[\w.]*", name)}
     assert programs - libraries == {"usr/bin/nibble"}
-    assert sum(path.stat().st_size for path in files_of(root) if "libnccl" not in path.name and "libcublas" not in path.name) \
-        < MAX_CPU_MEGABYTES << 20
+    kind = "cuda" if (root / "etc/ld.so.conf").exists() else "cpu"
+    assert sum(path.stat().st_size for path in files_of(root) if not OF_CUDA.match(path.name)) < MAX_MEGABYTES[kind] << 20
 
 
 def test_every_library_is_found_in_the_root(root):
@@ -57,6 +59,52 @@ def test_every_library_is_found_in_the_root(root):
         for name, found in re.findall(r"(\S+) => (.*?)(?: \(0x\w+\))?\n", listed):
             # The loader itself is named by its path in the image.
             assert found.startswith(str(root)) or name == "/lib64/ld-linux-x86-64.so.2" or "ld-linux" in name, f"{path}: {name} => {found}"
+
+
+def test_what_libraries_of_cuda_open_is_there(root):
+    """They name what they open at run time, which ldd does not see."""
+    libraries = root / "usr/lib/x86_64-linux-gnu"
+    for path in filter(lambda path: OF_CUDA.match(path.name), libraries.iterdir()):
+        for name in set(re.findall(rb"libnvrtc(?:-builtins)?\.so(?:\.[0-9]+)+", path.read_bytes())):
+            assert (libraries / name.decode()).exists(), f"{path.name} opens {name.decode()}"
+
+
+def test_libraries_of_cuda_are_pinned_and_carried():
+    """cuBLASLt does without NVRTC until the first product that it has no kernel for."""
+    lines = [line for line in (DOCKER / "cuda_libraries.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+==13\.[\d.]+ --hash=sha256:[0-9a-f]{64}|nvidia-nccl-cu13==[\d.]+ --hash=sha256:[0-9a-f]{64}", line)
+               for line in lines), lines
+    assert {line.split("==")[0] for line in lines} == {"nvidia-cublas", "nvidia-cuda-nvrtc", "nvidia-nccl-cu13"}
+    carried = STEPS.read_text().split("cuda_libraries() {")[1].split("\n}")[0]
+    assert all(name in carried for name in ("libnccl.so.2", "cublasLt.so.13", "nvrtc.so.13", "libnvrtc-builtins.so.13"))
+
+
+def test_the_drivers_libraries_are_found_where_a_runtime_puts_them(nibble, tmp_path):
+    """NVIDIA's hooks name a folder in /etc/ld.so.conf.d and write the cache; GKE mounts one, for LD_LIBRARY_PATH."""
+    root = tmp_path / "root"
+    subprocess.run([STEPS, "root", "cuda", nibble, root], check=True)
+    driver = root / "run/driver"
+    driver.mkdir(parents=True)
+    shutil.copy(next((root / "usr/lib/x86_64-linux-gnu").glob("libz.so.1*")), driver / "libcuda.so.1")
+    (root / "etc/ld.so.conf.d/00-driver.conf").write_text("/run/driver\n")
+    subprocess.run([shutil.which("ldconfig", path="/usr/sbin:/sbin"), "-X", "-r", root], check=True)
+    cached = subprocess.run([shutil.which("ldconfig", path="/usr/sbin:/sbin"), "-r", root, "-p"], check=True, capture_output=True,
+                            text=True).stdout
+    assert "=> /run/driver/" in cached and "=> /usr/lib/x86_64-linux-gnu/libstdc++.so.6" in cached
+    said = [words for stage, name, words in instructions() if (stage, name) == ("cuda", "ENV")]
+    assert any("LD_LIBRARY_PATH=/usr/local/nvidia/lib64" in words for words in said)
+    assert any("NVIDIA_VISIBLE_DEVICES=void" in words for words in said)
+
+
+def test_a_build_whose_configuration_fails_is_none(tmp_path):
+    """CMake ends, for instance, without the headers of FlashInfer: the step neither goes on nor asks for less."""
+    (tmp_path / "cmake").write_text(f"#!/bin/sh\necho \"$@\" >>{tmp_path}/asked\nexit 1\n")
+    (tmp_path / "cmake").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDACXX": "/bin/true"}
+    ended = subprocess.run([STEPS, "build", "cuda"], env=environment, capture_output=True)
+    assert ended.returncode != 0
+    (asked,) = (tmp_path / "asked").read_text().splitlines()
+    assert "--preset cuda" in asked and "FLASHINFER" not in asked
 
 
 def test_owners_and_modes(root):
@@ -153,6 +201,19 @@ def test_the_dockerfile_runs_only_steps_that_are_tested():
     for _, words in runs:
         script, verb, *_ = words.split()
         assert ROOT / script == STEPS and verb in known, words
+
+
+def test_sources_come_after_what_is_installed():
+    """A change of a source file leaves the layers before it in the cache, and those have what their steps read."""
+    for kind in ("cpu", "cuda"):
+        steps = [(name, words) for stage, name, words in instructions() if stage in ("source", f"build-{kind}")]
+        everything = steps.index(("COPY", ". ."))
+        before = [words for name, words in steps[:everything] if name == "RUN"]
+        assert [words.split()[1] for words in before] == ["packages", "cuda-libraries"][:1 if kind == "cpu" else 2]
+        copied = {word for name, words in steps[:everything] if name == "COPY" for word in words.split()[:-1]}
+        assert copied == {"dev", "cmake/cuda-toolkit.txt", "deploy/docker/build_steps.sh", "deploy/docker/cuda_libraries.txt"}
+    assert not [words for _, name, words in instructions() if name == "COPY" and "--from" not in words and words.split()[:-1] == ["."]
+                and words != ". ."]
 
 
 def test_the_dockerfile_agrees_with_the_chart():
