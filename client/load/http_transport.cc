@@ -50,6 +50,7 @@ class HttpTransport final : public Transport, private HttpEvents {
   void Poll(int64_t deadline_ns) override { streams_->Poll(deadline_ns); }
   void CancelAll() override { streams_->CancelAll(); }
   std::vector<int64_t> TakeWakeDelays() override { return streams_->TakeWakeDelays(); }
+  int64_t TakeResends() override { return streams_->TakeResends(); }
 
  private:
   struct Answer {

@@ -121,6 +121,7 @@ void AddClient(const LoadMetrics& metrics, const RunOutcome& outcome, double sec
   out["p50_receive_delay_ms"] = receive.percentiles[0].second * 1e3;
   out["p99_receive_delay_ms"] = receive.percentiles[1].second * 1e3;
   out["max_receive_delay_ms"] = longest * 1e3;
+  out["resent_requests"] = outcome.num_resends;
   out["client_cpu"] = seconds > 0 ? outcome.cpu_seconds / seconds : 0.0;
 }
 
@@ -268,6 +269,12 @@ std::vector<std::string> Warnings(const ordered_json& result) {
   if (const int64_t count = result.value("requests_without_usage", int64_t{0}); count > 0) {
     warnings.push_back(fmt::format(
         "{} answers came without usage: each of their chunks counts as a token", count));
+  }
+  if (const int64_t count = result.value("resent_requests", int64_t{0}); count > 0) {
+    warnings.push_back(fmt::format(
+        "{} requests were sent twice: the server closed a kept connection as they were sent, and "
+        "what they waited for that is in their latencies",
+        count));
   }
   if (result.value("failed", 0) > 0) {
     warnings.push_back("failed requests are in no latency and no throughput");

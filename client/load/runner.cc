@@ -51,6 +51,7 @@ class Run final : public TransportEvents {
   RunOutcome Go() {
     transport_->SetEvents(this);
     transport_->TakeWakeDelays();
+    transport_->TakeResends();
     const double cpu_before = ThreadCpuSeconds();
     start_ns_ = hooks_.clock->NowNs();
     while (!schedule_.done()) {
@@ -69,6 +70,7 @@ class Run final : public TransportEvents {
     outcome_.duration_ns = outcome_.interrupted ? Now() : last_end_ns_;
     outcome_.cpu_seconds = ThreadCpuSeconds() - cpu_before;
     outcome_.wake_delays_ns = transport_->TakeWakeDelays();
+    outcome_.num_resends = transport_->TakeResends();
     transport_->SetEvents(nullptr);
     return std::move(outcome_);
   }

@@ -39,6 +39,7 @@ struct RunOutcome {
   int64_t duration_ns = 0;
   bool interrupted = false;
   std::vector<int64_t> wake_delays_ns;
+  int64_t num_resends = 0;
   double cpu_seconds = 0;  // of the thread that ran it
 };
 

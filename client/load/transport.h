@@ -39,6 +39,8 @@ class Transport {
   virtual void CancelAll() = 0;
   // See HttpStreams: for how long what arrives waits for this thread.
   virtual std::vector<int64_t> TakeWakeDelays() = 0;
+  // See HttpStreams: requests that were sent a second time.
+  virtual int64_t TakeResends() { return 0; }
 
  protected:
   TransportEvents* events_ = nullptr;

@@ -38,6 +38,7 @@ RunOutcome Outcome() {
   outcome.duration_ns = 500 * kMs;
   outcome.cpu_seconds = 0.05;
   outcome.wake_delays_ns = {kMs / 10, kMs / 5};
+  outcome.num_resends = 3;
   return outcome;
 }
 
@@ -134,6 +135,12 @@ TEST(ResultTest, AClientThatIsSlowIsTold) {
   EXPECT_THAT(Warnings(result), ElementsAre(HasSubstr("97 % of its core")));
   EXPECT_THAT(Warnings({{"failed", 1}, {"requests_without_usage", 2}}),
               ElementsAre(HasSubstr("2 answers came without usage"), HasSubstr("failed")));
+}
+
+TEST(ResultTest, RequestsThatWereSentTwiceAreTold) {
+  const ordered_json result = Build();
+  EXPECT_EQ(result["resent_requests"], 3);
+  EXPECT_THAT(Warnings(result), ::testing::Contains(HasSubstr("3 requests were sent twice")));
 }
 
 TEST(ResultTest, NothingMeasuredIsNoFigure) {

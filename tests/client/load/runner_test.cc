@@ -36,6 +36,7 @@ class FakeTransport final : public Transport {
     starts.push_back(idx);
     ++active;
     most_active = std::max(most_active, active);
+    ++resends;
     if (refused.contains(idx)) return due_.push_front({clock_->now_ns, idx, 0, -1});
     const int64_t last = request.output_tokens;
     for (int64_t token = 0; token < last; ++token) {
@@ -68,9 +69,11 @@ class FakeTransport final : public Transport {
     for (const size_t idx : open) End(idx, absl::CancelledError("cancelled"));
   }
   std::vector<int64_t> TakeWakeDelays() override { return {}; }
+  int64_t TakeResends() override { return std::exchange(resends, 0); }
 
   std::vector<size_t> starts;
   std::map<size_t, bool> refused;
+  int64_t resends = 9;  // of another run
   int active = 0;
   int most_active = 0;
 
@@ -129,6 +132,7 @@ TEST_F(RunnerTest, TimesAreWrittenDown) {
   EXPECT_EQ(first.finish_reason, "length");
   EXPECT_EQ(outcome.records[1].start_ns, 100 * kMs);
   EXPECT_EQ(outcome.duration_ns, 110 * kMs);
+  EXPECT_EQ(outcome.num_resends, 2);
   EXPECT_FALSE(outcome.interrupted);
 }
 
