@@ -98,7 +98,7 @@ def quantiles(title, metric, description, width=8):
 
 
 OVERVIEW = [
-    stat("Up", "Servers that Prometheus can scrape, of those it knows. One that loads its model is not up yet.",
+    stat("Up", "Servers that Prometheus can scrape, of those it knows. One that loads its model is up, and not ready.",
          f"sum(up{{{PROCESS}}}) / count(up{{{PROCESS}}})", "percentunit", [(None, "red"), (0.5, "orange"), (1, "green")]),
     stat("Ready", "Servers whose /health says ready, of those that are up.",
          f"sum(nibble:ready{{{ENGINE}}}) / count(nibble:ready{{{ENGINE}}})", "percentunit",
@@ -235,7 +235,7 @@ def variable(name, label, metric, selector, key):
     text = f"label_values({metric}{{{selector}}}, {key})"
     return {"name": name, "label": label, "type": "query", "datasource": DATASOURCE, "definition": text,
             "query": {"query": text, "refId": name}, "refresh": 2, "sort": 1, "multi": True, "includeAll": True,
-            "allValue": ".*", "current": {"selected": True, "text": ["All"], "value": ["$__all"]}}
+            "current": {"selected": True, "text": ["All"], "value": ["$__all"]}}
 
 
 def annotation(name, expression, title, color):

@@ -24,8 +24,18 @@ class Case:
     quiet_ready: dict = dataclasses.field(default_factory=lambda: READY)
 
 
-def http(status, handler="/v1/completions"):
-    return f'http_requests_total{{{SERVER}, handler="{handler}", method="POST", status="{status}"}}'
+def health(is_ready, **states):
+    """nibble:ready, and the states of /health that are 1 at some time."""
+    return {f"nibble:ready{{{MODEL}}}": is_ready,
+            **{f'nibble:health_state{{{MODEL}, state="{state}"}}': values for state, values in states.items()}}
+
+
+def http(status, handler="/v1/completions", namespace="a"):
+    return f'http_requests_total{{{SERVER}, namespace="{namespace}", handler="{handler}", method="POST", status="{status}"}}'
+
+
+def grpc(code):
+    return f'grpc_server_handled_total{{{SERVER}, grpc_service="nibble.v1.Nibble", grpc_method="Generate", grpc_code="{code}"}}'
 
 
 def finished(reason, labels=MODEL):
@@ -47,10 +57,10 @@ def versions(*names):
 CASES = {
     "NibbleDown": Case(10, {f"up{{{SERVER}}}": "0+0x20"}, {f"up{{{SERVER}}}": "1 0 0 1+0x20", 'up{job="node"}': "0+0x20"}),
     "NibbleAbsent": Case(10, {"up": "0+0x20"}, {}, ready={}),
-    "NibbleNotReady": Case(10, {}, {}, ready={f"nibble:ready{{{MODEL}}}": "0+0x20"},
-                           quiet_ready={f"nibble:ready{{{MODEL}}}": "0 0 0 1+0x20"}),
-    "NibbleLoading": Case(40, {f'nibble:health_state{{{MODEL}, state="loading"}}': "1+0x60"},
-                          {f'nibble:health_state{{{MODEL}, state="loading"}}': "1+0x20 0+0x40"}),
+    "NibbleNotReady": Case(10, {}, {}, ready=health("0+0x20", broken="1+0x20"),
+                           quiet_ready=health("0 0 0 1+0x20", ready="0 0 0 1+0x20", stalled="1 1 1 0+0x20")),
+    "NibbleLoading": Case(30, {}, {}, ready=health("0+0x60", loading="1+0x60"),
+                          quiet_ready=health("0+0x15 1+0x40", ready="0+0x15 1+0x40", loading="1+0x15 0+0x40")),
     "NibbleStepStalled": Case(5, {f"nibble:step_age_seconds{{{MODEL}}}": "0 0 40 100 160 220"},
                               {f"nibble:step_age_seconds{{{MODEL}}}": "0 10 25 1 0 2"}),
     "NibbleRestarting": Case(15, {f"process_start_time_seconds{{{SERVER}}}": "1 1 2 2 3 4+0x20"},
@@ -96,6 +106,23 @@ CASES = {
                                      f"process_max_fds{{{SERVER}}}": "100+0x20"}),
     "NibbleVersionsDiffer": Case(90, versions("1.0", "1.1"), versions("1.1", "1.1")),
 }
+
+
+# More situations of the same alerts, and some in which none may fire.
+SITUATIONS = [
+    # One minute alive, then five of Kubernetes' back-off, again and again.
+    ("NibbleRestarting", Case(50, {f"process_start_time_seconds{{{SERVER}}}": " _ _ _ _ _ ".join(map(str, range(10)))},
+                              {f"process_start_time_seconds{{{SERVER}}}": "1+0x20 2+0x60"})),
+    ("NibbleServerErrors", Case(15, {grpc("OK"): "0+9x20", grpc("Internal"): "0+1x20"},
+                                {grpc("OK"): "0+9x20", grpc("InvalidArgument"): "0+9x20", grpc("Unauthenticated"): "0+9x20"})),
+    ("NibbleRequestsRefused", Case(15, {grpc("OK"): "0+9x20", grpc("ResourceExhausted"): "0+1x20"}, {grpc("OK"): "0+9x20"})),
+    (None, Case(10, {}, {}, quiet_ready=health("0+0x20", draining="1+0x20"))),
+    # Another release with the same job and model: neither dilutes the other's errors, nor do their versions differ.
+    ("NibbleServerErrors", Case(15, {http(200, namespace="a"): "0+900x20", http(500, namespace="b"): "0+10x20"},
+                                {http(200, namespace="a"): "0+9x20", http(200, namespace="b"): "0+9x20"})),
+    (None, Case(90, {}, {f'nibble:build_info{{job="nibble", namespace="{version}", version="{version}"}}': "1+0x120"
+                         for version in ("1.0", "1.1")})),
+]
 
 
 def unit_test(alert, case, is_firing):
