@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <new>
+#include <span>
 #include <utility>
 
 #include "base/cgroup.h"
@@ -58,7 +59,7 @@ ThreadPool::ThreadPool(int num_threads, std::vector<int> cpus)
 
 ThreadPool::~ThreadPool() {
   stopping_.store(true, std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_release);
+  epoch_.fetch_add(2, std::memory_order_release);
   epoch_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
@@ -109,19 +110,34 @@ void ThreadPool::Dispatch(int64_t count, int64_t grain, const void* context, Bod
   if (workers_.empty() || num_pieces <= 1) {
     TakePieces(0);
   } else {
-    num_active_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    epoch_.fetch_add(1, std::memory_order_release);
+    const uint32_t epoch = (epoch_.load(std::memory_order_relaxed) + 1) | 1;
+    epoch_.store(epoch, std::memory_order_release);
     epoch_.notify_all();
     TakePieces(0);
-    const auto all_left = [this] { return num_active_.load(std::memory_order_acquire) == 0; };
-    while (!SpinUntil(all_left)) {
-      const int active = num_active_.load(std::memory_order_acquire);
-      if (active != 0) num_active_.wait(active, std::memory_order_acquire);
-    }
+    WaitForWorkers(epoch);
   }
   const bool out_of_memory = out_of_memory_.exchange(false, std::memory_order_relaxed);
   busy_.store(false, std::memory_order_release);
   if (out_of_memory) throw std::bad_alloc();
+}
+
+// When no piece is left to take.
+void ThreadPool::WaitForWorkers(uint32_t epoch) {
+  const std::span<Share> workers(&shares_[1], workers_.size());
+  const auto has_begun = [epoch](const Share& worker) {
+    const uint32_t begun = worker.begun.load(std::memory_order_acquire);
+    return begun == epoch || begun == epoch + 1;
+  };
+  // Seldom, as it takes the epoch's cache line from workers that look at it.
+  if (!std::all_of(workers.begin(), workers.end(), has_begun)) {
+    epoch_.store(epoch + 1, std::memory_order_seq_cst);
+  }
+  for (Share& worker : workers) {
+    const auto is_outside = [&worker, epoch] {
+      return worker.begun.load(std::memory_order_seq_cst) != epoch;
+    };
+    while (!SpinUntil(is_outside)) worker.begun.wait(epoch, std::memory_order_acquire);
+  }
 }
 
 void ThreadPool::TakePieces(int thread_idx) noexcept {
@@ -131,7 +147,7 @@ void ThreadPool::TakePieces(int thread_idx) noexcept {
       TakeFrom(&shares_[static_cast<size_t>((thread_idx + i) % num_shares)]);
     }
   } catch (const std::bad_alloc&) {
-    out_of_memory_.store(true, std::memory_order_relaxed);  // seen by Dispatch through num_active_
+    out_of_memory_.store(true, std::memory_order_relaxed);  // seen by Dispatch, which waits for us
     for (int i = 0; i < num_shares; ++i) {
       Share& share = shares_[static_cast<size_t>(i)];
       share.next.store(share.end, std::memory_order_relaxed);
@@ -150,15 +166,18 @@ void ThreadPool::TakeFrom(Share* share) {
 
 void ThreadPool::WorkerMain(int thread_idx) {
   if (!cpus_.empty()) BindThread(cpus_[static_cast<size_t>(thread_idx)]);
+  std::atomic<uint32_t>& begun = shares_[static_cast<size_t>(thread_idx)].begun;
   uint32_t seen = 0;
   for (;;) {
-    const auto next_loop = [this, seen] { return epoch_.load(std::memory_order_acquire) != seen; };
-    while (!SpinUntil(next_loop)) epoch_.wait(seen, std::memory_order_acquire);
-    // Dispatch waits for every worker before the next loop, so the epoch moved by exactly one.
-    ++seen;
+    const auto changed = [this, seen] { return epoch_.load(std::memory_order_acquire) != seen; };
+    while (!SpinUntil(changed)) epoch_.wait(seen, std::memory_order_acquire);
+    seen = epoch_.load(std::memory_order_acquire);
     if (stopping_.load(std::memory_order_relaxed)) return;
-    TakePieces(thread_idx);
-    if (num_active_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_active_.notify_one();
+    if (!IsOpen(seen)) continue;
+    begun.store(seen, std::memory_order_seq_cst);
+    if (epoch_.load(std::memory_order_seq_cst) == seen) TakePieces(thread_idx);
+    begun.store(seen + 1, std::memory_order_release);
+    begun.notify_one();
   }
 }
 

@@ -12,8 +12,9 @@
 //
 // Every thread first works through a share of the range of its own, the same for equal counts, so
 // that it meets the memory again that it touched first and its reads are one stream; who is done
-// takes pieces from the others, so that a thread that lost its CPU holds up one piece and no more.
-// What a loop computes must therefore not depend on how its range was cut.
+// takes pieces from the others, so that a thread that lost its CPU holds up one piece and no more,
+// and none at all while it had not begun: a loop ends with its last piece, not with its last
+// thread. What a loop computes must therefore not depend on how its range was cut.
 //
 // A body may run out of memory (std::bad_alloc, on any thread): pieces not yet begun are dropped,
 // and ParallelFor throws std::bad_alloc to its caller once all threads have left the loop. No other
@@ -74,15 +75,22 @@ class ThreadPool {
   struct alignas(64) Share {
     std::atomic<int64_t> next{0};
     int64_t end = 0;
+    std::atomic<uint32_t> begun{0};  // the last loop its worker began, one more since it has left
   };
+  // The epochs of loops are odd. An even one is the end of the loop before, which nobody may begin.
+  static bool IsOpen(uint32_t epoch) { return epoch % 2 != 0; }
 
   void Dispatch(int64_t count, int64_t grain, const void* context, BodyFunction body);
+  void WaitForWorkers(uint32_t epoch);
   void WorkerMain(int thread_idx);
   void TakePieces(int thread_idx) noexcept;
   void TakeFrom(Share* share);
 
-  // The loop in progress. Written by Dispatch before it raises `epoch_`, read by workers after they
-  // saw it.
+  // The loop in progress. Written by Dispatch before it raises `epoch_`, read by workers that have
+  // begun it. Dispatch returns when all have left that had begun; if any had not, it ends the
+  // loop's epoch first. A worker says that it has begun and looks again whether the epoch is still
+  // the loop's: of the two, at least one sees the other, as all four accesses are sequentially
+  // consistent.
   const void* context_ = nullptr;
   BodyFunction body_ = nullptr;
   int64_t count_ = 0;
@@ -91,9 +99,8 @@ class ThreadPool {
   const std::vector<int> cpus_;
   cpu_set_t cpus_of_maker_;                     // empty where they cannot be known
   const std::unique_ptr<Share[]> shares_;       // [num_threads]
-  alignas(64) std::atomic<uint32_t> epoch_{0};  // raised once per loop; workers wait on it
-  alignas(64) std::atomic<int> num_active_{0};  // workers that have not finished the loop
-  std::atomic<bool> busy_{false};
+  alignas(64) std::atomic<uint32_t> epoch_{0};  // workers wait on it
+  alignas(64) std::atomic<bool> busy_{false};
   std::atomic<bool> out_of_memory_{false};  // a piece of the loop in progress threw std::bad_alloc
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> workers_;

@@ -3,7 +3,10 @@
 
 #include "base/thread_pool.h"
 
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -71,6 +74,86 @@ TEST_P(ThreadPoolTest, OthersTakeOverFromAThreadThatIsHeldUp) {
     num_done.fetch_add(1);
   });
   EXPECT_EQ(num_done.load(), kCount);
+}
+
+// The other thread of a pool of two.
+pthread_t WorkerOf(ThreadPool* pool) {
+  pthread_t worker = pthread_self();
+  std::atomic<int> num_inside{0};
+  pool->ParallelFor(2, 1, [&](int64_t begin, int64_t) {
+    if (begin == 1) worker = pthread_self();
+    num_inside.fetch_add(1);
+    while (num_inside.load() < 2) std::this_thread::yield();
+  });
+  return worker;
+}
+
+std::atomic<bool> held{false};
+std::atomic<bool> let_go{false};
+std::atomic<bool> gave_up{false};
+
+// Stands for a thread whose CPU runs something else.
+void HoldThread(int /*signal*/) {
+  held.store(true);
+  for (int i = 0; i < 5'000 && !let_go.load(); ++i) usleep(1000);
+  if (!let_go.load()) gave_up.store(true);
+}
+
+// A thread that is held up before it has begun keeps nothing, and is not waited for.
+TEST(ThreadPoolTest, ALoopDoesNotWaitForAThreadThatHasNotBegun) {
+  struct sigaction action = {};
+  struct sigaction before = {};
+  action.sa_handler = HoldThread;
+  ASSERT_EQ(sigaction(SIGUSR1, &action, &before), 0);
+  constexpr int64_t kCount = 50;
+  ThreadPool pool(2);
+  const pthread_t worker = WorkerOf(&pool);
+  for (const bool parked : {true, false}) {
+    held = let_go = false;
+    if (parked) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    ASSERT_EQ(pthread_kill(worker, SIGUSR1), 0);
+    while (!held.load()) std::this_thread::yield();
+    for (int round = 0; round < 3; ++round) {
+      int64_t num_done = 0;  // by this thread alone
+      pool.ParallelFor(kCount, 1, [&](int64_t, int64_t) { ++num_done; });
+      EXPECT_EQ(num_done, kCount);
+    }
+    EXPECT_FALSE(gave_up.load());
+    let_go = true;
+    // It takes part again.
+    std::atomic<int> num_met{0};
+    pool.ParallelFor(2, 1, [&](int64_t, int64_t) {
+      num_met.fetch_add(1);
+      while (num_met.load() < 2) std::this_thread::yield();
+    });
+  }
+  ASSERT_EQ(sigaction(SIGUSR1, &before, nullptr), 0);
+}
+
+void HoldThreadBriefly(int /*signal*/) { usleep(50); }
+
+// Wherever it is held up, also between seeing a loop and beginning it: what it began belongs to the
+// loop in progress.
+TEST(ThreadPoolTest, ThreadsMayBeHeldUpAnywhere) {
+  struct sigaction action = {};
+  struct sigaction before = {};
+  action.sa_handler = HoldThreadBriefly;
+  ASSERT_EQ(sigaction(SIGUSR1, &action, &before), 0);
+  {
+    ThreadPool pool(2);
+    const pthread_t worker = WorkerOf(&pool);
+    for (int round = 0; round < 20'000; ++round) {
+      if (round % 4 == 0) {
+        ASSERT_EQ(pthread_kill(worker, SIGUSR1), 0);
+      }
+      const int64_t count = 2 + round % 5;
+      std::vector<int> hits(static_cast<size_t>(count), 0);
+      pool.ParallelFor(count, 1,
+                       [&](int64_t begin, int64_t) { ++hits[static_cast<size_t>(begin)]; });
+      for (const int hit : hits) ASSERT_EQ(hit, 1);
+    }
+  }
+  ASSERT_EQ(sigaction(SIGUSR1, &before, nullptr), 0);
 }
 
 // Equal loops meet the same thread on the same part of the range, as long as none is held up.
