@@ -15,6 +15,7 @@
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 
+#include "base/batch_scheduling.h"
 #include "base/host_port.h"
 #include "server/grpc/credentials.h"
 #include "server/grpc/nibble_service.h"
@@ -121,6 +122,7 @@ class GrpcServerImpl final : public GrpcServer {
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerConfig& config,
                                                               const ServiceGate* gate,
                                                               std::function<bool()> is_ready) {
+  const ScopedBatchScheduling batch;  // of the threads that gRPC starts here and in them
   auto server = std::make_unique<GrpcServerImpl>(config, gate, std::move(is_ready));
   NIBBLE_RETURN_IF_ERROR(server->Listen(config));
   return std::unique_ptr<GrpcServer>(std::move(server));

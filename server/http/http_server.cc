@@ -15,6 +15,7 @@
 #include "boost/asio/ip/address.hpp"
 #include "boost/asio/ip/v6_only.hpp"
 
+#include "base/batch_scheduling.h"
 #include "base/log.h"
 #include "server/http/http_connection.h"
 
@@ -242,7 +243,10 @@ absl::Status BeastHttpServer::Start() {
   for (const auto& worker : workers_) {
     worker->work.emplace(worker->io->context.get_executor());
     worker->listener->Accept();
-    worker->thread = std::thread([io = worker->io] { io->context.run(); });
+    worker->thread = std::thread([io = worker->io] {
+      const ScopedBatchScheduling batch;
+      io->context.run();
+    });
   }
   return absl::OkStatus();
 }

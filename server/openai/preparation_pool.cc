@@ -5,9 +5,12 @@
 
 #include <utility>
 
+#include "base/batch_scheduling.h"
+
 namespace nibble::server {
 
 PreparationPool::PreparationPool(int num_threads, int64_t max_waiting) : max_waiting_(max_waiting) {
+  const ScopedBatchScheduling batch;  // of the threads
   for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { WorkerMain(); });
 }
 
