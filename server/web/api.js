@@ -124,7 +124,8 @@ export async function* streamChat(body, signal) {
 // One sentence and what to do next, for each kind.
 export function explain(error) {
   if (!(error instanceof ApiError)) return {title: "Something in this page went wrong.", advice: String(error?.message ?? error)};
-  const said = error.message.charAt(0).toUpperCase() + error.message.slice(1);
+  // A sentence; but names of parameters, with which some messages begin, stay as they are.
+  const said = /^[a-z]+ /.test(error.message) ? error.message.charAt(0).toUpperCase() + error.message.slice(1) : error.message;
   const after = error.retryAfter > 0 ? ` It asks to wait ${nibbleNumbers.plural(error.retryAfter, "second")}.` : "";
   switch (error.kind) {
     case "network":

@@ -11,6 +11,8 @@ const {number} = nibbleNumbers;
 const byId = (id) => document.getElementById(id);
 const kModelRetryMs = 3000;
 const kAnnouncedMs = 8000;  // then it is only in the conversation
+const kFrameMs = 16;
+const kPausePerPaint = 5;  // texts that take long to show are shown less often: the page stays usable
 const kNearEnd = 80;  // pixels from the end within which the view follows the text
 
 export class Chat {
@@ -102,6 +104,8 @@ export class Chat {
     if (text === "" || this.running !== null || !this.#model) return;
     if (this.parameters.read() === null) return;
     this.message.value = "";
+    // What got no answer is not part of the conversation: templates want turns that take turns.
+    if (this.turns.at(-1)?.role === "user") this.turns.pop();
     this.turns.push({role: "user", content: text});
     byId("messages").append(userMessage(text));
     this.#answer();
@@ -141,11 +145,15 @@ export class Chat {
     const started = performance.now();
     const {signal} = this.running;
     let painting = false;
+    let pauseMs = 0;
     const paint = () => {
       painting = false;
       if (!answer.running) return;
+      const began = performance.now();
       view.update(answer);
       this.#follow();
+      const tookMs = performance.now() - began;
+      pauseMs = tookMs > kFrameMs ? kPausePerPaint * tookMs : 0;
     };
     try {
       for await (const {chunk, at} of streamChat(body, signal)) {
@@ -161,7 +169,8 @@ export class Chat {
         answer.usage = chunk.usage ?? answer.usage;
         if (!painting) {
           painting = true;
-          requestAnimationFrame(paint);
+          if (pauseMs > 0) setTimeout(paint, pauseMs);
+          else requestAnimationFrame(paint);
         }
       }
     } catch (error) {
@@ -171,7 +180,7 @@ export class Chat {
   }
 
   #again(view, answer) {
-    if (this.running !== null) return;
+    if (this.running !== null || this.parameters.read() === null) return;
     if (answer.text !== "") this.turns.pop();
     view.root.remove();
     this.lastView = null;

@@ -52,7 +52,10 @@ export function figures(answer) {
   // What came with the first token is what the time starts at: a fast server sends more than a browser reads one by one.
   const timed = tokens * (1 - answer.numFirstChunks / answer.numChunks);
   if (timed > 0 && span > 0) parts.push(`${exact ? "" : "about "}${number(timed / span)} tokens/s`);
-  if (tokens > 0) parts.push(`${exact ? "" : "about "}${plural(tokens, "token")} in ${seconds(answer.lastTokenMs / 1e3)}`);
+  if (tokens > 0) {
+    const time = answer.lastTokenMs === null ? "" : ` in ${seconds(answer.lastTokenMs / 1e3)}`;  // the end alone has no text
+    parts.push(`${exact ? "" : "about "}${plural(tokens, "token")}${time}`);
+  }
   if (answer.usage?.prompt_tokens_details?.cached_tokens > 0) {
     const {prompt_tokens: prompt, prompt_tokens_details: details} = answer.usage;
     parts.push(`${number(details.cached_tokens)} of ${plural(prompt, "prompt token")} cached`);

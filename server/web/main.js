@@ -19,7 +19,7 @@ const live = new Live(({state, text}) => {
 
 function show(moveFocus) {
   const wanted = location.hash.slice(1);
-  const view = wanted in kTitles ? wanted : "chat";
+  const view = Object.hasOwn(kTitles, wanted) ? wanted : "chat";
   for (const name of Object.keys(kTitles)) byId(`view-${name}`).hidden = name !== view;
   for (const link of document.querySelectorAll("nav [data-view]")) {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");

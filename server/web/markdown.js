@@ -6,8 +6,9 @@
 
 const kMaxInline = 20_000;  // characters of a block; beyond it its markup is shown as it is
 const kInline = /`([^`\n]+)`|\*\*(\S(?:[^*\n]*\S)?)\*\*|\*([^\s*](?:[^*\n]*[^\s*])?)\*|\[([^\][\n]+)\]\((https?:\/\/[^\s()]+)\)/g;
-const kFence = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)[^`]*$/;
-const kHeading = /^(#{1,6})\s+(.*?)\s*#*$/;
+// Every text takes these time in proportion to its length.
+const kFence = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
+const kHeading = /^(#{1,6})\s+(.*)$/;
 const kRule = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const kItem = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const kTableRule = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
@@ -41,6 +42,14 @@ function inline(text) {
   return nodes;
 }
 
+// Without the #s that may close a heading.
+function headingText(text) {
+  const trimmed = text.trimEnd();
+  let end = trimmed.length;
+  while (end > 0 && trimmed[end - 1] === "#") --end;
+  return end === 0 || /\s/.test(trimmed[end - 1]) ? trimmed.slice(0, end).trimEnd() : trimmed;
+}
+
 // Cuts text into blocks {kind, lines, ...}; a block that has not ended is one too.
 export function blocks(text) {
   const result = [];
@@ -49,19 +58,19 @@ export function blocks(text) {
   for (const line of text.split("\n")) {
     if (block?.kind === "code" && !block.closed) {
       const fence = kFence.exec(line);
-      if (fence && fence[2] === "" && fence[1].startsWith(block.fence)) block.closed = true;
+      if (fence && fence[2].trim() === "" && fence[1].startsWith(block.fence)) block.closed = true;
       else block.lines.push(line);
       continue;
     }
     const fence = kFence.exec(line);
     if (fence) {
-      begin("code", {fence: fence[1], language: fence[2]});
+      begin("code", {fence: fence[1], language: /^[\w+#.-]*/.exec(fence[2].trimStart())[0]});
     } else if (line.trim() === "") {
       if (block?.kind === "list") block.loose = true;
       else block = null;
     } else if (kHeading.test(line)) {
       begin("heading", {level: kHeading.exec(line)[1].length});
-      block.lines.push(kHeading.exec(line)[2]);
+      block.lines.push(headingText(kHeading.exec(line)[2]));
       block = null;
     } else if (kRule.test(line)) {
       begin("rule");

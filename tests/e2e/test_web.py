@@ -149,6 +149,42 @@ def test_try_again_asks_the_same(chat):
     assert chat.locator(".message.assistant").count() == 1
 
 
+def test_try_again_with_a_wrong_parameter_keeps_the_answer(chat):
+    sent = on_request(chat, lambda body: body.update(max_tokens=5))
+    ask(chat, PROMPT)
+    wait_for_end(chat)
+    said = answer_of(chat).text_content()
+    chat.get_by_label("Temperature").fill("5")
+    chat.get_by_role("button", name="Try again").click()
+    assert chat.get_by_label("Temperature").get_attribute("aria-invalid") == "true"
+    assert answer_of(chat).text_content() == said
+    chat.get_by_label("Temperature").fill("0.5")
+    chat.get_by_role("button", name="Try again").click()
+    wait_for_end(chat)
+    assert [[message["role"] for message in request["messages"]] for request in sent] == [["user"], ["user"]]
+
+
+def test_what_got_no_answer_is_not_sent_again(chat):
+    answer_with(chat, status=500, body="")
+    ask(chat, PROMPT)
+    wait_for_end(chat)
+    chat.unroute_all()
+    sent = on_request(chat, lambda body: body.update(max_tokens=5))
+    ask(chat, "Another one.")
+    chat.locator(".message.assistant").nth(1).get_by_role("button", name="Try again").wait_for()
+    assert sent[0]["messages"] == [{"role": "user", "content": "Another one."}]
+
+
+def test_headings_and_code(chat):
+    answer_with(chat, event("# On C#\n\n## Closed ##\n\n```c++ x\n#\n```\n"), "data: [DONE]\n\n")
+    ask(chat, PROMPT)
+    wait_for_end(chat)
+    headings = answer_of(chat).locator("h3, h4")
+    assert headings.all_text_contents() == ["On C#", "Closed"]
+    assert answer_of(chat).locator(".code").get_attribute("data-language") == "c++"
+    assert answer_of(chat).locator("pre").text_content() == "#"
+
+
 def test_what_a_model_says_is_text(server, chat):
     chat.on("dialog", lambda dialog: pytest.fail(dialog.message))
     answer_with(chat, *[event(HOSTILE[i:i + 7]) for i in range(0, len(HOSTILE), 7)], "data: [DONE]\n\n")
