@@ -5,6 +5,8 @@
 
 test_checks.py breaks objects on purpose and sees that each check notices.
 """
+import re
+
 from schemas import pod_templates_of
 
 CHECKS = []
@@ -79,6 +81,10 @@ def metadata(objects):
             yield f"{key} has no name label"
         if len(name) > 63:
             yield f"{key}: the name is longer than 63 characters"
+    for role, template in templates(objects):
+        changing = {"helm.sh/chart", "app.kubernetes.io/version", "app.kubernetes.io/managed-by"} & set(template["metadata"]["labels"])
+        if changing:
+            yield f"{role}: {sorted(changing)} start all pods again when nothing but the chart has changed"
 
 
 @check
@@ -88,8 +94,13 @@ def grace(objects):
         sleep = container(template)["lifecycle"]["preStop"]["sleep"]["seconds"]
         drain = int(option(template, "drain-delay")) + int(option(template, "shutdown-timeout"))
         total = template["spec"]["terminationGracePeriodSeconds"]
-        if total < sleep + drain + 5:
+        # After the drain an engine that hangs has 15 s, and its ranks 2 s.
+        if total < sleep + drain + 20:
             yield f"{role}: {total} s of grace for {sleep} s of preStop and {drain} s of --drain-delay and --shutdown-timeout"
+        for name in ("startupProbe", "livenessProbe"):
+            own = container(template).get(name, {}).get("terminationGracePeriodSeconds", sleep + 20)
+            if own < sleep + 20:
+                yield f"{role}: {own} s for a pod that {name} ends, of which preStop takes {sleep}"
         if sleep < 1:
             yield f"{role}: no time for balancers"
 
@@ -128,6 +139,12 @@ def probes(objects):
                 return nibble[name]["periodSeconds"] * nibble[name]["failureThreshold"]
             if patience("livenessProbe") <= patience("readinessProbe"):
                 yield f"{role} is killed before it is taken off the lists"
+            for name in ("startupProbe", "livenessProbe"):
+                if nibble[name].get("terminationGracePeriodSeconds", float("inf")) >= template["spec"]["terminationGracePeriodSeconds"]:
+                    yield f"{role}: {name} waits for the whole drain of a server that hangs"
+            # Half an hour to join and half an hour to start are nibble's own; hosts also come, pull and copy.
+            if hosts(objects) > 1 and patience("startupProbe") < 3600 + 600:
+                yield f"{role} is killed while hosts of its group are still expected"
 
 
 @check
@@ -152,10 +169,9 @@ def security(objects):
                 yield f"{role}: {one['name']} may gain privileges"
             if context.get("readOnlyRootFilesystem") is not True:
                 yield f"{role}: {one['name']} may write its root"
-            if context.get("capabilities", {}).get("drop") != ["ALL"]:
+            # Nor adds any: without rights of root they would have no effect.
+            if context.get("capabilities") != {"drop": ["ALL"]}:
                 yield f"{role}: {one['name']} keeps capabilities"
-            if set(context.get("capabilities", {}).get("add", [])) - {"IPC_LOCK"}:
-                yield f"{role}: {one['name']} adds capabilities"
             if {"runAsUser", "runAsNonRoot", "seccompProfile"} & set(context):
                 yield f"{role}: {one['name']} differs from its pod"
     for account in kinds(objects, "ServiceAccount"):
@@ -222,7 +238,7 @@ def ports(objects):
                 yield f"the service's {port['name']} leads nowhere"
         if {port["targetPort"] for port in service["spec"]["ports"]} - {"http", "grpc"}:
             yield "the service has ports that are not for clients"
-        if option(template, "host") != "0.0.0.0":
+        if option(template, "host") not in ("0.0.0.0", "::"):
             yield "the server does not listen on the pod's address"
 
 
@@ -242,8 +258,16 @@ def selectors(objects):
             ports = [port["containerPort"] for port in container(template).get("ports", []) if port["name"] == "http"]
             if role == "server" and [port["number"] for port in pool["spec"]["targetPorts"]] != ports:
                 yield "the pool's port is not the HTTP port"
-            if role == "server" and "inference.networking.k8s.io/engine-type" not in labels:
+            if role == "server" and any(labels.get(key) != "vllm" for key in (
+                    "llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")):
                 yield "the picker does not know whose metrics these are"
+        for spread in template["spec"].get("topologySpreadConstraints", []):
+            if [other for other, one in templates(objects)
+                    if selects(spread["labelSelector"]["matchLabels"], one["metadata"]["labels"])] != [role]:
+                yield f"{role} is spread by where others are"
+        if template["spec"].get("nodeSelector", {}).get("kubernetes.io/arch") != "amd64" or \
+                template["spec"]["nodeSelector"].get("kubernetes.io/os") != "linux":
+            yield f"{role} may come to a node for which there is no image"
     item = workload(objects)
     if item["kind"] == "Deployment" and not selects(item["spec"]["selector"]["matchLabels"],
                                                     item["spec"]["template"]["metadata"]["labels"]):
@@ -291,6 +315,10 @@ def network(objects):
             served = {port["name"] for port in container(template)["ports"]} & named
             if allowed != served:
                 yield f"clients may use {allowed}, the server has {served}"
+            near = [peer for policy in chosen for rule in policy["spec"].get("ingress", []) for peer in rule.get("from", [])
+                    if set(peer) == {"podSelector"} and "http" in {port.get("port") for port in rule.get("ports", [])}]
+            if kinds(objects, "InferencePool") and not near:
+                yield "the endpoint picker, which is in the pool's namespace, may not read /metrics"
     item = workload(objects)
     if item["kind"] != "LeaderWorkerSet":
         return
@@ -335,6 +363,13 @@ def group(objects):
         if not address or address[0]["valueFrom"]["fieldRef"]["fieldPath"] != "status.podIP":
             yield f"{role} does not know its address"
     if item["kind"] == "LeaderWorkerSet":
+        # Its controller makes a headless Service of the set's name, in which pods that are not ready are found; one that is
+        # there it takes as it is. Its pods, and the sets of its workers, are NAME-0, NAME-1...
+        own = item["metadata"]["name"]
+        for service in kinds(objects, "Service"):
+            name = service["metadata"]["name"]
+            if name == own or re.fullmatch(rf"{re.escape(name)}-\d+", own) or re.fullmatch(rf"{re.escape(own)}-\d+", name):
+                yield f"the Service {name} takes a name from the LeaderWorkerSet {own}: hosts do not find their leader"
         if item["spec"]["startupPolicy"] != "LeaderCreated":
             yield "hosts that start when the leader is ready never start: it waits for them"
         server, node = (template for _, template in templates(objects))
@@ -351,6 +386,14 @@ def accelerators(objects):
     for role, template in templates(objects):
         resources = container(template).get("resources", {})
         gpus = resources.get("limits", {}).get("nvidia.com/gpu")
+        requested = str(resources.get("requests", {}).get("cpu", ""))
+        exclusive = requested and requested == str(resources.get("limits", {}).get("cpu", ""))
+        if requested and not exclusive and option(template, "cpu-binding") != "none":
+            yield f"{role}: pods of one node bind their threads to the same CPUs"
+        threads = int(option(template, "threads", 0)) or \
+            int(option(template, "rank-threads", 0)) * number_of_ranks(template) // hosts(objects)
+        if requested and not exclusive and (not requested.isdigit() or threads != int(requested)):
+            yield f"{role}: {threads or 'as many as CPUs'} threads, {requested} CPUs are asked for"
         device = option(template, "device", "auto")
         if device == "cuda" and not gpus:
             yield f"{role}: --device cuda without nvidia.com/gpu"
@@ -360,6 +403,9 @@ def accelerators(objects):
             yield f"{role}: {gpus} GPUs on each of {hosts(objects)} hosts, {number_of_ranks(template)} ranks"
         if "memory" not in resources.get("limits", {}) and (gpus or resources):
             yield f"{role}: no limit of memory"
+        for one in template["spec"].get("initContainers", []):
+            if not {"cpu", "memory"} <= set(one.get("resources", {}).get("requests", {})) or "memory" not in one["resources"].get("limits", {}):
+                yield f"{role}: {one['name']} says nothing of its resources, which a quota refuses"
 
 
 @check
@@ -375,12 +421,17 @@ def scaling(objects):
             yield "an upgrade sets back what was scaled"
         for trigger in scaler["spec"].get("triggers", []):
             query = trigger["metadata"]["query"]
+            if trigger["metadata"].get("ignoreNullValues") != "false":
+                yield "where Prometheus has nothing, servers in use are taken away"
             for name in ("vllm:num_requests_waiting", "vllm:num_requests_running"):
                 if name not in query:
                     yield f"the query has no {name}"
             (service,) = kinds(objects, "Service")
             if f'service="{service["metadata"]["name"]}"' not in query or "namespace=" not in query:
                 yield "the query is about other servers too"
+        fallback = scaler["spec"].get("fallback")
+        if fallback and not scaler["spec"]["minReplicaCount"] <= fallback["replicas"] <= scaler["spec"]["maxReplicaCount"]:
+            yield f"{fallback['replicas']} when Prometheus is away are fewer or more than ever"
     if not scalers and "replicas" not in item["spec"]:
         yield "nobody says how many"
 
@@ -394,3 +445,6 @@ def monitoring_may_ask(objects):
                     yield "/metrics wants a key, and Prometheus has none"
                 if option(template, "ssl-certfile") and endpoint.get("scheme") != "https":
                     yield "the server speaks TLS, and Prometheus does not"
+                tls = endpoint.get("tlsConfig", {})
+                if option(template, "ssl-certfile") and not tls.get("insecureSkipVerify") and not (tls.get("serverName") and tls.get("ca")):
+                    yield "certificates are not for the addresses that Prometheus asks at, nor of whom it trusts"

@@ -16,6 +16,7 @@ import pathlib
 
 import jsonschema
 import kubernetes_validate
+import pydantic
 import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
 from cloudcoil.models.prometheus_operator import v1 as prometheus
@@ -33,6 +34,14 @@ OWN = {
     ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"): "leaderworkerset.json",
     ("inference.networking.k8s.io/v1", "InferencePool"): "inferencepool.json",
 }
+
+
+class UnknownFields(Exception):
+    """Fields that a model passes over."""
+
+
+# What validators say of an object; anything else is a fault of theirs or ours. That of kubernetes-validate is jsonschema's.
+INVALID = (jsonschema.ValidationError, pydantic.ValidationError, UnknownFields)
 
 
 def kind_of(item):
@@ -73,7 +82,7 @@ def validate_model(item, model):
     kept = model.model_validate(item).model_dump(mode="json", by_alias=True, exclude_unset=True)
     unknown = list(unknown_fields(item, kept))
     if unknown:
-        raise ValueError(f"unknown fields: {', '.join(unknown)}")
+        raise UnknownFields(f"unknown fields: {', '.join(unknown)}")
 
 
 def validate_builtin(item, version):

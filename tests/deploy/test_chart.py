@@ -92,13 +92,15 @@ def test_every_value_is_tried_and_has_an_effect():
 
 @pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("pre_stop, drain, margin",
-                         [*itertools.product((1, 15, 3600), (1, 60, 86400), (5, 3600)), (17, 123, 7)])
+                         [*itertools.product((1, 15, 3600), (1, 60, 86400), (20, 3600)), (17, 123, 21)])
 def test_grace_is_longer_than_drain_for_all_values(nodes, pre_stop, drain, margin):
     values = chart.merged(GROUP, {"nodes": nodes, "drain": {
         "preStopSeconds": pre_stop, "shutdownTimeoutSeconds": drain, "marginSeconds": margin}})
     objects = chart.render(values)
     for _, template in checks.templates(objects):
         assert template["spec"]["terminationGracePeriodSeconds"] == pre_stop + drain + margin
+        for name in {"startupProbe", "livenessProbe"} & set(checks.container(template)):
+            assert checks.container(template)[name]["terminationGracePeriodSeconds"] == pre_stop + margin
     assert list(checks.grace(objects)) == []
     item = checks.workload(objects)
     if item["kind"] == "Deployment":
@@ -124,11 +126,59 @@ def test_made_up_secret_is_long_and_never_the_same():
     assert len(secret()) >= 64 and secret() != secret()
 
 
+def test_groups_are_given_longer_to_start():
+    def seconds(**values):
+        probe = checks.container(checks.templates(chart.render(values))[0][1])["startupProbe"]
+        return probe["periodSeconds"] * probe["failureThreshold"]
+    assert seconds() == 1800 and seconds(**GROUP) == 5400
+    assert seconds(probes={"startupSeconds": 61}) == 65 and seconds(**GROUP, probes={"startupSeconds": 7200}) == 7200
+
+
+def test_a_new_version_of_the_chart_starts_no_pod_again():
+    """Pods with another label are other pods."""
+    for name in ("defaults", "group, HPA", "pool"):
+        for _, template in checks.templates(chart.render(VARIANTS[name])):
+            text = yaml.safe_dump(template["metadata"])
+            version = yaml.safe_load((chart.CHART / "Chart.yaml").read_text())["version"]
+            assert version not in text, text
+
+
+def test_values_stay_strings():
+    """What looks like a number, a truth value or a mapping is the text that was given."""
+    objects = chart.render(VARIANTS["looks like others"])
+    (_, template), = checks.templates(objects)
+    spec = template["spec"]
+    assert spec["runtimeClassName"] == "true" and spec["priorityClassName"] == "1e3" and spec["serviceAccountName"] == "456"
+    assert checks.container(template)["args"][3] == "/models/a: b" and spec["nodeSelector"]["a"] == "no"
+    assert next(one for one in spec["volumes"] if one["name"] == "model")["persistentVolumeClaim"]["claimName"] == "123"
+    assert {item["metadata"]["name"] for item in objects} == {"true", "true-clients"}
+
+
+def test_prometheus_checks_the_certificate():
+    def config(values):
+        (monitor,) = checks.kinds(chart.render(values), "ServiceMonitor")
+        return monitor["spec"]["endpoints"][0].get("tlsConfig")
+    there = {"tls": {"existingSecret": "a"}, "serviceMonitor": {"enabled": True}}
+    authority = {"secret": {"name": "a", "key": "ca.crt"}}
+    assert config(there) == {"serverName": "nibble.nibble.svc", "ca": authority}
+    own = {"cert": {"secret": {"name": "b", "key": "tls.crt"}}, "keySecret": {"name": "b", "key": "tls.key"}}
+    assert config(chart.merged(there, {"serviceMonitor": {"tlsConfig": own}})) == {
+        "serverName": "nibble.nibble.svc", "ca": authority, **own}
+    other = {"ca": {"configMap": {"name": "c", "key": "d"}}, "serverName": "e"}
+    assert config(chart.merged(there, {"serviceMonitor": {"tlsConfig": other}})) == other
+    assert config(VARIANTS["secrets of the chart"]) == {"insecureSkipVerify": True}
+    assert config(VARIANTS["certificate without its authority"])["ca"]["secret"] == {"name": "nibble-tls", "key": "tls.crt"}
+    assert config(VARIANTS["CPUs, scaled"]) is None
+
+
 def test_notes_of_every_release():
     for values in [*VARIANTS.values(), *(chart.example(path.stem) for path in chart.EXAMPLES)]:
         text = chart.render_text(values)["NOTES.txt"]
         assert "kubectl" in text and "<no value>" not in text
         assert ("there are no API keys" in text) == (not values.get("auth"))
+        assert ("$KEY" in text) == ("export KEY=" in text) == bool(values.get("auth"))
+        assert ("--cert" in text) == (values.get("tls", {}).get("clientCertificates") == "required")
+        assert ("-group" in text) == (values.get("nodes", 1) > 1)
 
 
 REFUSED = [
@@ -136,7 +186,25 @@ REFUSED = [
     ({"replicas": -1}, "replicas"),
     ({"nodes": 0}, "nodes"),
     ({"drain": {"preStopSeconds": 0}}, "preStopSeconds"),
-    ({"drain": {"marginSeconds": 4}}, "marginSeconds"),
+    ({"drain": {"marginSeconds": 19}}, "marginSeconds"),
+    ({"probes": {"startupSeconds": 29}}, "startupSeconds"),
+    ({"host": "127.0.0.1"}, "host"),
+    ({"ports": {"grpc": 8000}}, "ports.grpc and ports.http are both 8000"),
+    ({"ports": {"health": 8001}}, "ports.grpc and ports.health are both 8001"),
+    ({**GROUP, "ports": {"cluster": 8002}}, "ports.cluster and ports.health are both 8002"),
+    ({"options": {"device": "cuda"}}, "resources.limits wants GPUs"),
+    ({**GROUP, "env": [{"name": "POD_IP", "value": "a"}]}, "POD_IP comes twice"),
+    ({"env": [{"name": "A", "value": "a"}, {"name": "A", "value": "b"}]}, "A comes twice"),
+    ({"podLabels": {"app.kubernetes.io/component": "node"}}, "app.kubernetes.io/component is not free"),
+    ({"podLabels": {"app.kubernetes.io/name": "a"}}, "app.kubernetes.io/name is not free"),
+    ({"podLabels": {"leaderworkerset.sigs.k8s.io/group-index": "1"}}, "is not free"),
+    ({"podAnnotations": {"nibble/cluster-revision": "a"}}, "the chart sets nibble/cluster-revision"),
+    ({**GROUP, "cluster": {"key": "other"}}, "another entry wants cluster.existingSecret"),
+    ({"autoscaling": {"keda": {"metadata": {"query": "1"}}}}, "invalid propertyName 'query'"),
+    ({"autoscaling": {"keda": {"fallback": {"replicas": 1}}}}, "fallback"),
+    ({"autoscaling": {"keda": {"authenticationRef": {"kind": "TriggerAuthentication"}}}}, "authenticationRef"),
+    ({"inferencePool": {"enabled": True, "endpointPicker": {"name": "p"}}, "networkPolicy": {"clients": [{"ipBlock": {"cidr": "::/0"}}]}},
+     "inferencePool.endpointPicker.podLabels"),
     ({"drain": {"shutdownTimeoutSeconds": "60"}}, "shutdownTimeoutSeconds"),
     ({"model": {"source": "s3"}}, "source"),
     ({"model": {"path": "../etc"}}, "path"),
@@ -160,7 +228,7 @@ REFUSED = [
     ({"autoscaling": {"minReplicas": 0}}, "minReplicas"),
     ({"rollout": {"maxSurge": 0, "maxUnavailable": 0}}, "rollout"),
     ({"inferencePool": {"enabled": True}}, "inferencePool.endpointPicker.name is missing"),
-    ({"addCapabilities": ["SYS_ADMIN"]}, "addCapabilities"),
+    ({"addCapabilities": ["IPC_LOCK"]}, "addCapabilities"),
     ({"shmSize": "lots"}, "shmSize"),
     ({"topologySpreadConstraints": [{"labelSelector": {}}]}, "topologySpreadConstraints"),
 ]

@@ -15,16 +15,16 @@
 {{- $values := .root.Values -}}
 {{- $server := eq .role "server" -}}
 - --log-level
-- {{ $values.logLevel }}
+- {{ $values.logLevel | quote }}
 - serve
-- {{ include "nibble.modelFolder" .root }}
+- {{ include "nibble.modelFolder" .root | quote }}
 {{- if $server }}
 {{- with $values.model.name }}
 - --served-model-name
 - {{ . | quote }}
 {{- end }}
 - --host
-- 0.0.0.0
+- {{ $values.host | quote }}
 - --port
 - {{ $values.ports.http | quote }}
 - --grpc-port
@@ -48,7 +48,7 @@
 - --node-addr
 - $(POD_IP)
 - --cluster-secret-file
-- /etc/nibble/cluster/{{ $values.cluster.key }}
+- {{ printf "/etc/nibble/cluster/%s" $values.cluster.key | quote }}
 {{- if $values.cluster.tls.existingSecret }}
 - --cluster-tls-ca
 - /etc/nibble/cluster-tls/ca.crt
@@ -64,7 +64,7 @@
 {{- end }}
 {{- if and $server (include "nibble.authSecret" .root) }}
 - --api-key-file
-- /etc/nibble/auth/{{ $values.auth.existingSecret | empty | ternary "api-keys" $values.auth.key }}
+- {{ printf "/etc/nibble/auth/%s" ($values.auth.existingSecret | empty | ternary "api-keys" $values.auth.key) | quote }}
 {{- end }}
 {{- if and $server (include "nibble.tlsSecret" .root) }}
 - --ssl-certfile
@@ -75,7 +75,7 @@
 - --ssl-ca-certs
 - /etc/nibble/tls/ca.crt
 - --ssl-cert-reqs
-- {{ $values.tls.clientCertificates }}
+- {{ $values.tls.clientCertificates | quote }}
 {{- end }}
 {{- end }}
 {{- range $option, $value := $values.options }}
@@ -99,6 +99,10 @@ httpGet:
 periodSeconds: {{ .period }}
 timeoutSeconds: {{ min 5 .period }}
 failureThreshold: {{ .failures }}
+{{- with .grace }}
+# Not the pod's: what hangs answers nobody while it is waited for. preStop comes first, here as well.
+terminationGracePeriodSeconds: {{ . }}
+{{- end }}
 {{- end -}}
 
 {{- define "nibble.securityContext" -}}
@@ -106,9 +110,6 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
-  {{- with .Values.addCapabilities }}
-  add: {{ toJson . }}
-  {{- end }}
 {{- end -}}
 
 {{/* A pod template. (dict "root" $ "role" "server|node"): `server` has clients, `node` is another host of its group. */}}
@@ -117,12 +118,15 @@ capabilities:
 {{- $values := .root.Values -}}
 {{- $server := eq .role "server" -}}
 {{- $group := gt (int $values.nodes) 1 -}}
+{{- $hangs := add $values.drain.preStopSeconds $values.drain.marginSeconds -}}
 metadata:
   labels:
-    {{- include "nibble.labels" $root | nindent 4 }}
-    app.kubernetes.io/component: {{ .role }}
+    {{- /* Not the chart's version and the like: pods with another label are other pods, and start again. */}}
+    {{- include "nibble.selector" $root | nindent 4 }}
+    app.kubernetes.io/component: {{ .role | quote }}
     {{- if and $server $values.inferencePool.enabled }}
-    {{- /* nibble's metrics have vLLM's names, by which the endpoint picker finds queue and KV cache. */}}
+    {{- /* nibble's metrics have vLLM's names, by which the endpoint picker finds queue and KV cache; the second is for old ones. */}}
+    llm-d.ai/engine-type: vllm
     inference.networking.k8s.io/engine-type: vllm
     {{- end }}
     {{- with $values.podLabels }}
@@ -133,12 +137,15 @@ metadata:
     {{- /* Read at the start only; API keys and certificates are read again when they change. */}}
     nibble/cluster-secret: {{ $values.cluster.secret | sha256sum | trunc 16 | quote }}
     {{- end }}
+    {{- if and $group $values.cluster.revision }}
+    nibble/cluster-revision: {{ $values.cluster.revision | quote }}
+    {{- end }}
     kubectl.kubernetes.io/default-container: nibble
     {{- with $values.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
-  serviceAccountName: {{ include "nibble.serviceAccount" $root }}
+  serviceAccountName: {{ include "nibble.serviceAccount" $root | quote }}
   automountServiceAccountToken: false
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ add $values.drain.preStopSeconds $values.drain.shutdownTimeoutSeconds $values.drain.marginSeconds }}
@@ -159,18 +166,17 @@ spec:
   {{- with $values.image.pullSecrets }}
   imagePullSecrets:
     {{- range . }}
-    - name: {{ . }}
+    - name: {{ . | quote }}
     {{- end }}
   {{- end }}
   {{- with $values.runtimeClassName }}
-  runtimeClassName: {{ . }}
+  runtimeClassName: {{ . | quote }}
   {{- end }}
   {{- with $values.priorityClassName }}
-  priorityClassName: {{ . }}
+  priorityClassName: {{ . | quote }}
   {{- end }}
-  {{- with $values.nodeSelector }}
-  nodeSelector: {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- /* There are images for no others. */}}
+  nodeSelector: {{- merge (deepCopy $values.nodeSelector) (dict "kubernetes.io/arch" "amd64" "kubernetes.io/os" "linux") | toYaml | nindent 4 }}
   {{- with $values.tolerations }}
   tolerations: {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -182,15 +188,21 @@ spec:
     {{- range . }}
     - {{- toYaml . | nindent 6 }}
       labelSelector:
-        matchLabels: {{- include "nibble.serverSelector" $root | nindent 10 }}
+        matchLabels:
+          {{- include "nibble.selector" $root | nindent 10 }}
+          app.kubernetes.io/component: {{ $.role | quote }}
     {{- end }}
   {{- end }}
   {{- if eq $values.model.source "copy" }}
   initContainers:
     - name: model
       image: {{ required "model.source is copy: model.copy.image is missing" $values.model.copy.image | quote }}
+      imagePullPolicy: {{ $values.model.copy.pullPolicy | quote }}
       command: [cp, -rL, {{ printf "%s/." $values.model.copy.from | quote }}, /models/]
-      securityContext: {{- include "nibble.securityContext" (dict "Values" (dict "addCapabilities" list)) | nindent 8 }}
+      securityContext: {{- include "nibble.securityContext" . | nindent 8 }}
+      {{- with $values.model.copy.resources }}
+      resources: {{- toYaml . | nindent 8 }}
+      {{- end }}
       volumeMounts:
         - name: model
           mountPath: /models
@@ -198,7 +210,7 @@ spec:
   containers:
     - name: nibble
       image: {{ include "nibble.image" $root | quote }}
-      imagePullPolicy: {{ $values.image.pullPolicy }}
+      imagePullPolicy: {{ $values.image.pullPolicy | quote }}
       args: {{- include "nibble.args" . | nindent 8 }}
       {{- if or $group $values.env }}
       env:
@@ -228,11 +240,11 @@ spec:
         {{- end }}
       {{- /* Live while it loads, so that this one asks whether it has become ready. */}}
       startupProbe:
-        {{- include "nibble.probe" (dict "path" "/health/ready" "period" 5 "failures" (div (add $values.probes.startupSeconds 4) 5)) | nindent 8 }}
+        {{- include "nibble.probe" (dict "path" "/health/ready" "period" 5 "failures" (div (add (include "nibble.startupSeconds" $root) 4) 5) "grace" $hangs) | nindent 8 }}
       readinessProbe:
         {{- include "nibble.probe" (dict "path" "/health/ready" "period" $values.probes.periodSeconds "failures" $values.probes.readinessFailures) | nindent 8 }}
       livenessProbe:
-        {{- include "nibble.probe" (dict "path" "/health/live" "period" $values.probes.periodSeconds "failures" $values.probes.livenessFailures) | nindent 8 }}
+        {{- include "nibble.probe" (dict "path" "/health/live" "period" $values.probes.periodSeconds "failures" $values.probes.livenessFailures "grace" $hangs) | nindent 8 }}
       {{- end }}
       lifecycle:
         preStop:
@@ -241,7 +253,7 @@ spec:
       {{- with $values.resources }}
       resources: {{- toYaml . | nindent 8 }}
       {{- end }}
-      securityContext: {{- include "nibble.securityContext" $root | nindent 8 }}
+      securityContext: {{- include "nibble.securityContext" . | nindent 8 }}
       volumeMounts:
         - name: model
           mountPath: /models
@@ -279,24 +291,24 @@ spec:
     - name: model
       {{- if eq $values.model.source "pvc" }}
       persistentVolumeClaim:
-        claimName: {{ $values.model.pvc.claimName }}
+        claimName: {{ $values.model.pvc.claimName | quote }}
         readOnly: true
       {{- else if eq $values.model.source "hostPath" }}
       hostPath:
-        path: {{ $values.model.hostPath.path }}
+        path: {{ $values.model.hostPath.path | quote }}
         type: Directory
       {{- else if eq $values.model.source "image" }}
       image:
         reference: {{ required "model.source is image: model.image.reference is missing" $values.model.image.reference | quote }}
-        pullPolicy: {{ $values.model.image.pullPolicy }}
+        pullPolicy: {{ $values.model.image.pullPolicy | quote }}
       {{- else }}
       emptyDir:
-        sizeLimit: {{ $values.model.copy.sizeLimit }}
+        sizeLimit: {{ $values.model.copy.sizeLimit | quote }}
       {{- end }}
     - name: shm
       emptyDir:
         medium: Memory
-        sizeLimit: {{ $values.shmSize }}
+        sizeLimit: {{ $values.shmSize | quote }}
     - name: cache
       emptyDir:
         sizeLimit: 64Mi
@@ -306,24 +318,24 @@ spec:
     {{- if and $server (include "nibble.authSecret" $root) }}
     - name: auth
       secret:
-        secretName: {{ include "nibble.authSecret" $root }}
+        secretName: {{ include "nibble.authSecret" $root | quote }}
         defaultMode: 0440
     {{- end }}
     {{- if and $server (include "nibble.tlsSecret" $root) }}
     - name: tls
       secret:
-        secretName: {{ include "nibble.tlsSecret" $root }}
+        secretName: {{ include "nibble.tlsSecret" $root | quote }}
         defaultMode: 0440
     {{- end }}
     {{- if $group }}
     - name: cluster
       secret:
-        secretName: {{ include "nibble.clusterSecret" $root }}
+        secretName: {{ include "nibble.clusterSecret" $root | quote }}
         defaultMode: 0440
     {{- if $values.cluster.tls.existingSecret }}
     - name: cluster-tls
       secret:
-        secretName: {{ $values.cluster.tls.existingSecret }}
+        secretName: {{ $values.cluster.tls.existingSecret | quote }}
         defaultMode: 0440
     {{- end }}
     {{- end }}
