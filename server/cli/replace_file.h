@@ -10,7 +10,9 @@
 
 namespace nibble::cli {
 
-// Writes `text` beside `path` and renames it. UNAVAILABLE, naming the path, when that cannot be.
+// Writes `text` beside `path` and renames it; of a link, beside the file that it leads to. What is
+// no file (a device, a pipe) stays, and the text is written into it. UNAVAILABLE, naming path and
+// reason, when that cannot be.
 absl::Status ReplaceFile(const std::string& path, const std::string& text);
 
 // Whether it could, as far as can be told without touching the file.
