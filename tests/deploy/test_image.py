@@ -212,8 +212,6 @@ def test_sources_come_after_what_is_installed():
         assert [words.split()[1] for words in before] == ["packages", "cuda-libraries"][:1 if kind == "cpu" else 2]
         copied = {word for name, words in steps[:everything] if name == "COPY" for word in words.split()[:-1]}
         assert copied == {"dev", "cmake/cuda-toolkit.txt", "deploy/docker/build_steps.sh", "deploy/docker/cuda_libraries.txt"}
-    assert not [words for _, name, words in instructions() if name == "COPY" and "--from" not in words and words.split()[:-1] == ["."]
-                and words != ". ."]
 
 
 def test_the_dockerfile_agrees_with_the_chart():
