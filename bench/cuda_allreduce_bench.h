@@ -33,6 +33,7 @@ struct CudaAllReduceBenchOptions {
   bool rotation = true;
   int calls = 16;  // between two events; at most kMaxCalls
   MeterOptions meter;
+  std::string save;  // a file that has the document, anew after each codec; empty: none
   // A device reads until the host has enqueued all calls, so that no call waits for the host.
   double max_hold_seconds = 0.05;
   // Of tests: so many ranks on device 0. What they take is no timing.

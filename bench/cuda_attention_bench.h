@@ -43,12 +43,14 @@ struct CudaAttentionBenchOptions {
   int64_t max_cache_bytes = int64_t{8} << 30;
   int calls = 20;  // in a graph, at least one for each copy of the cache
   MeterOptions meter;
+  std::string save;  // a file that has the document, anew after each row; empty: none
 
   void Validate(std::vector<std::string>* violations) const;
 };
 
 // Caches rotate through copies beyond three times the second-level cache. Without FlashInfer in the
-// build its rows are missing, and `flashinfer` says why. UNAVAILABLE where there is no device.
+// build its rows are missing, and `flashinfer` says why. A case that fails is a row with `error`;
+// all of them failing is an error. UNAVAILABLE where there is no device.
 // Builds without CUDA: INVALID_ARGUMENT.
 absl::StatusOr<nlohmann::ordered_json> RunCudaAttentionBench(
     const CudaAttentionBenchOptions& options, std::FILE* table);

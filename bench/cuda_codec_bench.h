@@ -25,6 +25,7 @@ struct CudaCodecBenchOptions {
                               .rows = {8192}};  // 64 MiB of bf16 with rows of 4096
   int calls = 20;                               // in a graph, at least one for each copy
   MeterOptions meter;
+  std::string save;  // a file that has the document, anew after each row; empty: none
 
   void Validate(std::vector<std::string>* violations) const;
 };
@@ -37,8 +38,8 @@ struct CudaCodecGoals {
 };
 
 // Values are bf16 and rotate through copies beyond three times the second-level cache, but for
-// those of the one row. UNAVAILABLE where there is no device. Builds without CUDA:
-// INVALID_ARGUMENT.
+// those of the one row. A codec that fails is a row with `error`; all of them failing is an error.
+// UNAVAILABLE where there is no device. Builds without CUDA: INVALID_ARGUMENT.
 absl::StatusOr<nlohmann::ordered_json> RunCudaCodecBench(const CudaCodecBenchOptions& options,
                                                          std::FILE* table);
 

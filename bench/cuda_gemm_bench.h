@@ -40,12 +40,16 @@ const std::vector<CudaGemmShape>& CudaGemmShapes();
 // INVALID_ARGUMENT names the shapes there are.
 absl::StatusOr<CudaGemmShape> FindCudaGemmShape(std::string_view name);
 
+// All that may be measured of a shape; cuBLASLt's only where there is one.
+const std::vector<std::string>& CudaGemmVariantNames();
+
 struct CudaGemmBenchOptions {
-  std::vector<std::string> shapes = {"8b-qkv",      "8b-o",     "8b-gate-up",      "8b-down",
-                                     "70b-gate-up", "70b-down", "mixtral-gate-up", "mixtral-down"};
+  std::vector<std::string> shapes = {"8b-qkv",          "8b-o",        "8b-gate-up",  "8b-down",
+                                     "70b-qkv",         "70b-o",       "70b-gate-up", "70b-down",
+                                     "mixtral-gate-up", "mixtral-down"};
   // Tokens.
   std::vector<int64_t> m = {1, 8, 16, 32, 64, 128, 256, 512};
-  std::string filter;     // of the kernel's name: w4a8-folded, w4a8-integer, ...
+  std::string filter;     // a part of a name of CudaGemmVariantNames()
   double seconds = 0.02;  // of each figure
   // Of the figures: launches of a graph, calls in it (at least one for each copy of a weight), and
   // what copies take together (0: three times the second-level cache).
@@ -53,6 +57,7 @@ struct CudaGemmBenchOptions {
   int calls = 20;
   int64_t rotated_bytes = 0;
   int peak_rounds = 2000;  // of the loop that measures what multiplying is limited by
+  std::string save;        // a file that has the document, anew after each row; empty: none
 
   void Validate(std::vector<std::string>* violations) const;
 };

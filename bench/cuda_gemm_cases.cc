@@ -80,11 +80,25 @@ absl::StatusOr<CudaGemmShape> FindCudaGemmShape(std::string_view name) {
   return shape;
 }
 
+const std::vector<std::string>& CudaGemmVariantNames() {
+  static const auto* const kNames =
+      new std::vector<std::string>{"bf16-cublaslt", "bf16",       "w8a8-cublaslt", "w4a8-folded",
+                                   "w4a8-integer",  "w4a8-float", "w8a8"};
+  return *kNames;
+}
+
 void CudaGemmBenchOptions::Validate(std::vector<std::string>* violations) const {
   if (shapes.empty()) violations->push_back("--shapes: at least one");
   for (const std::string& name : shapes) {
     const auto shape = FindCudaGemmShape(name);
     if (!shape.ok()) violations->emplace_back(shape.status().message());
+  }
+  const std::vector<std::string>& names = CudaGemmVariantNames();
+  if (std::none_of(names.begin(), names.end(), [&](const std::string& name) {
+        return name.find(filter) != std::string::npos;
+      })) {
+    violations->push_back(fmt::format("--filter '{}': a part of one of {}, with --device cuda",
+                                      filter, fmt::join(names, ", ")));
   }
   CheckLimits("--m", m, 1, 1 << 16, violations);
   CheckNumber("--seconds", seconds, 0.0, 10.0, violations);

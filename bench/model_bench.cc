@@ -149,14 +149,16 @@ absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(const PrefillBenchOptions&
       ModelBatch::Create(subject.model, {.max_tokens = prompt, .max_chunk = max_chunk},
                          subject.pool));
   batch.FillCache(subject.isa, subject.pool);
+  // A device loads kernels and plans at a first pass, which does not count.
+  const int64_t warm_ups = subject.probe != nullptr ? 1 : 0;
   std::vector<double> seconds;
-  for (int64_t i = 0; i < options.repetitions; ++i) {
+  for (int64_t i = 0; i < warm_ups + options.repetitions; ++i) {
     const Clock::time_point start = Clock::now();
     for (int64_t done = 0; done < prompt; done += max_chunk) {
       const int64_t chunk = std::min(max_chunk, prompt - done);
       NIBBLE_RETURN_IF_ERROR(batch.Step(done, chunk, done + chunk == prompt, subject.pool));
     }
-    seconds.push_back(SecondsSince(start));
+    if (i >= warm_ups) seconds.push_back(SecondsSince(start));
   }
   const Timing timing = Summarize(std::move(seconds));
   const auto tokens = static_cast<double>(prompt);
@@ -176,6 +178,30 @@ absl::StatusOr<nlohmann::ordered_json> MeasurePrefill(const PrefillBenchOptions&
                                 timing.median_s, &row));
   return row;
 }
+
+// Rows of a report; what fails is one with `error`, so that the others are not lost.
+class Cases {
+ public:
+  explicit Cases(Report* report) : report_(report) {}
+
+  // `row`, or `given` with the reason.
+  void Add(nlohmann::ordered_json given, absl::StatusOr<nlohmann::ordered_json> row) {
+    if (row.ok()) {
+      ++num_good_;
+      return report_->Add(*std::move(row));
+    }
+    if (error_.ok()) error_ = row.status();
+    given["error"] = row.status().ToString();
+    report_->Add(std::move(given));
+  }
+  // The first one, where no case was measured.
+  absl::Status error() const { return num_good_ > 0 ? absl::OkStatus() : error_; }
+
+ private:
+  Report* const report_;
+  int num_good_ = 0;
+  absl::Status error_;
+};
 
 }  // namespace
 
@@ -207,14 +233,18 @@ absl::StatusOr<nlohmann::ordered_json> RunDecodeBench(const DecodeBenchOptions& 
                  {"device_ms", "device ms", 10, 2},
                  {"host_ms", "host ms", 8, 2}},
                 subject.table);
+  const nlohmann::ordered_json members = Members(*subject.model);
+  NIBBLE_RETURN_IF_ERROR(
+      report.SaveTo(options.save, subject.pool->num_threads(), limits.json, members));
+  Cases cases(&report);
   for (const int64_t context : options.contexts) {
     for (const int64_t num_seqs : options.batches) {
-      NIBBLE_ASSIGN_OR_RETURN(nlohmann::ordered_json row,
-                              MeasureDecode(options, num_seqs, context, limits, subject));
-      report.Add(std::move(row));
+      cases.Add({{"batch", num_seqs}, {"context", context}},
+                MeasureDecode(options, num_seqs, context, limits, subject));
     }
   }
-  return report.Finish(subject.pool->num_threads(), limits.json, Members(*subject.model));
+  NIBBLE_RETURN_IF_ERROR(cases.error());
+  return report.Finish(subject.pool->num_threads(), limits.json, members);
 }
 
 absl::StatusOr<nlohmann::ordered_json> RunPrefillBench(const PrefillBenchOptions& options,
@@ -230,12 +260,15 @@ absl::StatusOr<nlohmann::ordered_json> RunPrefillBench(const PrefillBenchOptions
                  {"share_of_roofline", "of roofline", 12, 3},
                  {"device_ms", "device ms", 10, 2}},
                 subject.table);
+  const nlohmann::ordered_json members = Members(*subject.model);
+  NIBBLE_RETURN_IF_ERROR(
+      report.SaveTo(options.save, subject.pool->num_threads(), limits.json, members));
+  Cases cases(&report);
   for (const int64_t prompt : options.prompts) {
-    NIBBLE_ASSIGN_OR_RETURN(nlohmann::ordered_json row,
-                            MeasurePrefill(options, prompt, limits, subject));
-    report.Add(std::move(row));
+    cases.Add({{"prompt", prompt}}, MeasurePrefill(options, prompt, limits, subject));
   }
-  return report.Finish(subject.pool->num_threads(), limits.json, Members(*subject.model));
+  NIBBLE_RETURN_IF_ERROR(cases.error());
+  return report.Finish(subject.pool->num_threads(), limits.json, members);
 }
 
 }  // namespace nibble::bench

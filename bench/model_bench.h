@@ -25,6 +25,7 @@ struct DecodeBenchOptions {
   std::vector<int64_t> contexts = {64};           // tokens of each sequence before the first step
   int64_t steps = 32;                             // a repetition
   int64_t repetitions = 3;
+  std::string save;  // a file that has the document, anew after each row; empty: none
 
   // Adds a line for each violation.
   void Validate(std::vector<std::string>* violations) const;
@@ -34,6 +35,7 @@ struct PrefillBenchOptions {
   std::vector<int64_t> prompts = {512, 2048};  // tokens of the one sequence
   int64_t max_num_batched_tokens = 2048;       // longer prompts are computed in chunks of this
   int64_t repetitions = 3;
+  std::string save;  // a file that has the document, anew after each row; empty: none
 
   void Validate(std::vector<std::string>* violations) const;
 };
@@ -49,8 +51,9 @@ struct ModelSubject {
 
 // One row for each context and batch. `tokens_per_s` counts those of all sequences; bytes are the
 // weights, once a step, and the keys and values of all sequences. On a device each row tells where
-// a step goes (step_ops.h). INVALID_ARGUMENT for contexts
-// beyond the model's positions, RESOURCE_EXHAUSTED when the cache does not fit.
+// a step goes (step_ops.h). A case that fails is a row with `error`, and an error where all do:
+// INVALID_ARGUMENT for contexts beyond the model's positions, RESOURCE_EXHAUSTED when the cache
+// does not fit.
 absl::StatusOr<nlohmann::ordered_json> RunDecodeBench(const DecodeBenchOptions& options,
                                                       const ModelSubject& subject);
 

@@ -3,10 +3,14 @@
 
 #include "bench/report.h"
 
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "fmt/format.h"
+
+#include "base/log.h"
 
 namespace nibble::bench {
 namespace {
@@ -39,21 +43,68 @@ void Report::Add(nlohmann::ordered_json row) {
     for (const Column& column : columns_) {
       line += fmt::format("{:>{}}", Cell(row, column), column.width);
     }
+    const auto error = row.find("error");
+    if (error != row.end()) line += fmt::format("\n  error: {}", error->get<std::string>());
     std::fputs((line + "\n").c_str(), table_);
     std::fflush(table_);
   }
   rows_.push_back(std::move(row));
+  if (file_.empty()) return;
+  nlohmann::ordered_json document = head_;
+  document["results"] = rows_;
+  SaveOrWarn(document);
 }
 
-nlohmann::ordered_json Report::Finish(int threads, nlohmann::ordered_json peaks,
-                                      const nlohmann::ordered_json& members) {
-  nlohmann::ordered_json document = {
+nlohmann::ordered_json Report::Head(int threads, const nlohmann::ordered_json& peaks,
+                                    const nlohmann::ordered_json& members) const {
+  nlohmann::ordered_json head = {
       {"bench", name_},
       {"machine", {{"cpu", HostCpuFeatures().name}, {"threads", threads}}},
-      {"peaks", std::move(peaks)}};
-  if (members.is_object()) document.update(members);
+      {"peaks", peaks}};
+  if (members.is_object()) head.update(members);
+  return head;
+}
+
+absl::Status Report::SaveTo(const std::string& file, int threads,
+                            const nlohmann::ordered_json& peaks,
+                            const nlohmann::ordered_json& members) {
+  if (file.empty()) return absl::OkStatus();
+  head_ = Head(threads, peaks, members);
+  head_["incomplete"] = true;
+  nlohmann::ordered_json document = head_;
+  document["results"] = rows_;
+  NIBBLE_RETURN_IF_ERROR(SaveDocument(document, file));
+  file_ = file;
+  return absl::OkStatus();
+}
+
+// The document is printed at the end all the same.
+void Report::SaveOrWarn(const nlohmann::ordered_json& document) {
+  const absl::Status status = SaveDocument(document, file_);
+  if (!status.ok()) log::Warning("{}", std::string(status.message()));
+}
+
+nlohmann::ordered_json Report::Finish(int threads, const nlohmann::ordered_json& peaks,
+                                      const nlohmann::ordered_json& members) {
+  nlohmann::ordered_json document = Head(threads, peaks, members);
   document["results"] = std::exchange(rows_, nlohmann::ordered_json::array());
+  if (!file_.empty()) SaveOrWarn(document);
   return document;
+}
+
+absl::Status SaveDocument(const nlohmann::ordered_json& document, const std::string& file) {
+  const std::string text =
+      document.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  const std::string part = file + ".part";
+  const auto failed = [&](const char* what) {
+    return Unavailable("--save {}: {}: {}", file, what, std::strerror(errno));
+  };
+  std::FILE* const to = std::fopen(part.c_str(), "w");
+  if (to == nullptr) return failed("it cannot be written");
+  const bool written = std::fwrite(text.data(), 1, text.size(), to) == text.size();
+  if (std::fclose(to) != 0 || !written) return failed("it cannot be written");
+  if (std::rename(part.c_str(), file.c_str()) != 0) return failed("it cannot be renamed");
+  return absl::OkStatus();
 }
 
 double Rounded(double value) {

@@ -19,7 +19,7 @@ absl::StatusOr<std::vector<gpu::DeviceCaps>> ChooseDevices(
     const CudaAllReduceBenchOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(std::vector<gpu::DeviceCaps> devices, gpu::ListDevices());
   if (devices.empty()) {
-    return Unavailable("--device cuda: no CUDA device on this host: {}", gpu::WhyNoDevice());
+    return Unavailable("--device cuda: no CUDA device: {}", gpu::WhyNoDevice());
   }
   if (options.ranks_on_one_device > 0) {
     // Blocks of all ranks wait for each other, so all must be there at the same time.

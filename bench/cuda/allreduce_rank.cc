@@ -225,15 +225,19 @@ absl::Status RunRank(const CudaAllReduceBenchOptions& options, const gpu::Device
   const auto rank_idx = static_cast<size_t>(control->rank());
   Rank rank(options, caps, control, report);
   NIBBLE_RETURN_IF_ERROR(rank.Prepare());
+  if (report != nullptr) {
+    report->Describe(rank.Describe(), rank.peaks());
+    NIBBLE_RETURN_IF_ERROR(report->Save());
+  }
   NIBBLE_RETURN_IF_ERROR(control->Barrier());
   for (const Group& group : groups) {
     comm::Communicator* const host = group.hosts[rank_idx].get();
     const absl::Status status = rank.Run(group.spec, host, nccl);
     if (!status.ok()) host->Abort(std::string(status.message()));
     NIBBLE_RETURN_IF_ERROR(status);
+    if (report != nullptr) NIBBLE_RETURN_IF_ERROR(report->Save());
     NIBBLE_RETURN_IF_ERROR(control->Barrier());
   }
-  if (report != nullptr) report->Describe(rank.Describe(), rank.peaks());
   // Freeing memory waits for a device, and with it for what others wait for.
   return control->Barrier();
 }

@@ -8,6 +8,7 @@
 #include <set>
 #include <tuple>
 
+#include "base/log.h"
 #include "bench/report.h"
 
 namespace nibble::bench {
@@ -40,6 +41,8 @@ void AllReduceReport::Describe(nlohmann::ordered_json device, const DevicePeaks&
 }
 
 void AllReduceReport::FindBest() {
+  uncompressed_.clear();
+  codecs_.clear();
   for (const AllReduceResult& result : results_) {
     const double seconds = result.timing.median_s;
     if (result.spec.is_uncompressed()) Lower(&uncompressed_, WorkOf(result), seconds);
@@ -116,7 +119,23 @@ nlohmann::ordered_json AllReduceReport::Crossovers() const {
   return crossovers;
 }
 
+absl::Status AllReduceReport::Save() {
+  if (options_.save.empty()) return absl::OkStatus();
+  nlohmann::ordered_json document = Document(nullptr);
+  document["incomplete"] = true;
+  return SaveDocument(document, options_.save);
+}
+
 nlohmann::ordered_json AllReduceReport::Finish(std::FILE* table) {
+  nlohmann::ordered_json document = Document(table);
+  if (!options_.save.empty()) {
+    const absl::Status status = SaveDocument(document, options_.save);
+    if (!status.ok()) log::Warning("{}", std::string(status.message()));
+  }
+  return document;
+}
+
+nlohmann::ordered_json AllReduceReport::Document(std::FILE* table) {
   FindBest();
   std::stable_sort(results_.begin(), results_.end(),
                    [](const AllReduceResult& a, const AllReduceResult& b) {

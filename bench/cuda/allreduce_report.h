@@ -39,6 +39,8 @@ class AllReduceReport {
   // Rank 0's device.
   void Describe(nlohmann::ordered_json device, const DevicePeaks& peaks);
 
+  // What was measured so far, with `"incomplete": true`, in the options' file, if they have one.
+  absl::Status Save();
   nlohmann::ordered_json Finish(std::FILE* table);
 
  private:
@@ -48,6 +50,7 @@ class AllReduceReport {
     return {result.message_bytes, result.op != AllReduceOp::kSum};
   }
   void FindBest();
+  nlohmann::ordered_json Document(std::FILE* table);
   nlohmann::ordered_json Row(const AllReduceResult& result) const;
   nlohmann::ordered_json Crossovers() const;
 

@@ -221,32 +221,33 @@ class Bench {
                  {"times_flashinfer", "x flashinfer", 13, 2}},
                 table) {}
 
-  absl::Status RunCase(const Case& shape) {
+  absl::Status Begin() {
+    return report_.SaveTo(options_.save, 1, ToJson(peaks_), {{"device", meter_.Describe()}});
+  }
+
+  // Rows of both kernels, or one with `error`.
+  void RunCase(const Case& shape) {
     if (shape.bytes() > options_.max_cache_bytes) {
       nlohmann::ordered_json row = Describe(shape);
       row["left_out"] = fmt::format("{} bytes of cache, the limit is {}", shape.bytes(),
                                     options_.max_cache_bytes);
       report_.Add(std::move(row));
-      return absl::OkStatus();
+      ++num_good_;
+      return;
     }
-    NIBBLE_ASSIGN_OR_RETURN(const auto subject, Subject::Create(options_, shape, meter_));
-    // The library first: our row names the ratio.
-    double flashinfer_s = 0.0;
-    const auto flashinfer = subject->Plan(AttentionBackend::kFlashInferDecode, meter_);
-    if (flashinfer.ok()) {
-      NIBBLE_ASSIGN_OR_RETURN(const Timing timing, Measure(*subject, flashinfer->get()));
-      flashinfer_s = timing.median_s;
-      AddRow(shape, (*flashinfer)->name(), timing, 0.0);
-    } else if (flashinfer.status().code() != absl::StatusCode::kUnimplemented) {
-      return flashinfer.status();
-    } else if (shape.dtype == DType::kBf16) {
-      why_no_flashinfer_ = std::string(flashinfer.status().message());
+    const absl::Status status = Measure(shape);
+    if (status.ok()) {
+      ++num_good_;
+      return;
     }
-    NIBBLE_ASSIGN_OR_RETURN(const auto nibble, subject->Plan(AttentionBackend::kNibble, meter_));
-    NIBBLE_ASSIGN_OR_RETURN(const Timing timing, Measure(*subject, nibble.get()));
-    AddRow(shape, nibble->name(), timing, flashinfer_s);
-    return absl::OkStatus();
+    if (error_.ok()) error_ = status;
+    nlohmann::ordered_json row = Describe(shape);
+    row["error"] = status.ToString();
+    report_.Add(std::move(row));
   }
+
+  // The first one's, where every case failed.
+  absl::Status error() const { return num_good_ > 0 ? absl::OkStatus() : error_; }
 
   nlohmann::ordered_json Finish() {
     nlohmann::ordered_json members = {{"device", meter_.Describe()}};
@@ -255,7 +256,30 @@ class Bench {
   }
 
  private:
-  absl::StatusOr<Timing> Measure(const Subject& subject, DeviceAttention* attention) const {
+  absl::Status Measure(const Case& shape) {
+    NIBBLE_ASSIGN_OR_RETURN(const auto subject, Subject::Create(options_, shape, meter_));
+    // The library first: our row names the ratio. Its failure is not ours.
+    double flashinfer_s = 0.0;
+    const auto flashinfer = subject->Plan(AttentionBackend::kFlashInferDecode, meter_);
+    absl::Status library = flashinfer.status();
+    if (library.ok()) {
+      const auto timing = Time(*subject, flashinfer->get());
+      library = timing.status();
+      if (timing.ok()) {
+        flashinfer_s = timing->median_s;
+        AddRow(shape, (*flashinfer)->name(), *timing, 0.0);
+      }
+    } else if (absl::IsUnimplemented(library)) {
+      if (shape.dtype == DType::kBf16) why_no_flashinfer_ = std::string(library.message());
+      library = absl::OkStatus();
+    }
+    NIBBLE_ASSIGN_OR_RETURN(const auto nibble, subject->Plan(AttentionBackend::kNibble, meter_));
+    NIBBLE_ASSIGN_OR_RETURN(const Timing timing, Time(*subject, nibble.get()));
+    AddRow(shape, nibble->name(), timing, flashinfer_s);
+    return library;
+  }
+
+  absl::StatusOr<Timing> Time(const Subject& subject, DeviceAttention* attention) const {
     const int calls = std::max(options_.calls, static_cast<int>(subject.num_copies()));
     return meter_.Measure(calls,
                           [&](int call) { return subject.Run(attention, call, meter_.stream()); });
@@ -283,6 +307,8 @@ class Bench {
   const DevicePeaks peaks_;
   Report report_;
   std::string why_no_flashinfer_;
+  int num_good_ = 0;
+  absl::Status error_;  // of the first case that failed
 };
 
 }  // namespace
@@ -292,12 +318,12 @@ absl::StatusOr<nlohmann::ordered_json> RunCudaAttentionBench(
   NIBBLE_ASSIGN_OR_RETURN(DeviceMeter meter, DeviceMeter::Create(0, options.meter));
   NIBBLE_ASSIGN_OR_RETURN(const DevicePeaks peaks, meter.MeasurePeaks());
   Bench bench(options, std::move(meter), peaks, table);
+  NIBBLE_RETURN_IF_ERROR(bench.Begin());
   for (const std::string& name : options.shapes) {
     NIBBLE_ASSIGN_OR_RETURN(const CudaAttentionShape heads, FindCudaAttentionShape(name));
-    for (const Case& shape : CasesOf(options, heads)) {
-      NIBBLE_RETURN_IF_ERROR(bench.RunCase(shape));
-    }
+    for (const Case& shape : CasesOf(options, heads)) bench.RunCase(shape);
   }
+  NIBBLE_RETURN_IF_ERROR(bench.error());
   return bench.Finish();
 }
 

@@ -124,7 +124,26 @@ class Bench {
                  {"fixed_us", "fixed us", 9, 2}},
                 table) {}
 
-  absl::Status RunCodec(const CodecDesc& desc) {
+  absl::Status Begin() { return report_.SaveTo(options_.save, 1, ToJson(peaks_), Members()); }
+
+  // A row for each size, or one with `error`.
+  void RunCodec(const CodecDesc& desc) {
+    const absl::Status status = MeasureCodec(desc);
+    if (status.ok()) {
+      ++num_good_;
+      return;
+    }
+    if (error_.ok()) error_ = status;
+    report_.Add({{"codec", ToString(desc)}, {"error", status.ToString()}});
+  }
+
+  // The first one's, where every codec failed.
+  absl::Status error() const { return num_good_ > 0 ? absl::OkStatus() : error_; }
+
+  nlohmann::ordered_json Finish() { return report_.Finish(1, ToJson(peaks_), Members()); }
+
+ private:
+  absl::Status MeasureCodec(const CodecDesc& desc) {
     NIBBLE_ASSIGN_OR_RETURN(const nlohmann::ordered_json fixed, FixedCost(desc));
     for (const int64_t num_rows : options_.codecs.rows) {
       NIBBLE_ASSIGN_OR_RETURN(
@@ -161,17 +180,15 @@ class Bench {
     return absl::OkStatus();
   }
 
-  nlohmann::ordered_json Finish() {
+  nlohmann::ordered_json Members() const {
     const CudaCodecGoals goals;
-    return report_.Finish(
-        1, ToJson(peaks_),
-        {{"device", meter_.Describe()},
-         {"row_size", options_.codecs.row_size},
-         {"ranks", options_.codecs.ranks},
-         {"goals", {{"least_share_of_read", goals.share_of_read}, {"fixed_us", goals.fixed_us}}}});
+    return {
+        {"device", meter_.Describe()},
+        {"row_size", options_.codecs.row_size},
+        {"ranks", options_.codecs.ranks},
+        {"goals", {{"least_share_of_read", goals.share_of_read}, {"fixed_us", goals.fixed_us}}}};
   }
 
- private:
   // Of the smallest message, one row: each kernel after itself, and the three after each other, as
   // in an all-reduce.
   absl::StatusOr<nlohmann::ordered_json> FixedCost(const CodecDesc& desc) const {
@@ -206,6 +223,8 @@ class Bench {
   const DeviceMeter meter_;
   const DevicePeaks peaks_;
   Report report_;
+  int num_good_ = 0;
+  absl::Status error_;  // of the first codec that failed
 };
 
 }  // namespace
@@ -215,9 +234,9 @@ absl::StatusOr<nlohmann::ordered_json> RunCudaCodecBench(const CudaCodecBenchOpt
   NIBBLE_ASSIGN_OR_RETURN(DeviceMeter meter, DeviceMeter::Create(0, options.meter));
   NIBBLE_ASSIGN_OR_RETURN(const DevicePeaks peaks, meter.MeasurePeaks());
   Bench bench(options, std::move(meter), peaks, table);
-  for (const CodecDesc& desc : CodecsOf(options.codecs)) {
-    NIBBLE_RETURN_IF_ERROR(bench.RunCodec(desc));
-  }
+  NIBBLE_RETURN_IF_ERROR(bench.Begin());
+  for (const CodecDesc& desc : CodecsOf(options.codecs)) bench.RunCodec(desc);
+  NIBBLE_RETURN_IF_ERROR(bench.error());
   return bench.Finish();
 }
 

@@ -22,13 +22,16 @@ constexpr int kReads = 20;  // in a graph
 
 absl::StatusOr<DeviceMeter> DeviceMeter::Create(int index, const MeterOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<gpu::DeviceCaps> devices, gpu::ListDevices());
-  if (devices.empty()) return Unavailable("--device cuda: no CUDA device on this host");
+  if (devices.empty()) {
+    return Unavailable("--device cuda: no CUDA device: {}", gpu::WhyNoDevice());
+  }
   if (index < 0 || index >= std::ssize(devices)) {
     return InvalidArgument("CUDA device {} was asked for, there are {}", index, devices.size());
   }
   DeviceMeter meter;
   meter.options_ = options;
   meter.caps_ = devices[static_cast<size_t>(index)];
+  meter.num_devices_ = static_cast<int>(devices.size());
   NIBBLE_ASSIGN_OR_RETURN(meter.stream_, gpu::Stream::Create());
   NIBBLE_ASSIGN_OR_RETURN(meter.sink_, gpu::DeviceBuffer<uint32_t>::Create(1));
   return meter;
@@ -41,6 +44,7 @@ int64_t DeviceMeter::rotated_bytes() const {
 nlohmann::ordered_json DeviceMeter::Describe() const {
   return {{"name", caps_.name},
           {"sm", caps_.sm},
+          {"num_devices", num_devices_},
           {"num_sms", caps_.num_sms},
           {"l2_bytes", caps_.l2_bytes}};
 }
@@ -81,7 +85,7 @@ absl::StatusOr<DevicePeaks> DeviceMeter::MeasurePeaks() const {
 }
 
 absl::StatusOr<double> DeviceMeter::ReadBytesPerSecond() const {
-  const int64_t bytes = (2 * rotated_bytes() + 4095) / 4096 * 4096;
+  const int64_t bytes = (rotated_bytes() + 4095) / 4096 * 4096;
   NIBBLE_ASSIGN_OR_RETURN(const auto data,
                           RandomOnDevice(RandomKind::kBits, bytes / 2, 4, stream_.get()));
   NIBBLE_ASSIGN_OR_RETURN(const Timing timing, Measure(kReads, [&](int) {

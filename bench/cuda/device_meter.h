@@ -33,9 +33,10 @@ class DeviceMeter {
   const gpu::DeviceCaps& caps() const { return caps_; }
   cudaStream_t stream() const { return stream_.get(); }
   absl::Status Synchronize() const { return stream_.Synchronize(); }
-  // Copies of what is read take as many bytes together, so that none is in the second-level cache.
+  // Copies of what is read take as many bytes together, so that none is in the second-level cache;
+  // so does what the peak of reading reads.
   int64_t rotated_bytes() const;
-  // For the report: name, sm, num_sms, l2_bytes.
+  // For the report: name, sm, how many devices this process sees, num_sms, l2_bytes.
   nlohmann::ordered_json Describe() const;
 
   // Seconds of one call of `body`, which is given 0, 1, ...: `calls` of them are captured, and the
@@ -54,6 +55,7 @@ class DeviceMeter {
 
   MeterOptions options_;
   gpu::DeviceCaps caps_;
+  int num_devices_ = 0;
   gpu::Stream stream_;
   gpu::DeviceBuffer<uint32_t> sink_;
 };

@@ -23,9 +23,8 @@ class ShapeBench {
         shape_(shape),
         meter_(*run.meter),
         peaks_(*run.peaks),
-        table_(run.table),
         report_(report),
-        bf16_s_(options_.m.size(), 0.0) {}
+        bf16_(options_.m.size()) {}
 
   void Run(const GemmVariant& variant) {
     const auto subject = variant.make();
@@ -69,8 +68,13 @@ class ShapeBench {
         {"share_of_read", Rounded(bytes / seconds / peaks_.read_bytes_per_s)},
         {"top_per_s", Rounded(ops / seconds * 1e-12)},
         {"share_of_peak", Rounded(ops / seconds / peak)}};
-    if (variant.name.starts_with("bf16") && bf16_s_[i] == 0.0) bf16_s_[i] = seconds;
-    if (bf16_s_[i] > 0.0) row["times_bf16"] = Rounded(bf16_s_[i] / seconds);
+    if (variant.name.starts_with("bf16") && bf16_[i].seconds == 0.0) {
+      bf16_[i] = {seconds, variant.name};
+    }
+    if (bf16_[i].seconds > 0.0) {
+      row["times_bf16"] = Rounded(bf16_[i].seconds / seconds);
+      row["times_bf16_of"] = bf16_[i].variant;
+    }
     report_->Add(std::move(row));
     return absl::OkStatus();
   }
@@ -78,16 +82,19 @@ class ShapeBench {
   void AddError(nlohmann::ordered_json row, const absl::Status& status) {
     row["error"] = status.ToString();
     report_->Add(std::move(row));
-    if (table_ != nullptr) fmt::print(table_, "  error: {}\n", status.ToString());
   }
 
   const CudaGemmBenchOptions& options_;
   const CudaGemmShape& shape_;
   const DeviceMeter& meter_;
   const DevicePeaks& peaks_;
-  std::FILE* const table_;
   Report* const report_;
-  std::vector<double> bf16_s_;  // of the first variant that was bf16, for each number of tokens
+  // The first variant of bf16 that was measured, for each number of tokens.
+  struct Bf16 {
+    double seconds = 0.0;
+    std::string variant;
+  };
+  std::vector<Bf16> bf16_;
 };
 
 }  // namespace
@@ -123,6 +130,9 @@ absl::StatusOr<nlohmann::ordered_json> RunCudaGemmBench(const CudaGemmBenchOptio
                  {"share_of_peak", "of peak", 9, 3},
                  {"times_bf16", "x bf16", 8, 2}},
                 table);
+  nlohmann::ordered_json members = {{"device", meter.Describe()}};
+  if (!lt.ok()) members["cublaslt"] = std::string(lt.status().message());
+  NIBBLE_RETURN_IF_ERROR(report.SaveTo(options.save, pool->num_threads(), ToJson(peaks), members));
   bool any = false;
   for (const std::string& name : options.shapes) {
     NIBBLE_ASSIGN_OR_RETURN(const CudaGemmShape shape, FindCudaGemmShape(name));
@@ -132,14 +142,13 @@ absl::StatusOr<nlohmann::ordered_json> RunCudaGemmBench(const CudaGemmBenchOptio
       return variant.name.find(options.filter) == std::string::npos;
     });
     any |= !variants.empty();
-    MeasureVariants({.options = &options, .meter = &meter, .peaks = &peaks, .table = table}, shape,
-                    variants, &report);
+    MeasureVariants({.options = &options, .meter = &meter, .peaks = &peaks}, shape, variants,
+                    &report);
   }
   if (!any) {
-    return InvalidArgument("--filter '{}': no variant has it in its name", options.filter);
+    return Unavailable("--filter '{}': no variant that there is has it in its name{}",
+                       options.filter, lt.ok() ? "" : ", " + std::string(lt.status().message()));
   }
-  nlohmann::ordered_json members = {{"device", meter.Describe()}};
-  if (!lt.ok()) members["cublaslt"] = std::string(lt.status().message());
   return report.Finish(pool->num_threads(), ToJson(peaks), members);
 }
 

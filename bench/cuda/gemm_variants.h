@@ -62,13 +62,11 @@ std::vector<GemmVariant> DenseVariants(const CudaGemmShape& shape, const GemmSet
 std::vector<GemmVariant> ExpertVariants(const CudaGemmShape& shape, const GemmSetup& setup);
 
 // Adds the rows of `variants`, in their order. What cannot be made or measured is a row with
-// `error` (of all numbers of tokens without `m`), so that the others are not lost; `table`, if not
-// null, gets it too.
+// `error` (of all numbers of tokens without `m`), so that the others are not lost.
 struct GemmRun {
   const CudaGemmBenchOptions* options = nullptr;
   const DeviceMeter* meter = nullptr;
   const DevicePeaks* peaks = nullptr;
-  std::FILE* table = nullptr;
 };
 void MeasureVariants(const GemmRun& run, const CudaGemmShape& shape,
                      const std::vector<GemmVariant>& variants, Report* report);

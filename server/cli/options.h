@@ -48,6 +48,8 @@ void AddRank(CLI::App* app, RankOptions* options);
 
 // options_bench_cuda.cc: --device of these commands. CPU options of the same command are there
 // already.
+void AddSave(CLI::App* app, std::string* file);
+void AddCudaGemm(CLI::App* app, BenchOptions* options);
 void AddCudaAttention(CLI::App* app, BenchOptions* options);
 void AddCudaCodec(CLI::App* app, BenchOptions* options);
 void AddCudaAllReduce(CLI::App* app, BenchOptions* options);

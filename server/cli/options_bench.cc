@@ -27,30 +27,8 @@ void AddBenchGemm(CLI::App* app, BenchOptions* options) {
   AddList(app, "--m", &gemm->m, "rows of activations");
   app->add_option("--filter", gemm->filter, "only variants with this in their name");
   app->add_option("--seconds", gemm->seconds, "time for each figure")->capture_default_str();
-  bench::CudaGemmBenchOptions* cuda = &options->cuda_gemm;
-  app->add_option("--device", options->gemm_device, "cpu or cuda")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
-  AddList(app, "--shapes", &cuda->shapes, "of weights, on cuda: names of models' layers, or NxK");
   AddBenchThreads(app, options);
-  // The other device has defaults of its own for what both take.
-  app->parse_complete_callback([=] {
-    if (options->gemm_device == "cpu") {
-      if (app->count("--shapes") > 0)
-        throw CLI::ValidationError("--shapes", "goes with --device cuda");
-      return;
-    }
-    if (app->count("--n") + app->count("--k") > 0) {
-      if (app->count("--shapes") > 0) {
-        throw CLI::ValidationError("--shapes",
-                                   "names what --n and --k would: give one or the other");
-      }
-      cuda->shapes = {fmt::format("{}x{}", gemm->n, gemm->k)};
-    }
-    if (app->count("--m") > 0) cuda->m = gemm->m;
-    if (app->count("--seconds") > 0) cuda->seconds = gemm->seconds;
-    cuda->filter = gemm->filter;
-  });
+  AddCudaGemm(app, options);
 }
 
 void AddBenchGroupedGemm(CLI::App* app, BenchOptions* options) {
@@ -224,6 +202,7 @@ void AddBenchDecode(CLI::App* app, BenchOptions* options) {
   app->add_option("--steps", options->decode.steps, "steps of a repetition")->capture_default_str();
   app->add_option("--repetitions", options->decode.repetitions, "the median counts")
       ->capture_default_str();
+  AddSave(app, &options->decode.save);
 }
 
 void AddBenchStepChannel(CLI::App* app, BenchOptions* options) {
@@ -251,6 +230,7 @@ void AddBenchPrefill(CLI::App* app, BenchOptions* options) {
       ->capture_default_str();
   app->add_option("--repetitions", options->prefill.repetitions, "the median counts")
       ->capture_default_str();
+  AddSave(app, &options->prefill.save);
 }
 
 }  // namespace

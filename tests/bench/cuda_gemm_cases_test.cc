@@ -26,6 +26,24 @@ TEST(CudaGemmCases, ShapesHaveNamesOrSizes) {
   }
 }
 
+TEST(CudaGemmCases, AllThatHaveNamesAreMeasured) {
+  std::vector<std::string> names;
+  for (const CudaGemmShape& shape : CudaGemmShapes()) names.push_back(shape.name);
+  EXPECT_EQ(names.size(), 10U);
+  EXPECT_EQ(CudaGemmBenchOptions().shapes, names);
+}
+
+TEST(CudaGemmCases, AFilterThatNothingMatchesIsToldBeforeADeviceIsLookedFor) {
+  std::vector<std::string> violations;
+  CudaGemmBenchOptions{.filter = "w4a8"}.Validate(&violations);
+  EXPECT_TRUE(violations.empty()) << violations[0];
+  CudaGemmBenchOptions{.filter = "foo"}.Validate(&violations);
+  ASSERT_EQ(violations.size(), 1U);
+  EXPECT_EQ(violations[0],
+            "--filter 'foo': a part of one of bf16-cublaslt, bf16, w8a8-cublaslt, w4a8-folded, "
+            "w4a8-integer, w4a8-float, w8a8, with --device cuda");
+}
+
 TEST(CudaGemmCases, ExpertsHaveRowsForEachOfATokens) {
   const auto mixtral = FindCudaGemmShape("mixtral-down");
   ASSERT_TRUE(mixtral.ok());

@@ -63,6 +63,23 @@ TEST_F(ModelBenchTest, ContextsBeyondTheModelAreRefused) {
   EXPECT_NE(result.status().ToString().find(std::to_string(limit)), std::string::npos);
 }
 
+TEST_F(ModelBenchTest, ACaseThatFailsLosesNoOther) {
+  const int64_t limit = model_->config().max_position_embeddings;
+  const auto decode = RunDecodeBench(
+      {.batches = {1}, .contexts = {0, limit}, .steps = 1, .repetitions = 1}, subject_);
+  ASSERT_TRUE(decode.ok()) << decode.status();
+  const auto& rows = (*decode)["results"];
+  ASSERT_EQ(rows.size(), 2U);
+  EXPECT_GT(rows[0]["tokens_per_s"], 0.0);
+  EXPECT_EQ(rows[1]["context"], limit);
+  EXPECT_TRUE(rows[1]["error"].get<std::string>().starts_with("INVALID_ARGUMENT: "));
+  const auto prefill = RunPrefillBench({.prompts = {limit + 1, 3}, .repetitions = 1}, subject_);
+  ASSERT_TRUE(prefill.ok()) << prefill.status();
+  EXPECT_EQ((*prefill)["results"][0]["prompt"], limit + 1);
+  EXPECT_TRUE((*prefill)["results"][0].contains("error"));
+  EXPECT_GT((*prefill)["results"][1]["tokens_per_s"], 0.0);
+}
+
 TEST(ModelBenchMoeTest, BytesOfExpertsThatWereNotReadAreNotToldAsRead) {
   ThreadPool pool(2);
   const Isa isa = HostCpuFeatures().Best();

@@ -3,8 +3,12 @@
 
 #include "bench/report.h"
 
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <limits>
 
 #include "gmock/gmock.h"
@@ -17,6 +21,7 @@ namespace nibble::bench {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 TEST(TimingTest, MedianIsTheMiddleOrTheMeanOfBoth) {
@@ -59,6 +64,42 @@ TEST(ReportTest, RowsBecomeJsonAndTable) {
   EXPECT_EQ(json["model"], "m");
   ASSERT_EQ(json["results"].size(), 2U);
   EXPECT_EQ(json["results"][0]["unseen"], true);
+}
+
+class SavedReport : public ::testing::Test {
+ protected:
+  // What lies there now.
+  nlohmann::ordered_json Read() const {
+    std::ifstream from(file_);
+    return nlohmann::ordered_json::parse(from, nullptr, /*allow_exceptions=*/false);
+  }
+  void TearDown() override { std::filesystem::remove(file_); }
+
+  const std::string file_ = ::testing::TempDir() + "saved_report-" + std::to_string(getpid());
+};
+
+TEST_F(SavedReport, ARunThatIsEndedLeavesWhatItMeasured) {
+  Report report("x", {}, nullptr);
+  ASSERT_TRUE(report.SaveTo(file_, 2, {{"read", 1}}, {{"model", "m"}}).ok());
+  EXPECT_EQ(Read()["results"].size(), 0U);
+  report.Add({{"name", "one"}});
+  report.Add({{"name", "two"}, {"error", "INTERNAL: no"}});
+  const nlohmann::ordered_json part = Read();
+  EXPECT_EQ(part["incomplete"], true);
+  EXPECT_EQ(part["model"], "m");
+  EXPECT_EQ(part["peaks"]["read"], 1);
+  ASSERT_EQ(part["results"].size(), 2U);
+  EXPECT_EQ(part["results"][1]["error"], "INTERNAL: no");
+  const nlohmann::ordered_json whole = report.Finish(2, {{"read", 1}}, {{"model", "m"}});
+  EXPECT_EQ(whole, Read());
+  EXPECT_FALSE(Read().contains("incomplete"));
+}
+
+TEST_F(SavedReport, AFileThatCannotBeWrittenIsNamedBeforeAnythingIsMeasured) {
+  Report report("x", {}, nullptr);
+  const absl::Status status = report.SaveTo("/proc/none/file", 1, {});
+  EXPECT_THAT(std::string(status.message()), HasSubstr("--save /proc/none/file: it cannot be"));
+  EXPECT_TRUE(report.SaveTo("", 1, {}).ok());
 }
 
 TEST(LimitsTest, EveryValueIsNamedWithItsLimits) {

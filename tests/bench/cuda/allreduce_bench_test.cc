@@ -4,7 +4,10 @@
 // Ranks share a device here: that all is measured, not how fast it is.
 
 #include <cuda_runtime.h>
+#include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <string>
 #include <utility>
@@ -51,8 +54,13 @@ std::map<std::pair<std::string, std::string>, int> CountRows(const nlohmann::ord
 
 TEST(CudaAllReduceBench, EveryCodecAlgorithmAndSize) {
   if (gpu::ListDevices().value().empty()) GTEST_SKIP() << "no CUDA device";
-  const auto result = RunCudaAllReduceBench(SmallOptions(), nullptr);
+  CudaAllReduceBenchOptions options = SmallOptions();
+  options.save = ::testing::TempDir() + "allreduce_bench-" + std::to_string(getpid());
+  const auto result = RunCudaAllReduceBench(options, nullptr);
   ASSERT_TRUE(result.ok()) << result.status();
+  std::ifstream saved(options.save);
+  EXPECT_EQ(nlohmann::ordered_json::parse(saved, nullptr, false), *result);
+  std::filesystem::remove(options.save);
   EXPECT_EQ((*result)["ranks"], 2);
   EXPECT_EQ((*result)["is_timing"], false);
   EXPECT_THAT((*result)["left_out"]["nccl"].get<std::string>(), HasSubstr("a device for each"));

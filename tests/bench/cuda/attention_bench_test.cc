@@ -61,5 +61,29 @@ TEST(CudaAttentionBench, CachesThatAreTooLargeAreLeftOut) {
   EXPECT_EQ((*result)["results"][0]["left_out"], "20480 bytes of cache, the limit is 1000");
 }
 
+// A cache of a terabyte, which no device has.
+TEST(CudaAttentionBench, ACaseThatFailsLosesNoOther) {
+  if (gpu::ListDevices().value().empty()) GTEST_SKIP() << "no CUDA device";
+  CudaAttentionBenchOptions options = SmallOptions();
+  options.shapes = {"1024x1024x256"};
+  options.dtypes = {"bfloat16"};
+  options.sequences = {1};
+  options.contexts = {1 << 20, 3};
+  options.prefills = {};
+  options.max_cache_bytes = int64_t{1} << 46;
+  options.meter.rotated_bytes = 1;
+  options.calls = 1;
+  const auto result = RunCudaAttentionBench(options, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  const auto& rows = (*result)["results"];
+  EXPECT_EQ(rows[0]["context"], 1 << 20);
+  EXPECT_TRUE(rows[0].contains("error")) << rows[0];
+  EXPECT_EQ(rows.back()["context"], 3);
+  EXPECT_GT(rows.back()["median_us"], 0.0);
+  options.contexts = {1 << 20};
+  EXPECT_EQ(RunCudaAttentionBench(options, nullptr).status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
 }  // namespace
 }  // namespace nibble::bench

@@ -1,6 +1,10 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
 #include <set>
 #include <string>
 
@@ -22,6 +26,7 @@ TEST(CudaCodecBench, EveryCodecHasItsRateAndItsFixedCost) {
   options.codecs.group_sizes = {32};
   options.codecs.rows = {5};
   options.codecs.row_size = 75;
+  options.save = ::testing::TempDir() + "codec_bench-" + std::to_string(getpid());
   const auto result = RunCudaCodecBench(options, nullptr);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ((*result)["bench"], "codec");
@@ -41,6 +46,9 @@ TEST(CudaCodecBench, EveryCodecHasItsRateAndItsFixedCost) {
   }
   EXPECT_EQ(codecs.size(), 2U + 2 * 4);
   EXPECT_TRUE(codecs.contains("int4 g32 hadamard"));
+  std::ifstream saved(options.save);
+  EXPECT_EQ(nlohmann::ordered_json::parse(saved, nullptr, false), *result);
+  std::filesystem::remove(options.save);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 
 namespace nibble::bench {
 namespace {
@@ -24,6 +25,17 @@ TEST(DeviceMeter, EveryCallRunsBeforeTheGraphIsCaptured) {
   });
   ASSERT_TRUE(timing.ok()) << timing.status();
   EXPECT_EQ(calls, (std::vector<int>{0, 1, 2, 0, 1, 2}));
+}
+
+TEST(DeviceMeter, SaysWhichDeviceAndHowManyThereAre) {
+  const auto devices = gpu::ListDevices().value();
+  if (devices.empty()) GTEST_SKIP() << "no CUDA device";
+  const auto meter = DeviceMeter::Create(0, {});
+  ASSERT_TRUE(meter.ok()) << meter.status();
+  const auto described = meter->Describe();
+  EXPECT_EQ(described["name"], devices[0].name);
+  EXPECT_EQ(described["sm"], devices[0].sm);
+  EXPECT_EQ(described["num_devices"], devices.size());
 }
 
 }  // namespace

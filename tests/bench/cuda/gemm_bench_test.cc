@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -61,6 +62,16 @@ TEST(CudaGemmBench, EveryVariantRuns) {
     EXPECT_GT(row["bytes"], 0) << row;
     if (row["m"] != 17) continue;
     (row["shape"] == "40x80" ? found_dense : found_experts).push_back(row["variant"]);
+  }
+  const std::vector<std::string>& known = CudaGemmVariantNames();
+  for (const std::string& name : experts) {
+    EXPECT_EQ(std::count(known.begin(), known.end(), name), 1) << name;
+  }
+  for (const std::string& name : dense) {
+    EXPECT_EQ(std::count(known.begin(), known.end(), name), 1) << name;
+  }
+  for (const auto& row : (*result)["results"]) {
+    EXPECT_EQ(row["times_bf16_of"], result->contains("cublaslt") ? "bf16" : "bf16-cublaslt") << row;
   }
   EXPECT_EQ(found_dense, dense);
   EXPECT_EQ(found_experts, experts);
@@ -135,13 +146,14 @@ TEST(CudaGemmBench, ExpertsAreReadAsTheTokensChoose) {
   EXPECT_EQ(rows[1]["bytes"], 2 * rows[0]["bytes"].get<int64_t>());
 }
 
-TEST(CudaGemmBench, AFilterThatNothingMatchesIsAnError) {
+TEST(CudaGemmBench, AFilterThatNothingHereMatchesIsAnError) {
   if (gpu::ListDevices().value().empty()) GTEST_SKIP() << "no CUDA device";
   CudaGemmBenchOptions options = SmallOptions();
-  options.filter = "nothing";
+  options.filter = "w8a8-cublaslt";
+  options.shapes = {"24x64x4x2"};  // of experts there is none
   ThreadPool pool(1);
   EXPECT_EQ(RunCudaGemmBench(options, &pool, nullptr).status().code(),
-            absl::StatusCode::kInvalidArgument);
+            absl::StatusCode::kUnavailable);
 }
 
 }  // namespace

@@ -25,7 +25,7 @@ class ModelProbeTest : public ::testing::Test {
 
   void Make(const char* shape) {
     const engine::CudaDevices devices = engine::ListCudaDevices();
-    if (devices.usable.empty()) GTEST_SKIP() << devices.why_none;
+    if (devices.usable.empty()) GTEST_SKIP() << "no CUDA device: " << devices.why_none;
     engine::LoadOptions load{.quantization = engine::Quantization::kW4A8};
     auto device = engine::OpenCudaDevice({.use_cublaslt = false});
     ASSERT_TRUE(device.ok()) << device.status();
