@@ -62,6 +62,11 @@ absl::Status ChooseKind(const server::ModelOptions& options, int num_ranks, Devi
   const engine::CudaDevices devices = CudaDevices();
   choice->num_devices = static_cast<int>(devices.usable.size());
   if (choice->num_devices >= num_ranks) {
+    const std::string lacks = WhatCudaLacks(options);
+    if (options.device == "auto" && !lacks.empty()) {
+      choice->reason = lacks;
+      return absl::OkStatus();
+    }
     choice->device = "cuda";
     choice->reason = options.device == "cuda" ? "--device cuda" : "a device is usable";
     return absl::OkStatus();
@@ -85,6 +90,13 @@ std::string Scaled(double value, const char* const (&units)[5]) {
 }
 
 }  // namespace
+
+std::string WhatCudaLacks(const server::ModelOptions& options) {
+  if (options.quantization == "w4a16") return "--quantization w4a16 is for CPUs alone";
+  if (options.dtype == "float16") return "--dtype float16 is for CPUs alone";
+  if (options.kv_cache_dtype == "float16") return "--kv-cache-dtype float16 is for CPUs alone";
+  return "";
+}
 
 absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options, int num_ranks) {
   DeviceChoice choice;

@@ -34,8 +34,11 @@ struct DeviceChoice {
 
 // For `num_ranks` ranks on this host, each on a device of its own. INVALID_ARGUMENT for --device
 // cuda in a build without CUDA, without a device or with fewer than ranks, and for a FORCE_ISA
-// above the host. `auto` then takes the CPUs.
+// above the host. `auto` then takes the CPUs, and where options name what CUDA lacks.
 absl::StatusOr<DeviceChoice> ChooseDevice(const server::ModelOptions& options, int num_ranks = 1);
+
+// Of these options what the CUDA engine does not have, for people; empty: nothing.
+std::string WhatCudaLacks(const server::ModelOptions& options);
 
 // NOT_FOUND or INVALID_ARGUMENT unless `path` is a directory, saying what it should be.
 absl::Status CheckModelDirectory(const std::string& path);

@@ -30,13 +30,21 @@ const char* LogLevelName() {
   return log::Enabled(log::Level::kError) ? "error" : "off";
 }
 
+// What starts a rank: this program, unless a script that starts it by naming the linker (as the GPU
+// pack's on a machine with an older C library) says that it is needed: /proc/self/exe is the linker
+// then.
+std::string RankProgram() {
+  const char* const named = std::getenv("NIBBLE_RANK_PROGRAM");
+  return named != nullptr && *named != '\0' ? named : "/proc/self/exe";
+}
+
 std::vector<std::string> RankCommand(const server::ServeConfig& config, const HostSetup& host,
                                      int rank, const RankPlacement& placement) {
   const server::ModelOptions& model = config.model;
   const std::string binding =
       placement.cpus.empty() ? "none" : fmt::format("{}", fmt::join(placement.cpus, ","));
   std::vector<std::string> command = {
-      "/proc/self/exe",
+      RankProgram(),
       "--log-level",
       LogLevelName(),
       "rank",
@@ -135,7 +143,7 @@ bool RanksAreProcesses(const server::ServeConfig& config) {
   const std::string& backend = config.parallel.distributed_executor_backend;
   if (config.parallel.world_size() > 1 || backend == "mp") return true;
   if (backend == "uni" || config.model.device == "cpu" || !HasCudaEngine()) return false;
-  return !CudaDevices().usable.empty();
+  return WhatCudaLacks(config.model).empty() && !CudaDevices().usable.empty();
 }
 
 absl::StatusOr<HostSetup> SetUpHost(const server::ServeConfig& config) {

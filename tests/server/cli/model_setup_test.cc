@@ -39,5 +39,15 @@ TEST(ModelSetupTest, CudaIsRefusedByName) {
   EXPECT_EQ(ChooseDevice({.model = "x", .device = "cpu", .threads = 3})->threads, 3);
 }
 
+TEST(ModelSetupTest, WhatIsForCpusAloneIsNamed) {
+  EXPECT_EQ(WhatCudaLacks({.model = "x"}), "");
+  EXPECT_EQ(WhatCudaLacks({.model = "x", .quantization = "w4a8"}), "");
+  EXPECT_EQ(WhatCudaLacks({.model = "x", .quantization = "w4a16"}),
+            "--quantization w4a16 is for CPUs alone");
+  EXPECT_EQ(WhatCudaLacks({.model = "x", .dtype = "float16"}), "--dtype float16 is for CPUs alone");
+  EXPECT_EQ(WhatCudaLacks({.model = "x", .kv_cache_dtype = "float16"}),
+            "--kv-cache-dtype float16 is for CPUs alone");
+}
+
 }  // namespace
 }  // namespace nibble::cli
