@@ -24,8 +24,8 @@ using ::testing::HasSubstr;
 
 Deadline Soon() { return Deadline::After(std::chrono::milliseconds(50)); }
 
-// Enough for ranks that start together.
-constexpr std::chrono::seconds kMeetingTime(2);
+// Enough for ranks that start together, should one stand still for a while.
+constexpr std::chrono::seconds kMeetingTime(10);
 
 std::string GroupId(const char* test) { return std::string(test) + std::to_string(getpid()); }
 

@@ -228,10 +228,13 @@ TEST_F(GenerationStreamTest, CancellingWhileAWriteIsOutstanding) {
 }
 
 TEST_F(GenerationStreamTest, ADeadlineFreesTheRequest) {
-  Call call;
-  call.context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
-  call.reader = stub_->Generate(&call.context, TextRequest());
-  EXPECT_EQ(call.Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  // Longer, should it be over before the call arrived.
+  for (std::chrono::milliseconds timeout(200); engine_.num_requests() == 0; timeout *= 4) {
+    Call call;
+    call.context.set_deadline(std::chrono::system_clock::now() + timeout);
+    call.reader = stub_->Generate(&call.context, TextRequest());
+    EXPECT_EQ(call.Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  }
   WaitForCancelled(1);
 }
 
