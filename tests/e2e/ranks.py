@@ -24,12 +24,12 @@ HOLDABLE = ("--distributed-executor-backend", "mp", "--rank-timeout", 3600, "--s
 
 
 def wait_until(condition, what, seconds=60):
-    """The first true value of condition(), which is asked until `seconds` are over: long enough for a machine that stands still at times."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"after {seconds} s: {what()  if callable(what) else what}"
+    """The first true value of condition(), which is asked for `seconds`; those in which this process stood still do not count."""
+    for _ in range(50 * seconds):
+        if value := condition():
+            return value
         time.sleep(0.02)
-    return value
+    raise AssertionError(f"after {seconds} s: {what() if callable(what) else what}")
 
 
 def rank_processes(pid):
@@ -270,8 +270,18 @@ def run_streams(server, bodies, disturb=None, delivered_bytes=200):
     return [client.result() for client in clients]
 
 
-def kill_at_work(server, pid, clients):
-    """Kills a rank in the midst of a step: what `clients` wait for is in progress."""
-    with held([pid]):
-        wait_until(lambda: in_progress(server) >= clients, server.log)
-        os.kill(pid, signal.SIGKILL)
+def kill_at_work(server, ranks, rank, clients):
+    """Kills the process ranks()[rank] in the midst of a step, while so many clients wait; again, where all that the step had was new and
+    nothing of it is lost. Returns how many times."""
+    recomputed = server.metric("nibble:recomputed_sequences_total")
+    for kills in range(1, 100):
+        losses = server.metric("nibble:rank_losses_total", rank=rank, reason="killed")
+        pid = ranks()[rank]
+        with held([pid]):
+            wait_until(lambda: in_progress(server) >= clients, server.log)
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: server.metric("nibble:rank_losses_total", rank=rank, reason="killed") == losses + 1, server.log)
+        wait_until(lambda: ranks().get(rank, pid) != pid and server.request("GET", "/health")[0] == 200, server.log)
+        if server.metric("nibble:recomputed_sequences_total") > recomputed:
+            return kills
+    raise AssertionError("nothing was ever in progress")
