@@ -3,11 +3,13 @@
 
 #include "server/http/http_connection.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "fmt/core.h"
 
 #include "base/host_port.h"
+#include "base/log.h"
 #include "server/tls/tls_source.h"
 
 namespace nibble::server {
@@ -19,7 +21,6 @@ using boost::system::error_code;
 // After the last answer we read on for so long: closing a socket with unread input makes the kernel
 // send a reset, and a client still sending its body would lose the answer that tells why.
 constexpr std::chrono::seconds kLinger{5};
-constexpr int kMaxRefusing = 64;  // per thread
 constexpr std::string_view kPlainHttpAnswer =
     "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 43\r\n"
     "Connection: close\r\n\r\nThis port speaks TLS: use an https address.";
@@ -48,17 +49,17 @@ void Connection::Start() {
   socket.set_option(asio::ip::tcp::no_delay(true), ignored);
   socket.set_option(asio::socket_base::keep_alive(true), ignored);  // peers that vanish silently
 
-  if (server_->config.tls != nullptr && !StartHandshake()) return;  // the socket closes with us
   counted_ = server_->num_connections.fetch_add(1) < server_->config.max_connections;
   if (!counted_) {
     server_->num_connections.fetch_sub(1);
-    if (io_->num_refusing >= kMaxRefusing) return EndHandshake();
+    if (io_->num_refusing >= kMaxRefusing) return;  // the socket closes with us
     ++io_->num_refusing;
   }
   io_->connections.insert(shared_from_this());
   deadline_.Attach(weak_from_this(),
                    [](void* owner) { static_cast<Connection*>(owner)->OnTimeout(); });
-  if (state_ == State::kHandshaking) {
+  if (server_->config.tls != nullptr) {
+    state_ = State::kGreeting;
     deadline_.Set(std::chrono::seconds(server_->config.handshake_timeout_seconds));
     WaitForInput();
   } else {
@@ -95,6 +96,7 @@ void Connection::Close() {
 }
 
 void Connection::CloseIfIdle() {
+  if (state_ == State::kGreeting) return Close();
   if (state_ == State::kReading && reader_ == nullptr && input_.empty()) CloseCleanly();
 }
 
@@ -105,21 +107,28 @@ void Connection::CloseCleanly() {
 
 // --- TLS -----------------------------------------------------------------------------------------
 
-bool Connection::StartHandshake() {
-  // Handshakes cost more than requests, and whoever is past the limit could not be told in a way it
-  // understands.
-  if (server_->num_handshakes.fetch_add(1) >= server_->config.max_handshakes ||
-      !stream_.StartTls(server_->config.tls->context().get())) {
-    server_->num_handshakes.fetch_sub(1);
-    return false;
-  }
+// At the client's first byte: who connects and is silent costs no more than without TLS. Handshakes
+// cost more than requests, so they have a limit; past it the oldest ends, because a client that
+// means it is through long before it is the oldest.
+void Connection::StartHandshake() {
+  const HttpServerConfig& config = server_->config;
+  if (!stream_.StartTls(config.tls->context().get())) return Close();
   state_ = State::kHandshaking;
-  return true;
+  handshake_ = io_->handshakes.insert(io_->handshakes.end(), this);
+  const auto limit = std::max<int64_t>(config.max_handshakes / config.num_threads, 1);
+  if (static_cast<int64_t>(io_->handshakes.size()) > limit) {
+    if (server_->crowded_handshakes.Begins()) {
+      log::Warning("more than {} TLS handshakes are in progress: the oldest are ended",
+                   config.max_handshakes);
+    }
+    io_->handshakes.front()->Close();
+  }
+  ContinueHandshake();
 }
 
 void Connection::EndHandshake() {
   if (state_ != State::kHandshaking) return;
-  server_->num_handshakes.fetch_sub(1);
+  io_->handshakes.erase(handshake_);
   state_ = State::kReading;
 }
 

@@ -3,7 +3,7 @@
 
 // One client connection on one io thread. Private to server/http.
 //
-//   kHandshaking (TLS only) --> kReading
+//   kGreeting (TLS only: not a byte has come) --> kHandshaking --> kReading
 //   kReading --request complete--> kAnswering --answer out--> kReading (keep-alive)
 //      |                               |                  \-> kLingering --> kClosed
 //      \--- malformed, too large: an answer of our own, then kLingering
@@ -18,6 +18,7 @@
 #pragma once
 
 #include <chrono>
+#include <list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -46,10 +47,10 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   void Close();
 
  private:
-  enum class State { kHandshaking, kReading, kAnswering, kLingering, kClosed };
+  enum class State { kGreeting, kHandshaking, kReading, kAnswering, kLingering, kClosed };
   using WaitType = boost::asio::socket_base::wait_type;
 
-  bool StartHandshake();  // false: there are too many
+  void StartHandshake();
   void ContinueHandshake();
   void EndHandshake();
   void RefusePlainHttp();
@@ -66,7 +67,9 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   // False: the request was refused, because all requests together hold too much.
   bool TakeInput(size_t size);
   void ParseInput();
-  // What the server knows of a request beside its bytes; a value: the guard refuses it.
+  // What the server knows of a request beside its bytes.
+  void NameRequest();
+  // A value: the guard refuses it.
   std::optional<HttpRefusal> TakeHead();
   void InviteBody();
   void TurnAway(const HttpRefusal& refusal);
@@ -81,7 +84,9 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
 
   void OnExchangeReady() override;
   void WriteMore();
+  bool TakeOutput();  // false: there is nothing to write
   void WaitToWrite(WaitType what);
+  void SetWriteDeadline();
   void Abort();
   void OnAnswerDone(bool close);
   void Observe();
@@ -98,9 +103,10 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   const std::shared_ptr<ServerState> server_;
   std::string remote_address_;
   State state_ = State::kReading;
-  bool counted_ = false;        // in num_connections; else in io_->num_refusing
-  bool input_open_ = true;      // the client has not closed its side
-  bool discard_input_ = false;  // an answer that ends the connection is going out
+  std::list<Connection*>::iterator handshake_;  // while kHandshaking: our place in io->handshakes
+  bool counted_ = false;                        // in num_connections; else in io_->num_refusing
+  bool input_open_ = true;                      // the client has not closed its side
+  bool discard_input_ = false;                  // an answer that ends the connection is going out
 
   std::string input_;        // from input_offset_ on: bytes not parsed yet
   size_t input_offset_ = 0;  // moved on instead of erasing: pipelined requests are many and small
@@ -108,8 +114,10 @@ class Connection final : public std::enable_shared_from_this<Connection>, public
   BufferShare share_;                      // of the request being read and of input_
   std::unique_ptr<RequestReader> reader_;  // null between requests: idle connections hold no buffer
   std::shared_ptr<Exchange> exchange_;
-  std::string output_;  // being written
+  std::optional<std::chrono::steady_clock::time_point> answer_ends_;  // once it is whole
+  std::string output_;                                                // being written
   size_t output_offset_ = 0;
+  bool output_is_invitation_ = false;  // "100 Continue", not the exchange's
   bool writing_ = false;
 };
 

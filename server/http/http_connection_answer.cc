@@ -3,6 +3,7 @@
 
 // A Connection's answers: who gives them, and their way to the socket.
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
@@ -78,16 +79,21 @@ void Connection::Dispatch() {
 }
 
 void Connection::Refuse(int status, const std::string& message) {
+  Exchange::Info info = {.route = "none",
+                         .method = "none",
+                         .start = steady_clock::now(),
+                         .request_id = server_->request_ids.Next(),
+                         .trace = std::make_shared<RequestTrace>()};
+  if (reader_ != nullptr && reader_->has_head()) {
+    if (reader_->request().trace == nullptr) NameRequest();  // refused for what its head says
+    info = RequestInfo();
+  }
+  info.keep_alive = false;
   reader_.reset();
   DropInput();
   discard_input_ = true;
-  BeginAnswer({.route = "none",
-               .method = "none",
-               .keep_alive = false,
-               .start = steady_clock::now(),
-               .request_id = server_->request_ids.Next(),
-               .trace = std::make_shared<RequestTrace>()});
-  SendError(status, message, {});
+  BeginAnswer(std::move(info));
+  SendError(status, message, status == 503 ? HttpHeaders{{"Retry-After", "1"}} : HttpHeaders{});
 }
 
 void Connection::SendError(int status, const std::string& message, const HttpHeaders& headers) {
@@ -97,8 +103,10 @@ void Connection::SendError(int status, const std::string& message, const HttpHea
 
 void Connection::BeginAnswer(Exchange::Info info) {
   state_ = State::kAnswering;
-  deadline_.Clear();
+  writing_ ? SetReadDeadline() : deadline_.Clear();  // an invitation may be in the way yet
   info.error_body = server_->error_body;
+  info.all_queued_bytes = server_->queued_bytes;
+  info.max_queued_bytes = server_->config.max_queued_bytes;
   exchange_ = std::make_shared<Exchange>(std::move(info), io_, this);
 }
 
@@ -110,23 +118,19 @@ void Connection::OnExchangeReady() {
   WriteMore();
 }
 
-// Writes what there is until it is out, the socket takes no more, or it was much. Every bit of
-// progress moves the deadline: only a client that takes nothing at all is dropped.
+// In the way of answers, because the one before may still be in the socket's way.
+void Connection::InviteBody() {
+  output_ = "HTTP/1.1 100 Continue\r\n\r\n";
+  output_offset_ = 0;
+  output_is_invitation_ = true;
+  writing_ = true;
+  WriteMore();
+}
+
+// Writes what there is until it is out, the socket takes no more, or it was much.
 void Connection::WriteMore() {
   for (size_t num_written = 0; num_written < kWriteTurn;) {
-    if (output_offset_ == output_.size()) {
-      if (exchange_->aborted()) return Abort();
-      Exchange::Taken taken = exchange_->Take();
-      output_ = std::move(taken.bytes);
-      output_offset_ = 0;
-      writing_ = !output_.empty();
-      if (!writing_) {
-        deadline_.Clear();
-        if (taken.finished) OnAnswerDone(taken.close);
-        return;
-      }
-      SetReadDeadline();
-    }
+    if (output_offset_ == output_.size() && !TakeOutput()) return;
     size_t size = 0;
     switch (
         stream_.Write(output_.data() + output_offset_, output_.size() - output_offset_, &size)) {
@@ -141,10 +145,50 @@ void Connection::WriteMore() {
     }
     num_written += size;
     output_offset_ += size;
+    if (output_is_invitation_) continue;
     exchange_->OnSent(size);
-    SetReadDeadline();
+    SetWriteDeadline();
   }
   WaitToWrite(WaitType::wait_write);
+}
+
+bool Connection::TakeOutput() {
+  output_ = std::string();
+  output_offset_ = 0;
+  output_is_invitation_ = false;
+  writing_ = false;
+  if (exchange_ == nullptr) return false;  // the body that was invited is not whole yet
+  if (exchange_->aborted()) {
+    Abort();
+    return false;
+  }
+  Exchange::Taken taken = exchange_->Take();
+  if (taken.bytes.empty()) {
+    deadline_.Clear();
+    if (taken.finished) OnAnswerDone(taken.close);
+    return false;
+  }
+  output_ = std::move(taken.bytes);
+  writing_ = true;
+  SetWriteDeadline();
+  return true;
+}
+
+// Of an answer that is still being made, every bit of progress moves it. One that is whole has a
+// time for all of it: else a client could hold it for good, a byte at a time.
+void Connection::SetWriteDeadline() {
+  const HttpServerConfig& config = server_->config;
+  std::chrono::seconds patience(config.read_timeout_seconds);
+  if (exchange_->complete()) {
+    const auto now = steady_clock::now();
+    if (!answer_ends_.has_value()) {
+      answer_ends_ = now + patience +
+                     std::chrono::seconds(exchange_->queued_bytes() / config.min_bytes_per_second);
+    }
+    const auto left = std::chrono::ceil<std::chrono::seconds>(*answer_ends_ - now);
+    patience = std::clamp(left, std::chrono::seconds(0), patience);
+  }
+  deadline_.Set(patience);
 }
 
 void Connection::WaitToWrite(WaitType what) {
@@ -165,13 +209,11 @@ void Connection::OnAnswerDone(bool close) {
   Observe();
   exchange_->Detach();
   exchange_.reset();
-  output_ = std::string();
-  output_offset_ = 0;
+  answer_ends_.reset();
   if (!input_open_) return Close();
-  if (close || discard_input_) {
+  // While draining too: a request that crosses our end must not cost the client this answer.
+  if (close || discard_input_ || (server_->draining.load() && input_.empty())) {
     Linger();
-  } else if (server_->draining.load() && input_.empty()) {
-    return CloseCleanly();
   } else {
     state_ = State::kReading;
     SetReadDeadline();

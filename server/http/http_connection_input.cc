@@ -24,6 +24,9 @@ constexpr size_t kMaxReadAhead = size_t{64} << 10;
 constexpr std::chrono::seconds kRestInterval{1};
 // Below this a request is read even when all together hold too much.
 constexpr int64_t kAlwaysTaken = int64_t{16} << 10;
+// What a header field takes beside its bytes: two strings and an entry.
+constexpr int64_t kFieldBytes = 150;
+constexpr std::string_view kEmptyLine = "\r\n";
 
 }  // namespace
 
@@ -36,6 +39,7 @@ void Connection::WaitForInput(WaitType what) {
 }
 
 void Connection::OnInput() {
+  if (state_ == State::kGreeting) return StartHandshake();
   if (state_ == State::kHandshaking) return ContinueHandshake();
   if (HasReadAhead()) return RestInput();
   size_t size = 0;
@@ -120,21 +124,31 @@ void Connection::OnInputEnd() {
 }
 
 void Connection::ParseInput() {
+  const auto rest = [this] { return std::string_view(input_).substr(input_offset_); };
+  if (reader_ == nullptr) {
+    // Some clients end a body with one that its length does not count (RFC 9112, 2.2).
+    while (rest().substr(0, kEmptyLine.size()) == kEmptyLine) input_offset_ += kEmptyLine.size();
+    if (rest().empty()) DropInput();
+    if (rest() == "\r") return;
+  }
   if (input_.empty()) return;
   if (reader_ == nullptr) {
+    SetReadDeadline();  // however long the connection was idle before
     const HttpServerConfig& config = server_->config;
     reader_ = std::make_unique<RequestReader>(RequestReader::Limits{
         .max_header_bytes = config.max_header_bytes, .max_body_bytes = config.max_body_bytes});
   }
-  const auto read = [this] {
-    return reader_->Read(std::string_view(input_).substr(input_offset_), &input_offset_);
-  };
+  const auto read = [&] { return reader_->Read(rest(), &input_offset_); };
   RequestReader::Event event = read();
   std::optional<HttpRefusal> guarded;
   if (event == RequestReader::Event::kHead) {
     guarded = TakeHead();
+    const bool has_begun = !rest().empty();
     if (!guarded.has_value()) event = read();
-    if (event == RequestReader::Event::kMore && reader_->expects_continue()) InviteBody();
+    if (event == RequestReader::Event::kMore && reader_->expects_continue() && !has_begun) {
+      InviteBody();
+      if (state_ == State::kClosed) return;
+    }
   }
   if (event == RequestReader::Event::kRefused) {
     const RequestReader::Refusal refusal = reader_->refusal();
@@ -155,19 +169,19 @@ void Connection::ParseInput() {
   }
 }
 
-std::optional<HttpRefusal> Connection::TakeHead() {
+void Connection::NameRequest() {
   HttpRequest& request = reader_->request();
   request.id = server_->request_ids.Choose(request.Header(kRequestIdHeader));
   request.trace = std::make_shared<RequestTrace>();
   request.arrival = std::chrono::steady_clock::now();
   request.remote_address = remote_address_;
-  return server_->guard ? server_->guard(request) : std::nullopt;
 }
 
-void Connection::InviteBody() {
-  constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
-  size_t unused = 0;  // no answer is under way, so the socket's buffer has room for these bytes
-  stream_.Write(kContinue.data(), kContinue.size(), &unused);
+std::optional<HttpRefusal> Connection::TakeHead() {
+  NameRequest();
+  const HttpRequest& request = reader_->request();
+  share_.Set(share_.bytes() + static_cast<int64_t>(request.headers.size()) * kFieldBytes);
+  return server_->guard ? server_->guard(request) : std::nullopt;
 }
 
 }  // namespace nibble::server

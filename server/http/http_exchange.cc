@@ -6,6 +6,8 @@
 #include <optional>
 #include <utility>
 
+#include "fmt/core.h"
+
 #include "server/http/http_format.h"
 
 namespace nibble::server {
@@ -13,6 +15,8 @@ namespace {
 
 // Up to here one write of head and body together is worth a copy.
 constexpr size_t kCopiedBody = size_t{16} << 10;
+// Of one answer, also when all together hold too much.
+constexpr int64_t kAlwaysQueued = int64_t{16} << 10;
 
 class Responder final : public HttpResponder {
  public:
@@ -48,8 +52,19 @@ std::shared_ptr<HttpResponder> Exchange::MakeResponder() {
 
 bool Exchange::AppendLocked(std::string_view bytes) {
   outbox_.append(bytes);
-  queued_bytes_ += static_cast<int64_t>(bytes.size());
+  AddQueuedLocked(static_cast<int64_t>(bytes.size()));
   return !std::exchange(wake_posted_, true);
+}
+
+void Exchange::AddQueuedLocked(int64_t num_bytes) {
+  queued_bytes_ += num_bytes;
+  info_.all_queued_bytes->fetch_add(num_bytes);
+}
+
+// Small answers pass always: those of probes, and the words of a refusal.
+bool Exchange::HasRoomFor(int64_t queued, int64_t more) const {
+  return queued + more <= kAlwaysQueued ||
+         info_.all_queued_bytes->load() + more <= info_.max_queued_bytes;
 }
 
 void Exchange::Wake() {
@@ -64,6 +79,12 @@ void Exchange::Wake() {
 
 void Exchange::Send(int status, std::string_view content_type, std::string body,
                     const HttpHeaders& headers) {
+  if (!HasRoomFor(0, static_cast<int64_t>(body.size()))) {
+    const auto [error_type, error] = (*info_.error_body)(
+        503, fmt::format("answers that clients do not take hold {} bytes, the limit is {}",
+                         info_.all_queued_bytes->load(), info_.max_queued_bytes));
+    return Send(503, error_type, error, {{"Retry-After", "1"}});
+  }
   std::function<void()> release;  // destroyed after the lock, see invariant 2
   bool wake = false;
   {
@@ -87,7 +108,7 @@ void Exchange::Send(int status, std::string_view content_type, std::string body,
       AppendLocked(body);
     } else {
       large_body_ = std::move(body);
-      queued_bytes_ += static_cast<int64_t>(large_body_.size());
+      AddQueuedLocked(static_cast<int64_t>(large_body_.size()));
     }
   }
   if (wake) Wake();
@@ -117,12 +138,15 @@ void Exchange::Write(std::string_view chunk) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (detached_ || state_ != State::kStreaming) return;
-    if (info_.http_1_0) {
-      wake = AppendLocked(chunk);
+    // Whoever reads has little waiting, and is not to pay for those who do not.
+    const bool is_cut_off = !HasRoomFor(queued_bytes_, static_cast<int64_t>(chunk.size()));
+    if (is_cut_off) state_ = State::kAborted;
+    if (is_cut_off || info_.http_1_0) {
+      wake = AppendLocked(is_cut_off ? std::string_view() : chunk);
     } else {
       const size_t before = outbox_.size();
       AppendChunk(chunk, &outbox_);
-      queued_bytes_ += static_cast<int64_t>(outbox_.size() - before);
+      AddQueuedLocked(static_cast<int64_t>(outbox_.size() - before));
       wake = !std::exchange(wake_posted_, true);
     }
   }
@@ -204,7 +228,7 @@ Exchange::Taken Exchange::Take() {
 
 void Exchange::OnSent(size_t num_bytes) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  queued_bytes_ -= static_cast<int64_t>(num_bytes);
+  AddQueuedLocked(-static_cast<int64_t>(num_bytes));
 }
 
 void Exchange::Detach() {
@@ -218,7 +242,7 @@ void Exchange::Detach() {
     std::swap(callback, on_disconnect_);
     outbox_.clear();
     large_body_ = std::string();
-    queued_bytes_ = 0;
+    AddQueuedLocked(-queued_bytes_);
   }
   if (!complete && callback) callback();
 }

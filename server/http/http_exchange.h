@@ -15,6 +15,7 @@
 //  3. At most one wake-up is in flight (wake_posted_): a burst of small writes costs one post.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -54,6 +55,9 @@ class Exchange final : public std::enable_shared_from_this<Exchange> {
     std::string request_id;
     std::shared_ptr<RequestTrace> trace;
     std::shared_ptr<const HttpErrorBody> error_body;
+    // Of all exchanges of a server together, and what it may be.
+    std::shared_ptr<std::atomic<int64_t>> all_queued_bytes;
+    int64_t max_queued_bytes = 0;
   };
 
   // `owner` must call Detach() before it goes away.
@@ -91,7 +95,9 @@ class Exchange final : public std::enable_shared_from_this<Exchange> {
  private:
   enum class State { kOpen, kStreaming, kFinished, kAborted };
 
-  void Wake();                          // REQUIRES: mutex_ not held
+  void Wake();  // REQUIRES: mutex_ not held
+  bool HasRoomFor(int64_t queued, int64_t more) const;
+  void AddQueuedLocked(int64_t num_bytes);
   bool AppendLocked(std::string_view);  // true: the caller must Wake()
 
   const Info info_;

@@ -50,6 +50,9 @@ absl::Status ValidateConfig(const HttpServerConfig& config) {
   check("read_timeout_seconds", config.read_timeout_seconds, 1, 86400);
   check("handshake_timeout_seconds", config.handshake_timeout_seconds, 1, 86400);
   check("max_handshakes", config.max_handshakes, 1, int64_t{1} << 30);
+  check("max_queued_bytes", config.max_queued_bytes, 1, int64_t{1} << 50);
+  check("min_bytes_per_second", config.min_bytes_per_second, 1, int64_t{1} << 30);
+  check("reserved_files", config.reserved_files, 0, int64_t{1} << 30);
   return problems.empty() ? absl::OkStatus() : absl::InvalidArgumentError(problems);
 }
 
@@ -109,7 +112,9 @@ class Listener : public std::enable_shared_from_this<Listener> {
           }
           // Out of file descriptors, most likely: the backlog stays readable, so an immediate retry
           // would spin.
-          self->WarnOfFailure(error);
+          if (self->server_->accept_failures.Begins()) {
+            log::Warning("cannot accept connections: {}; trying on", error.message());
+          }
           self->retry_timer_.expires_after(std::chrono::milliseconds(100));
           self->retry_timer_.async_wait([self](const error_code& cancelled) {
             if (!cancelled) self->Accept();
@@ -132,15 +137,6 @@ class Listener : public std::enable_shared_from_this<Listener> {
   }
 
  private:
-  // Once for a row of failures on all threads, however long: ten lines a second help nobody.
-  void WarnOfFailure(const error_code& error) {
-    constexpr std::chrono::nanoseconds kRowEnds = std::chrono::seconds(10);
-    const int64_t now_ns = std::chrono::steady_clock::now().time_since_epoch().count();
-    const int64_t before_ns = server_->last_accept_failure_ns.exchange(now_ns);
-    if (before_ns > now_ns - kRowEnds.count()) return;
-    log::Warning("cannot accept connections: {}; trying on", error.message());
-  }
-
   void Add(tcp::socket socket) {
     std::make_shared<Connection>(std::move(socket), io_, server_)->Start();
   }
@@ -209,9 +205,11 @@ int64_t RaiseOpenFileLimit() {
 
 // Past the limit of open files clients would wait unheard, where max_connections tells them why.
 void FitConnectionsToOpenFiles(HttpServerConfig* config) {
-  constexpr int64_t kReserve = 64;  // of the rest of the process, and connections that are refused
+  constexpr int64_t kReserve = 64;  // files, timers, listeners of a process that does nothing else
   const int64_t num_files = RaiseOpenFileLimit();
-  const int64_t fitting = std::max<int64_t>(num_files - kReserve, 1);
+  const int64_t others =
+      kReserve + config->reserved_files + int64_t{kMaxRefusing} * config->num_threads;
+  const int64_t fitting = std::max<int64_t>(num_files - others, num_files / 4);
   if (config->max_connections <= fitting) return;
   log::Warning(
       "at most {} connections instead of {}: the process may have {} files open (ulimit -n)",

@@ -28,15 +28,21 @@ struct HttpServerConfig {
   int num_threads = 2;                         // io threads, 1..64
   int64_t max_body_bytes = int64_t{16} << 20;  // larger: 413 naming size and limit
   int64_t max_header_bytes = 64 << 10;         // larger: 431
-  // More: accepted and closed with 503. Start() lowers it to what the limit of open files allows.
+  // More: accepted and closed with 503. Start() lowers it to what the limit of open files leaves
+  // beside reserved_files, which other parts of the process may open.
   int64_t max_connections = 16384;
+  int64_t reserved_files = 0;
   // What all connections together may hold of requests that are not answered yet. More: 503, but
   // for requests that are still below 16 KiB, so that probes are answered meanwhile.
   int64_t max_buffered_bytes = int64_t{512} << 20;
-  int read_timeout_seconds = 60;   // for a whole request to arrive; also idle keep-alive
-  std::shared_ptr<TlsSource> tls;  // null: plain HTTP
+  // What all connections together may hold of answers that clients do not take. More: an answer of
+  // more than 16 KiB becomes a 503, and a stream that has as much waiting is cut off.
+  int64_t max_queued_bytes = int64_t{256} << 20;
+  int64_t min_bytes_per_second = 1024;  // at which a client takes an answer that is whole
+  int read_timeout_seconds = 60;        // for a whole request to arrive; also idle keep-alive
+  std::shared_ptr<TlsSource> tls;       // null: plain HTTP
   int handshake_timeout_seconds = 10;
-  int64_t max_handshakes = 1024;  // in progress, of all threads; more: closed
+  int64_t max_handshakes = 1024;  // in progress; more: the oldest is ended
 };
 
 struct HttpRequest {

@@ -38,10 +38,14 @@ int BioRead(BIO* bio, char* data, int size) {
   BIO_clear_retry_flags(bio);
   const ssize_t got = ::recv(SocketOf(bio), data, static_cast<size_t>(size), 0);
   if (got < 0 && MayTryAgain()) BIO_set_retry_read(bio);
+  if (got == 0) BIO_set_flags(bio, BIO_FLAGS_IN_EOF);
   return static_cast<int>(got);
 }
 
-long BioControl(BIO*, int command, long, void*) { return command == BIO_CTRL_FLUSH ? 1 : 0; }
+long BioControl(BIO* bio, int command, long, void*) {
+  if (command == BIO_CTRL_EOF) return BIO_test_flags(bio, BIO_FLAGS_IN_EOF) != 0 ? 1 : 0;
+  return command == BIO_CTRL_FLUSH ? 1 : 0;
+}
 
 int BioCreate(BIO* bio) {
   BIO_set_init(bio, 1);
@@ -59,6 +63,10 @@ const BIO_METHOD* SocketMethod() {
   }();
   return method;
 }
+
+// A handshake has a dozen at most; later there are new keys, a few in the life of a connection.
+// Each costs us much more than the client that sends it.
+constexpr int kMaxTlsMessages = 32;
 
 int Clamp(size_t size) { return static_cast<int>(std::min<size_t>(size, INT_MAX)); }
 
@@ -80,8 +88,15 @@ bool HttpStream::StartTls(ssl_ctx_st* context) {
   BIO_set_data(bio, reinterpret_cast<void*>(static_cast<intptr_t>(socket_.native_handle())));
   SSL_set_bio(ssl_.get(), bio, bio);
   SSL_set_accept_state(ssl_.get());
+  SSL_set_msg_callback(ssl_.get(), OnTlsMessage);
+  SSL_set_msg_callback_arg(ssl_.get(), this);
   mode_ = Mode::kTls;
   return true;
+}
+
+void HttpStream::OnTlsMessage(int is_sent, int, int type, const void*, size_t, ssl_st*,
+                              void* stream) {
+  if (is_sent == 0 && type == SSL3_RT_HANDSHAKE) ++static_cast<HttpStream*>(stream)->num_messages_;
 }
 
 HttpStream::Result HttpStream::TlsResult(int returned) {
@@ -124,7 +139,13 @@ HttpStream::Result HttpStream::Read(char* data, size_t size, size_t* num_read) {
   if (mode_ != Mode::kTls) return ReadSocket(data, size, num_read);
   ERR_clear_error();
   const int got = SSL_read(ssl_.get(), data, Clamp(size));
-  if (got <= 0) return TlsResult(got);
+  if (got <= 0) {
+    const Result result = TlsResult(got);
+    if (num_messages_ <= kMaxTlsMessages) return result;
+    mode_ = Mode::kTlsOver;
+    return Result::kEnd;
+  }
+  num_messages_ = 0;
   *num_read = static_cast<size_t>(got);
   return Result::kOk;
 }

@@ -55,11 +55,13 @@ class HttpStream {
   };
   enum class Mode { kPlain, kTls, kTlsOver };  // over: nothing may be written any more
   Result TlsResult(int returned);
+  static void OnTlsMessage(int is_sent, int version, int type, const void*, size_t, ssl_st*, void*);
   Result ReadSocket(char* data, size_t size, size_t* num_read);
 
   Socket socket_;
   std::unique_ptr<ssl_st, FreeSsl> ssl_;
   Mode mode_ = Mode::kPlain;
+  int num_messages_ = 0;  // of TLS itself, since the last byte of data
 };
 
 }  // namespace nibble::server

@@ -4,6 +4,7 @@
 #include "server/http/request_reader.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "boost/asio/buffer.hpp"
@@ -59,6 +60,10 @@ RequestReader::Event RequestReader::Refuse(int status, std::string message) {
 RequestReader::Event RequestReader::Read(std::string_view input, size_t* num_taken) {
   auto& parser = parser_->beast;
   if (head_done_ && !std::exchange(body_checked_, true) && !CheckBody()) return Event::kRefused;
+  // The parser would wait for line ends that never come, or take it for something else.
+  if (!head_done_ && HasBareLineFeed(input)) {
+    return Refuse(400, "malformed HTTP request: a line ends with LF, want CR LF");
+  }
   while (!input.empty() && !parser.is_done()) {
     error_code error;
     size_t taken = 0;
@@ -93,6 +98,18 @@ RequestReader::Event RequestReader::Read(std::string_view input, size_t* num_tak
   return Event::kWhole;
 }
 
+bool RequestReader::HasBareLineFeed(std::string_view input) {
+  constexpr std::string_view kEnd = "\r\n\r\n";
+  const size_t from = std::max(num_bytes_checked_, kEnd.size()) - kEnd.size();
+  const std::string_view head = input.substr(0, input.find(kEnd, from));
+  size_t at = head.find('\n', num_bytes_checked_);
+  while (at != std::string_view::npos && at > 0 && head[at - 1] == '\r') {
+    at = head.find('\n', at + 1);
+  }
+  num_bytes_checked_ = head.size();
+  return at != std::string_view::npos;
+}
+
 bool RequestReader::CheckHead() {
   auto& parser = parser_->beast;
   const auto& message = parser.get();
@@ -103,6 +120,11 @@ bool RequestReader::CheckHead() {
   http_1_0_ = message.version() == 10;
   keep_alive_ = message.keep_alive();
   request_.method = std::string(View(message.method_string()));
+  const auto num_fields = static_cast<size_t>(std::distance(message.begin(), message.end()));
+  if (num_fields > kMaxFields) {
+    return refuse(
+        431, fmt::format("request header of {} fields, the limit is {}", num_fields, kMaxFields));
+  }
   for (const auto& field : message) {
     request_.headers.emplace_back(Lower(View(field.name_string())),
                                   std::string(View(field.value())));
@@ -127,7 +149,7 @@ bool RequestReader::CheckHead() {
 
 bool RequestReader::CheckBody() {
   auto& parser = parser_->beast;
-  const auto& message = parser.get();
+  auto& message = parser.get();
   const auto limit = static_cast<uint64_t>(limits_.max_body_bytes);
   if (const auto length = parser.content_length(); length.has_value() && *length > limit) {
     Refuse(413, fmt::format("request body of {} bytes, the limit is {}", *length, limit));
@@ -135,7 +157,8 @@ bool RequestReader::CheckBody() {
   }
   parser.body_limit(limit);
 
-  const std::string_view expect = View(message[http::field::expect]);
+  const std::string expect(View(message[http::field::expect]));
+  message.clear();  // ours are in request_; what comes from here on are trailers
   if (expect.empty() || http_1_0_) return true;
   if (!EqualsIgnoreCase(expect, "100-continue")) {
     Refuse(417, "the only expectation served is 100-continue");

@@ -21,6 +21,9 @@ namespace nibble::server {
 
 class RequestReader {
  public:
+  // Each costs an entry, a few bytes of the wire or not.
+  static constexpr size_t kMaxFields = 128;
+
   struct Limits {
     int64_t max_header_bytes = 0;
     int64_t max_body_bytes = 0;
@@ -44,7 +47,8 @@ class RequestReader {
   const Refusal& refusal() const { return refusal_; }
   // From kHead on; `body` from kWhole on. Id, trace and address are the caller's to fill.
   HttpRequest& request() { return request_; }
-  bool has_body() const;  // there is one, and it is not whole yet
+  bool has_head() const { return head_done_; }  // whether or not it was refused
+  bool has_body() const;                        // there is one, and it is not whole yet
   bool expects_continue() const { return expects_continue_; }
   bool http_1_0() const { return http_1_0_; }
   bool keep_alive() const { return keep_alive_; }
@@ -53,6 +57,7 @@ class RequestReader {
   struct Parser;
 
   Event Refuse(int status, std::string message);
+  bool HasBareLineFeed(std::string_view input);
   bool CheckHead();  // false: it was refused
   bool CheckBody();  // likewise, by what the head says of it
 
@@ -60,6 +65,7 @@ class RequestReader {
   const std::unique_ptr<Parser> parser_;
   HttpRequest request_;
   Refusal refusal_;
+  size_t num_bytes_checked_ = 0;  // of a head that is not whole, for their line ends
   bool head_done_ = false;
   bool body_checked_ = false;
   bool expects_continue_ = false;

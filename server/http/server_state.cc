@@ -3,6 +3,7 @@
 
 #include "server/http/server_state.h"
 
+#include <chrono>
 #include <utility>
 
 #include "boost/asio/post.hpp"
@@ -24,6 +25,13 @@ std::string ServerState::AllowedMethods(const std::map<std::string, HttpHandler>
     allow += (allow.empty() ? "" : ", ") + method + (method == "GET" ? ", HEAD" : "");
   }
   return allow;
+}
+
+bool LogRow::Begins() {
+  constexpr std::chrono::nanoseconds kRowEnds = std::chrono::seconds(10);
+  const int64_t now_ns = std::chrono::steady_clock::now().time_since_epoch().count();
+  const int64_t before_ns = last_ns_.exchange(now_ns);
+  return before_ns <= now_ns - kRowEnds.count();
 }
 
 bool IoThread::Post(std::function<void()> task) {

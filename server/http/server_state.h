@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -24,6 +25,16 @@
 #include "server/request_log/request_id.h"
 
 namespace nibble::server {
+
+// What happens often is told once for a row of it on all threads, however long: ten lines a second
+// help nobody.
+class LogRow {
+ public:
+  bool Begins();  // this is the first one for ten seconds
+
+ private:
+  std::atomic<int64_t> last_ns_{std::numeric_limits<int64_t>::min()};
+};
 
 // Written before Start, then read by all threads, but for the atomics.
 struct ServerState {
@@ -41,9 +52,12 @@ struct ServerState {
   RequestIds request_ids;
   std::atomic<bool> draining{false};
   std::atomic<int64_t> num_connections{0};
-  std::atomic<int64_t> num_handshakes{0};
   std::atomic<int64_t> buffered_bytes{0};
-  std::atomic<int64_t> last_accept_failure_ns{std::numeric_limits<int64_t>::min()};
+  // Of answers that clients have not taken; see HttpServerConfig::max_queued_bytes.
+  const std::shared_ptr<std::atomic<int64_t>> queued_bytes =
+      std::make_shared<std::atomic<int64_t>>(0);
+  LogRow accept_failures;
+  LogRow crowded_handshakes;
 };
 
 // What one connection or request holds of ServerState::buffered_bytes.
@@ -64,6 +78,9 @@ class BufferShare {
   int64_t bytes_ = 0;
 };
 
+// Connections over the limit that are being told so, per thread.
+inline constexpr int kMaxRefusing = 64;
+
 class Connection;
 
 class IoThread final : public ConnectionLoop {
@@ -75,7 +92,8 @@ class IoThread final : public ConnectionLoop {
   boost::asio::io_context context{1};
   // This thread's only:
   std::unordered_set<std::shared_ptr<Connection>> connections;
-  int num_refusing = 0;  // connections over the limit that are being told so
+  std::list<Connection*> handshakes;  // in progress, the oldest first
+  int num_refusing = 0;               // connections over the limit that are being told so
   std::vector<char> scratch = std::vector<char>(size_t{64} << 10);  // where sockets are read into
 
  private:

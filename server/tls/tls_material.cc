@@ -178,10 +178,15 @@ absl::StatusOr<std::shared_ptr<ssl_ctx_st>> MakeServerContext(const TlsMaterial&
     return Internal("cannot set the TLS ciphers: {}", LastError());
   }
   SSL_CTX_set_options(context.get(), SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION |
-                                         SSL_OP_CIPHER_SERVER_PREFERENCE);
+                                         SSL_OP_CIPHER_SERVER_PREFERENCE |
+                                         // HTTP says itself where a message ends, and who closes
+                                         // its side without a goodbye may still read.
+                                         SSL_OP_IGNORE_UNEXPECTED_EOF);
   // Idle connections hold no buffers; what a write could not send may move before it is repeated.
   SSL_CTX_set_mode(context.get(), SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE |
                                       SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+  // A read ends at each message of TLS itself, so that a flood of them has no turn to itself.
+  SSL_CTX_clear_mode(context.get(), SSL_MODE_AUTO_RETRY);
   // Clients keep their session as a ticket; a cache here would be memory that they fill.
   SSL_CTX_set_session_cache_mode(context.get(), SSL_SESS_CACHE_OFF);
   static constexpr std::string_view kSessionContext = "nibble";

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <mutex>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -135,6 +137,68 @@ TEST_F(HttpServerTest, TimesOutUnfinishedRequests) {
   EXPECT_EQ(busy.ReadResponse().second, "late");
 }
 
+TEST_F(HttpServerTest, ARequestHasItsTimeFromItsFirstByteOn) {
+  StartServer({.read_timeout_seconds = 2});
+  RawClient client(port());
+  ::usleep(1'500'000);
+  client.Send("GET /hello HT");
+  ::usleep(1'000'000);
+  client.Send("TP/1.1\r\nHost: x\r\n\r\n");
+  EXPECT_THAT(client.ReadResponse().first, StartsWith("HTTP/1.1 200"));
+}
+
+// What is refused after its header still has its name, its route and its method.
+TEST_F(HttpServerTest, RefusalsOfBodiesHaveTheRequestsName) {
+  StartServer({.max_body_bytes = 100, .read_timeout_seconds = 1});
+  const std::string head = "POST /echo HTTP/1.1\r\nHost: x\r\nX-Request-Id: mine\r\n";
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"413", head + "Content-Length: 101\r\n\r\n"},
+      {"413", head + "Transfer-Encoding: chunked\r\n\r\n65\r\n" + std::string(101, 'x')},
+      {"417", head + "Expect: magic\r\nContent-Length: 1\r\n\r\n"},
+      {"408", head + "Content-Length: 5\r\n\r\n12"}};
+  for (const auto& [status, request] : cases) {
+    observed_.clear();
+    const std::string answer = Ask(request);
+    EXPECT_THAT(answer, StartsWith("HTTP/1.1 " + status));
+    EXPECT_THAT(answer, HasSubstr("x-request-id: mine\r\n"));
+    EXPECT_TRUE(Observed("/echo " + status));
+  }
+  EXPECT_THAT(Ask("POST /echo HTTP/1.1\r\nX-Request-Id: mine\r\n\r\n"),
+              HasSubstr("x-request-id: mine\r\n"));
+  EXPECT_TRUE(Observed("none 400"));
+}
+
+TEST_F(HttpServerTest, InvitesABodyOnceAndOnlyWhereNoneIsThere) {
+  StartServer();
+  const std::string head =
+      "POST /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n";
+  RawClient client(port());
+  client.Send(head);
+  EXPECT_EQ(client.ReadUntil("\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+  client.Send("abc");
+  EXPECT_EQ(client.ReadResponse().second, "abc");
+  client.Send(head + "ab");
+  ::usleep(20'000);
+  client.Send("c");
+  EXPECT_THAT(client.ReadResponse().first, StartsWith("HTTP/1.1 200"));
+}
+
+TEST_F(HttpServerTest, IgnoresEmptyLinesBeforeARequest) {
+  StartServer();
+  RawClient client(port());
+  for (const char* between : {"\r\n", "", "\r\n\r\n"}) {
+    client.Send(between + std::string(kHello));
+    EXPECT_EQ(client.ReadResponse().second, "hello");
+  }
+  client.Send("\r");
+  ::usleep(20'000);
+  client.Send("\n" + std::string(kHello) + "\r\n");
+  EXPECT_EQ(client.ReadResponse().second, "hello");
+  EXPECT_TRUE(Eventually([&] { return server_->buffered_bytes() == 0; }));
+  // Line ends are two bytes, and whoever sends one is told.
+  EXPECT_THAT(Ask("GET /hello HTTP/1.1\nHost: x\n\n"), HasSubstr("a line ends with LF"));
+}
+
 TEST_F(HttpServerTest, DrainsWhenToldToAcceptNoMore) {
   StartServer();
   RawClient idle(port());
@@ -149,7 +213,9 @@ TEST_F(HttpServerTest, DrainsWhenToldToAcceptNoMore) {
   EXPECT_TRUE(Eventually([&] { return !RawClient(port()).connected(); }));
   responder->Send(200, "text/plain", "answered");
   EXPECT_EQ(busy.ReadResponse().second, "answered");
+  EXPECT_TRUE(busy.Send(kHello));  // it could not know
   EXPECT_TRUE(busy.AtEnd());
+  busy.Close();
   EXPECT_TRUE(Eventually([&] { return server_->num_connections() == 0; }));
 }
 

@@ -117,6 +117,73 @@ TEST_F(HttpServerTest, RequestsInHandlersCountToo) {
   EXPECT_EQ(server_->buffered_bytes(), 0);
 }
 
+TEST_F(HttpServerTest, BoundsWhatAllAnswersHold) {
+  StartServer({.max_queued_bytes = 8 << 20});
+  const std::string body(8 << 20, 'x');  // the kernel takes half of it at most
+  RawClient first(port(), 4096);
+  first.Send(kHold);
+  TakeHeld()->Send(200, "text/plain", body);
+  RawClient second(port(), 4096);
+  second.Send(kHold);
+  TakeHeld()->Send(200, "text/plain", body);
+  auto [head, text] = second.ReadResponse();
+  EXPECT_THAT(head, StartsWith("HTTP/1.1 503"));
+  EXPECT_THAT(head, HasSubstr("Retry-After: "));
+  EXPECT_THAT(text, HasSubstr("8388608"));
+  EXPECT_THAT(Ask(kHello), HasSubstr("hello"));  // small ones pass
+  // A stream that is read goes on, one that is not is cut off.
+  second.Send(kHold);
+  const auto stream = TakeHeld();
+  stream->StartStream(200, "text/plain");
+  for (int i = 0; i < 10; ++i) {
+    stream->Write("read " + std::to_string(i));
+    EXPECT_THAT(second.ReadUntil("read " + std::to_string(i)), HasSubstr("read"));
+  }
+  std::atomic<bool> gone{false};
+  stream->OnDisconnect([&] { gone.store(true); });
+  for (int i = 0; i < 1024 && !gone.load(); ++i) stream->Write(std::string(8192, 'y'));
+  EXPECT_TRUE(Eventually([&] { return gone.load(); }));
+  // Once the answers are taken there is room again.
+  EXPECT_EQ(first.ReadResponse().second.size(), body.size());
+  RawClient third(port());
+  third.Send(kHold);
+  TakeHeld()->Send(200, "text/plain", body);
+  EXPECT_EQ(third.ReadResponse().second.size(), body.size());
+}
+
+TEST_F(HttpServerTest, AWholeAnswerIsTakenAtALeastRate) {
+  StartServer(
+      {.max_queued_bytes = 64 << 20, .min_bytes_per_second = 32 << 20, .read_timeout_seconds = 1});
+  const std::string body(32 << 20, 'x');
+  RawClient client(port(), 4096);
+  client.Send(kHold);
+  TakeHeld()->Send(200, "text/plain", body);
+  // Some of it every moment; at this pace all of it would take much longer than two seconds.
+  std::string taken;
+  while (!client.ended() && taken.size() < body.size()) {
+    taken += client.ReadSome();
+    ::usleep(5000);
+  }
+  EXPECT_LT(taken.size(), body.size());
+}
+
+TEST_F(HttpServerTest, LimitsTheNumberOfHeaderFields) {
+  StartServer();
+  const std::string start = "GET /hello HTTP/1.1\r\nHost: x\r\n";
+  EXPECT_THAT(Ask(start + Repeat("a:\r\n", 127) + "\r\n"), HasSubstr("hello"));
+  const std::string answer = Ask(start + Repeat("a:\r\n", 128) + "\r\n");
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 431"));
+  EXPECT_THAT(answer, HasSubstr("129 fields, the limit is 128"));
+  // What fields take is counted while the request is not answered.
+  RawClient client(port());
+  client.Send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n" + Repeat("a:\r\n", 100) +
+              "\r\n1");
+  EXPECT_TRUE(Eventually([&] { return server_->buffered_bytes() > 100 * 100; }));
+  client.Send("2");
+  EXPECT_EQ(client.ReadResponse().second, "12");
+  EXPECT_TRUE(Eventually([&] { return server_->buffered_bytes() == 0; }));
+}
+
 TEST_F(HttpServerTest, LargeBodiesArriveWhole) {
   StartServer();
   const std::string body = Repeat("0123456789", 300'000);
@@ -144,23 +211,24 @@ void SetOpenFileLimit(rlim_t soft, rlim_t hard) {
 TEST(HttpServerOpenFilesDeathTest, RaisesTheSoftLimitAndFitsConnectionsToTheHardOne) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   const auto body = [] {
-    SetOpenFileLimit(70, 100);
-    auto server = HttpServer::Create({.port = 0, .num_threads = 1});
+    SetOpenFileLimit(70, 300);
+    auto server = HttpServer::Create({.port = 0, .num_threads = 1, .reserved_files = 90});
     if (!(*server)->Start().ok()) std::_Exit(1);
     rlimit limit = {};
     ::getrlimit(RLIMIT_NOFILE, &limit);
-    if (limit.rlim_cur != 100) std::_Exit(2);
+    if (limit.rlim_cur != 300) std::_Exit(2);
     std::vector<std::unique_ptr<RawClient>> clients;
-    for (int i = 0; i < 100 - 64; ++i)
+    constexpr int kFitting = 300 - 90 - 64 - 64;  // as many may be told that there are too many
+    for (int i = 0; i < kFitting; ++i)
       clients.push_back(std::make_unique<RawClient>((*server)->port()));
-    if (!Eventually([&] { return (*server)->num_connections() == 100 - 64; })) std::_Exit(3);
+    if (!Eventually([&] { return (*server)->num_connections() == kFitting; })) std::_Exit(3);
     RawClient one_more((*server)->port());
     const std::string answer = one_more.ReadAll();
     if (answer.find("HTTP/1.1 503") != 0) std::_Exit(4);
-    if (answer.find("the limit is 36") == std::string::npos) std::_Exit(5);
+    if (answer.find("the limit is 82") == std::string::npos) std::_Exit(5);
     std::_Exit(0);
   };
-  EXPECT_EXIT(body(), ::testing::ExitedWithCode(0), "at most 36 connections instead of 16384");
+  EXPECT_EXIT(body(), ::testing::ExitedWithCode(0), "at most 82 connections instead of 16384");
 }
 
 }  // namespace

@@ -134,16 +134,52 @@ TEST_F(HttpTlsTest, WhoeverSpeaksNoTlsIsToldOrCutOff) {
   EXPECT_TRUE(testing::Eventually([&] { return server_->num_connections() == 1; }));
 }
 
-TEST_F(HttpTlsTest, HandshakesEndInTimeAndAreLimited) {
-  StartTls(ClientCertificates::kNone, {.handshake_timeout_seconds = 1, .max_handshakes = 2});
-  RawClient first(port());
-  RawClient second(port());
-  ASSERT_TRUE(testing::Eventually([&] { return server_->num_connections() == 2; }));
-  RawClient third(port());
-  EXPECT_TRUE(third.AtEnd());  // at once; the others after a second
-  EXPECT_TRUE(first.AtEnd());
-  EXPECT_TRUE(second.AtEnd());
+TEST_F(HttpTlsTest, HandshakesEndInTime) {
+  StartTls(ClientCertificates::kNone, {.handshake_timeout_seconds = 1});
+  RawClient silent(port());
+  RawClient slow(port());
+  slow.Send("\x16\x03\x01");
+  EXPECT_TRUE(silent.AtEnd());
+  EXPECT_TRUE(slow.AtEnd());
+}
+
+TEST_F(HttpTlsTest, CrowdsOfHandshakesLockNobodyOut) {
+  StartTls(ClientCertificates::kNone,
+           {.num_threads = 1, .handshake_timeout_seconds = 600, .max_handshakes = 2});
+  std::vector<std::unique_ptr<RawClient>> silent;
+  for (int i = 0; i < 8; ++i) silent.push_back(std::make_unique<RawClient>(port()));
+  ASSERT_TRUE(testing::Eventually([&] { return server_->num_connections() == 8; }));
   EXPECT_THAT(AskHello(Trusting()), HasSubstr("200 OK"));
+  silent[0]->Send("\x16\x03\x01");
+  ASSERT_TRUE(testing::Eventually([&] { return server_->num_connections() == 8; }));
+  silent[1]->Send("\x16\x03\x01");
+  ::usleep(20'000);
+  silent[2]->Send("\x16\x03\x01");
+  EXPECT_TRUE(silent[0]->AtEnd() || silent[1]->AtEnd());  // one that was before the third
+  EXPECT_THAT(AskHello(Trusting()), HasSubstr("200 OK"));
+}
+
+TEST_F(HttpTlsTest, NewKeysAreTakenNowAndThen) {
+  StartTls();
+  TlsClient client(port(), Trusting());
+  for (int i = 0; i < 3; ++i) {
+    client.ChangeKeys(10);
+    EXPECT_THAT(client.Ask(kHello, "hello"), HasSubstr("200 OK"));
+  }
+  client.ChangeKeys(200);
+  EXPECT_EQ(client.Ask(kHello, "hello"), "");
+}
+
+TEST_F(HttpTlsTest, AnAnswerIsWholeAlsoForWhoEndsWithoutAGoodbye) {
+  StartTls();
+  TlsClient client(port(), Trusting());
+  client.Send(kHold);
+  const std::string body(size_t{16} << 20, 'x');  // more than the kernel takes
+  TakeHeld()->Send(200, "text/plain", body + "end");
+  EXPECT_THAT(client.ReadUntil("xxxx"), HasSubstr("200 OK"));
+  client.HalfClose();
+  ::usleep(50'000);
+  EXPECT_GT(client.ReadUntil("xend").size(), size_t{15} << 20);
 }
 
 TEST_F(HttpTlsTest, ClientsShowCertificatesWhereTheyMust) {

@@ -99,6 +99,12 @@ class RawClient {
     }
     return {std::move(head), std::move(body)};
   }
+  // What is there or comes within ten seconds.
+  std::string ReadSome() {
+    if (buffer_.empty()) Fill();
+    return std::exchange(buffer_, std::string());
+  }
+  bool ended() const { return ended_; }
   // True when the server ends the connection (orderly or not) within ten seconds.
   bool AtEnd() {
     while (Fill()) {

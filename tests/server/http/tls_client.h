@@ -92,6 +92,16 @@ class TlsClient {
   bool Send(std::string_view bytes) {
     return connected_ && SSL_write(ssl_.get(), bytes.data(), static_cast<int>(bytes.size())) > 0;
   }
+  // Ends our side of the connection without the goodbye of TLS.
+  void HalfClose() { ::shutdown(fd_, SHUT_WR); }
+  // Makes new keys so often.
+  void ChangeKeys(int count) {
+    for (int i = 0; i < count; ++i) {
+      SSL_key_update(ssl_.get(), SSL_KEY_UPDATE_NOT_REQUESTED);
+      if (SSL_do_handshake(ssl_.get()) != 1) break;
+    }
+    ERR_clear_error();
+  }
   // Until `what` was seen, or the end.
   std::string ReadUntil(std::string_view what) {
     char bytes[16384];
