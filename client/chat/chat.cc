@@ -14,6 +14,7 @@
 #include "fmt/core.h"
 
 #include "client/chat/conversation.h"
+#include "client/http/printable.h"
 
 namespace nibble::client {
 namespace {
@@ -73,13 +74,15 @@ bool HandleLine(const std::string& line, const ChatOptions& options, Conversatio
     fmt::print(stderr, "unknown command {}; /help lists them\n", line);
     return true;
   }
+  // A program that reads the answer gets all of it; a terminal would obey it.
+  static const bool shown_raw = isatty(STDOUT_FILENO) != 1;
   absl::StatusOr<TurnStats> stats;
   {
     const InterruptDuringAnswer guard;
     stats = conversation->Say(
         line,
         [](std::string_view text) {
-          fmt::print("{}", text);
+          fmt::print("{}", shown_raw ? std::string(text) : PrintableText(text, true));
           std::fflush(stdout);
         },
         cancel_answer);
@@ -104,6 +107,10 @@ int RunChat(const ChatOptions& options) {
     fmt::print(stderr, "nibble: error: --url: {}\n", std::string(url.status().message()));
     return 1;
   }
+  if (const absl::Status status = options.security.CheckFor(url->tls); !status.ok()) {
+    fmt::print(stderr, "nibble: error: {}\n", std::string(status.message()));
+    return 1;
+  }
   Conversation conversation(HttpClient(*url, options.security), options);
   const absl::StatusOr<std::string> model = conversation.FindModel();
   if (!model.ok()) {
@@ -115,8 +122,8 @@ int RunChat(const ChatOptions& options) {
   }
   const bool interactive = isatty(STDIN_FILENO) == 1;
   if (interactive)
-    fmt::print(stderr, "Talking to {} at {}. /help lists commands, Ctrl-D ends.\n", *model,
-               options.url);
+    fmt::print(stderr, "Talking to {} at {}. /help lists commands, Ctrl-D ends.\n",
+               PrintableMessage(*model), options.url);
   std::string line;
   for (;;) {
     if (interactive) fmt::print(stderr, "> ");

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/utf8.h"
+#include "client/http/printable.h"
 #include "client/http/sse_parser.h"
 
 namespace nibble::client {
@@ -18,9 +19,9 @@ std::string ErrorText(const HttpResponse& response) {
   const absl::StatusOr<nlohmann::json> json = ParseJson(response.body);
   if (json.ok() && json->is_object() && json->contains("error") && (*json)["error"].is_object() &&
       (*json)["error"].contains("message") && (*json)["error"]["message"].is_string()) {
-    return (*json)["error"]["message"].get<std::string>();
+    return PrintableMessage((*json)["error"]["message"].get_ref<const std::string&>());
   }
-  return ReplaceInvalidUtf8(response.body.substr(0, 300));
+  return PrintableMessage(response.body);
 }
 
 // Takes one chunk of a streamed chat completion apart.
@@ -47,6 +48,7 @@ class ChunkReader {
     }
   }
 
+  void Fail(std::string error) { error_ = std::move(error); }
   bool done() const { return done_; }
   const std::string& error() const { return error_; }
   const std::string& answer() const { return answer_; }
@@ -63,7 +65,7 @@ class ChunkReader {
   void ReadChunk(const nlohmann::json& chunk) {
     if (chunk.contains("error")) {
       const nlohmann::json& error = chunk["error"];
-      error_ = error.is_object() ? error.value("message", "") : "";
+      error_ = PrintableMessage(error.is_object() ? error.value("message", "") : "");
       if (error_.empty()) error_ = "the server reported an error";
       return;
     }
@@ -74,7 +76,7 @@ class ChunkReader {
     for (const nlohmann::json& choice : chunk.at("choices")) {
       if (const auto reason = choice.find("finish_reason");
           reason != choice.end() && reason->is_string()) {
-        stats_.finish_reason = reason->get<std::string>();
+        stats_.finish_reason = PrintableMessage(reason->get_ref<const std::string&>(), 40);
       }
       const auto delta = choice.find("delta");
       if (delta == choice.end()) continue;
@@ -146,7 +148,9 @@ absl::StatusOr<TurnStats> Conversation::Say(const std::string& text,
   ChunkReader reader(&on_text);
   SseParser events;
   const auto on_data = [&](std::string_view bytes) {
-    events.Feed(bytes, [&](std::string_view data) { reader.Read(data); });
+    const bool fits = events.Feed(bytes, [&](std::string_view data) { reader.Read(data); });
+    if (!fits) reader.Fail("the server sent " + events.LimitError());
+    return fits;
   };
   const absl::StatusOr<HttpResponse> response =
       client_.PostStream("/v1/chat/completions", RequestBody().dump(), on_data, cancel);
@@ -154,12 +158,14 @@ absl::StatusOr<TurnStats> Conversation::Say(const std::string& text,
     messages_.push_back({{"role", "assistant"}, {"content", reader.answer()}});
   };
   const auto forget = [&] { messages_.erase(messages_.end() - 1); };
-  if (absl::IsCancelled(response.status())) {
+  if (absl::IsCancelled(response.status()) && reader.error().empty()) {
     remember();
     return response.status();
   }
   absl::Status status = response.status();
-  if (status.ok() && response->status != 200) {
+  if (absl::IsCancelled(status)) {
+    status = absl::UnavailableError(reader.error());
+  } else if (status.ok() && response->status != 200) {
     status = Unavailable("the server answered {}: {}", response->status, ErrorText(*response));
   } else if (status.ok() && !reader.error().empty()) {
     status = absl::UnavailableError(reader.error());

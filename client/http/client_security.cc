@@ -41,6 +41,15 @@ absl::Status ClientSecurity::Validate() const {
   return absl::OkStatus();
 }
 
+absl::Status ClientSecurity::CheckFor(bool tls) const {
+  NIBBLE_RETURN_IF_ERROR(Validate());
+  if (tls || (ca_cert.empty() && cert.empty() && key.empty() && !insecure)) {
+    return absl::OkStatus();
+  }
+  return InvalidArgument(
+      "--ca-cert, --cert, --key and --insecure go with an address of https://, not of http://");
+}
+
 void TakeApiKeyFromEnvironment(ClientSecurity* security) {
   constexpr const char* kName = "NIBBLE_API_KEY";
   const char* value = std::getenv(kName);

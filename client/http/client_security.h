@@ -24,6 +24,8 @@ struct ClientSecurity {
   // INVALID_ARGUMENT naming all that does not fit: a key that no header can carry, a certificate
   // without its key.
   absl::Status Validate() const;
+  // INVALID_ARGUMENT for options of TLS without it: who gives them believes to be guarded.
+  absl::Status CheckFor(bool tls) const;
 };
 
 // From NIBBLE_API_KEY where the option is not given; the variable is removed, so that no child

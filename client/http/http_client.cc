@@ -4,7 +4,6 @@
 #include "client/http/http_client.h"
 
 #include "base/clock.h"
-#include "client/http/http_streams.h"
 
 namespace nibble::client {
 namespace {
@@ -14,15 +13,23 @@ constexpr double kConnectSeconds = 10;
 constexpr double kAnswerSeconds = 30;  // of answers that are at hand
 constexpr size_t kMaxBodyBytes = size_t{256} << 20;
 
-// One request's answer.
-class Answer final : public HttpEvents {
+}  // namespace
+
+// The answer to one request after the other.
+class HttpClient::Answer final : public HttpEvents {
  public:
-  explicit Answer(const std::function<void(std::string_view)>* on_data) : on_data_(on_data) {}
+  void Reset(const std::function<bool(std::string_view)>* on_data) {
+    on_data_ = on_data;
+    response_ = {};
+    status_ = absl::OkStatus();
+    too_large_ = false;
+    unwanted_ = false;
+  }
 
   void OnHead(uint64_t, int status) override { response_.status = status; }
   void OnBody(uint64_t, std::string_view bytes) override {
     if (on_data_ != nullptr && response_.status == 200) {
-      (*on_data_)(bytes);
+      unwanted_ = unwanted_ || !(*on_data_)(bytes);
     } else if (response_.body.size() + bytes.size() > kMaxBodyBytes) {
       too_large_ = true;
     } else {
@@ -31,47 +38,62 @@ class Answer final : public HttpEvents {
   }
   void OnEnd(uint64_t, const absl::Status& status) override { status_ = status; }
 
-  bool too_large() const { return too_large_; }
+  bool is_enough() const { return too_large_ || unwanted_; }
   absl::StatusOr<HttpResponse> Take() {
     if (too_large_) return ResourceExhausted("an answer of more than {} bytes", kMaxBodyBytes);
+    if (unwanted_) return absl::CancelledError("cancelled");
     if (!status_.ok()) return status_;
     return std::move(response_);
   }
 
  private:
-  const std::function<void(std::string_view)>* on_data_;
+  const std::function<bool(std::string_view)>* on_data_ = nullptr;
   HttpResponse response_;
   absl::Status status_;
   bool too_large_ = false;
+  bool unwanted_ = false;
 };
 
-}  // namespace
+HttpClient::HttpClient(Url url, ClientSecurity security, Headers headers)
+    : url_(std::move(url)), security_(std::move(security)), headers_(std::move(headers)) {}
+HttpClient::HttpClient(HttpClient&& other) noexcept = default;
+HttpClient::~HttpClient() = default;
 
 absl::StatusOr<HttpResponse> HttpClient::Exchange(
-    HttpCall call, const std::function<void(std::string_view)>* on_data,
-    const std::atomic<bool>* cancel) const {
-  Answer answer(on_data);
-  NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<HttpStreams> streams,
-                          HttpStreams::Create({.url = url_,
-                                               .security = security_,
-                                               .headers = headers_,
-                                               .connect_timeout_seconds = kConnectSeconds},
-                                              &answer));
-  streams->Start(0, std::move(call));
-  while (streams->num_active() > 0) {
-    streams->Poll(Clock::Monotonic().NowNs() + kPollIntervalNs);
-    if (answer.too_large() || (cancel != nullptr && cancel->load())) streams->CancelAll();
+    HttpCall call, const std::function<bool(std::string_view)>* on_data,
+    const std::atomic<bool>* cancel) {
+  if (streams_ == nullptr) {
+    answer_ = std::make_unique<Answer>();
+    NIBBLE_ASSIGN_OR_RETURN(streams_,
+                            HttpStreams::Create({.url = url_,
+                                                 .security = security_,
+                                                 .headers = headers_,
+                                                 .connect_timeout_seconds = kConnectSeconds},
+                                                answer_.get()));
   }
-  return answer.Take();
+  const auto cancelled = [](const std::atomic<bool>* flag) {
+    return flag != nullptr && flag->load();
+  };
+  answer_->Reset(on_data);
+  streams_->Start(0, std::move(call));
+  while (streams_->num_active() > 0) {
+    streams_->Poll(Clock::Monotonic().NowNs() + kPollIntervalNs);
+    if (answer_->is_enough() || cancelled(cancel) || cancelled(cancel_)) streams_->CancelAll();
+  }
+  absl::StatusOr<HttpResponse> response = answer_->Take();
+  if (absl::IsDeadlineExceeded(response.status())) {
+    return Annotate(response.status(), url_.Authority());
+  }
+  return response;
 }
 
-absl::StatusOr<HttpResponse> HttpClient::Get(std::string_view path) const {
+absl::StatusOr<HttpResponse> HttpClient::Get(std::string_view path) {
   return Exchange(
       {.method = "GET", .path = std::string(path), .body = {}, .timeout_seconds = kAnswerSeconds},
       nullptr, nullptr);
 }
 
-absl::StatusOr<HttpResponse> HttpClient::Post(std::string_view path, std::string body) const {
+absl::StatusOr<HttpResponse> HttpClient::Post(std::string_view path, std::string body) {
   return Exchange({.method = "POST",
                    .path = std::string(path),
                    .body = std::move(body),
@@ -80,8 +102,8 @@ absl::StatusOr<HttpResponse> HttpClient::Post(std::string_view path, std::string
 }
 
 absl::StatusOr<HttpResponse> HttpClient::PostStream(
-    std::string_view path, std::string body, const std::function<void(std::string_view)>& on_data,
-    const std::atomic<bool>& cancel) const {
+    std::string_view path, std::string body, const std::function<bool(std::string_view)>& on_data,
+    const std::atomic<bool>& cancel) {
   // A generated answer may take as long as it takes: there is `cancel`.
   return Exchange({.method = "POST", .path = std::string(path), .body = std::move(body)}, &on_data,
                   &cancel);

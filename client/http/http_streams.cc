@@ -117,6 +117,7 @@ class Streams final : public HttpStreams {
   }
 
   absl::Status Init() {
+    NIBBLE_RETURN_IF_ERROR(options_.security.CheckFor(options_.url.tls));
     error_code error;
     tcp::resolver resolver(io_);
     endpoints_ = resolver.resolve(options_.url.host, options_.url.port, error);
@@ -124,14 +125,16 @@ class Streams final : public HttpStreams {
       return Unavailable("cannot resolve {}: {}", options_.url.Authority(), error.message());
     }
     if (options_.url.tls) NIBBLE_RETURN_IF_ERROR(InitTls());
-    head_ =
-        fmt::format("Host: {}\r\nUser-Agent: nibble\r\nAccept: */*\r\n", options_.url.Authority());
+    head_ = fmt::format("Host: {}\r\n", options_.url.Authority());
+    AddOwnHeader("User-Agent", "nibble", &head_);
+    AddOwnHeader("Accept", "*/*", &head_);
     if (!options_.security.api_key.empty()) {
-      head_ += fmt::format("Authorization: Bearer {}\r\n", options_.security.api_key);
+      AddOwnHeader("Authorization", "Bearer " + options_.security.api_key, &head_);
     }
     for (const auto& [name, value] : options_.headers) {
       head_ += fmt::format("{}: {}\r\n", name, value);
     }
+    AddOwnHeader("Content-Type", "application/json", &body_head_);
     return absl::OkStatus();
   }
 
@@ -142,8 +145,7 @@ class Streams final : public HttpStreams {
     wired.wire =
         fmt::format("{} {}{} HTTP/1.1\r\n{}", call.method, options_.url.prefix, call.path, head_);
     if (!call.body.empty()) {
-      wired.wire +=
-          fmt::format("Content-Type: application/json\r\nContent-Length: {}\r\n", call.body.size());
+      wired.wire += fmt::format("{}Content-Length: {}\r\n", body_head_, call.body.size());
     }
     wired.wire += "\r\n";
     wired.wire += call.body;
@@ -207,6 +209,16 @@ class Streams final : public HttpStreams {
     return std::make_shared<Connection>(this);
   }
 
+  // Unless the options have one of that name: theirs is instead of ours.
+  void AddOwnHeader(std::string_view name, std::string_view value, std::string* head) const {
+    for (const auto& header : options_.headers) {
+      if (beast::iequals({header.first.data(), header.first.size()}, {name.data(), name.size()})) {
+        return;
+      }
+    }
+    *head += fmt::format("{}: {}\r\n", name, value);
+  }
+
   absl::Status InitTls() {
     NIBBLE_ASSIGN_OR_RETURN(const std::shared_ptr<SSL_CTX> context,
                             MakeClientTlsContext(options_.security));
@@ -244,6 +256,7 @@ class Streams final : public HttpStreams {
   std::optional<ssl::context> tls_;
   tcp::resolver::results_type endpoints_;
   std::string head_;
+  std::string body_head_;  // of requests that have a body
   std::unordered_map<uint64_t, std::shared_ptr<Connection>> active_;
   std::vector<std::shared_ptr<Connection>> idle_;
   std::vector<int64_t> wake_delays_;

@@ -48,7 +48,7 @@ struct HttpCall {
 struct HttpStreamsOptions {
   Url url;
   ClientSecurity security;
-  std::vector<std::pair<std::string, std::string>> headers;  // of every request
+  std::vector<std::pair<std::string, std::string>> headers;  // of every request, instead of ours
   double connect_timeout_seconds = 30;
   // A kept connection that ends within this time of a request being sent ended before the server
   // saw the request, which is sent again.
@@ -57,7 +57,8 @@ struct HttpStreamsOptions {
 
 class HttpStreams {
  public:
-  // Looks the host up and reads the certificates: UNAVAILABLE, INVALID_ARGUMENT naming the file.
+  // Looks the host up and reads the certificates: UNAVAILABLE, INVALID_ARGUMENT naming the file, or
+  // the options that do not fit.
   // `events` outlives the result.
   static absl::StatusOr<std::unique_ptr<HttpStreams>> Create(HttpStreamsOptions options,
                                                              HttpEvents* events);

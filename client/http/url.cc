@@ -32,11 +32,18 @@ absl::StatusOr<Url> Url::Parse(std::string_view text) {
   }
   if (rest.starts_with('[') && rest.ends_with(']')) rest = rest.substr(1, rest.size() - 2);
   url.host = rest;
-  if (url.host.empty() || url.port.empty() || url.port.size() > 5 ||
-      url.port.find_first_not_of("0123456789") != std::string::npos) {
-    return error();
-  }
+  if (url.host.empty() || !IsPort(url.port)) return error();
   return url;
+}
+
+bool IsPort(std::string_view text) {
+  if (text.empty() || text.size() > 5) return false;
+  int port = 0;
+  for (const char c : text) {
+    if (c < '0' || c > '9') return false;
+    port = port * 10 + (c - '0');
+  }
+  return port >= 1 && port <= 65535;
 }
 
 std::string Url::Authority() const {

@@ -24,4 +24,7 @@ struct Url {
   std::string Authority() const;
 };
 
+// 1 to 65535.
+bool IsPort(std::string_view text);
+
 }  // namespace nibble::client

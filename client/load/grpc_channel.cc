@@ -11,6 +11,7 @@
 #include "grpcpp/security/tls_credentials_options.h"
 
 #include "base/mapped_file.h"
+#include "client/http/printable.h"
 
 namespace nibble::client {
 namespace {
@@ -105,8 +106,9 @@ std::vector<std::pair<std::string, std::string>> MakeMetadata(const LoadOptions&
 
 absl::Status FromGrpc(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()),
-                      fmt::format("{}: {}", NameOf(status.error_code()), status.error_message()));
+  return absl::Status(
+      static_cast<absl::StatusCode>(status.error_code()),
+      fmt::format("{}: {}", NameOf(status.error_code()), PrintableMessage(status.error_message())));
 }
 
 }  // namespace nibble::client

@@ -11,7 +11,7 @@
 #include "fmt/format.h"
 
 #include "base/json.h"
-#include "base/utf8.h"
+#include "client/http/printable.h"
 #include "client/http/sse_parser.h"
 #include "client/load/chunk_event.h"
 
@@ -21,7 +21,7 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr size_t kMaxErrorBytes = 64 << 10;
-constexpr size_t kMaxShownBytes = 300;
+constexpr size_t kMaxReasonBytes = 40;
 
 std::string Dump(const ordered_json& value) {
   return value.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
@@ -57,6 +57,7 @@ class HttpTransport final : public Transport, private HttpEvents {
     int status = 0;
     SseParser events;
     bool ended = false;      // the stream said so
+    bool too_large = false;  // an event of it was
     std::string error;       // of an event of it
     std::string error_body;  // of an answer that is no stream
   };
@@ -69,7 +70,11 @@ class HttpTransport final : public Transport, private HttpEvents {
       answer.error_body += bytes.substr(0, kMaxErrorBytes - answer.error_body.size());
       return;
     }
-    answer.events.Feed(bytes, [&](std::string_view data) { OnEvent(id, &answer, data); });
+    const bool fits =
+        answer.events.Feed(bytes, [&](std::string_view data) { OnEvent(id, &answer, data); });
+    if (fits) return;
+    answer.too_large = true;
+    streams_->Cancel(id);
   }
 
   void OnEvent(size_t idx, Answer* answer, std::string_view data) {
@@ -82,12 +87,12 @@ class HttpTransport final : public Transport, private HttpEvents {
       return;
     }
     if (event_.is_error && answer->error.empty()) {
-      answer->error = event_.error.empty() ? "an error event" : event_.error;
+      answer->error = event_.error.empty() ? "an error event" : PrintableMessage(event_.error);
     }
     if (event_.has_tokens || !event_.finish_reason.empty()) events_->OnChunk(idx);
     if (!event_.finish_reason.empty()) {
       answer->ended = true;
-      events_->OnFinishReason(idx, event_.finish_reason);
+      events_->OnFinishReason(idx, PrintableMessage(event_.finish_reason, kMaxReasonBytes));
     }
     if (event_.completion_tokens >= 0) {
       events_->OnUsage(idx, event_.prompt_tokens, event_.completion_tokens);
@@ -102,6 +107,7 @@ class HttpTransport final : public Transport, private HttpEvents {
   }
 
   static absl::Status Verdict(const Answer& answer, const absl::Status& status) {
+    if (answer.too_large) return absl::ResourceExhaustedError(answer.events.LimitError());
     if (!status.ok()) return status;
     if (answer.status != 200) {
       return absl::UnknownError(ErrorText(answer.status, answer.error_body));
@@ -178,13 +184,9 @@ std::string BodyWriter::Write(const LoadRequest& request) const {
 }
 
 std::string ErrorText(int status, std::string_view body) {
-  std::string text;
   ChunkEvent event;
-  if (ParseChunkEvent(body, false, &event) && !event.error.empty()) {
-    text = event.error;
-  } else {
-    text = ReplaceInvalidUtf8(body.substr(0, kMaxShownBytes));
-  }
+  const bool is_error = ParseChunkEvent(body, false, &event) && !event.error.empty();
+  const std::string text = PrintableMessage(is_error ? std::string_view(event.error) : body);
   return text.empty() ? fmt::format("HTTP {}", status) : fmt::format("HTTP {}: {}", status, text);
 }
 

@@ -3,8 +3,12 @@
 
 #include "client/http/http_client.h"
 
+#include <atomic>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+
+#include "tests/client/http/scripted_server.h"
 
 namespace nibble::client {
 namespace {
@@ -26,13 +30,72 @@ TEST(UrlTest, PartsAreFound) {
 
 TEST(UrlTest, AnythingElseIsAnError) {
   for (const char* text : {"", "localhost:8000", "ftp://localhost", "http://", "http://:80",
-                           "http://a:", "http://a:x", "http://a:123456", "http://a/\r\nb: c"}) {
+                           "http://a:", "http://a:x", "http://a:123456", "http://a:65536",
+                           "http://a:99999", "http://a:0", "http://a:+1", "http://a/\r\nb: c"}) {
     EXPECT_EQ(Url::Parse(text).status().code(), absl::StatusCode::kInvalidArgument) << text;
   }
 }
 
+TEST(UrlTest, ThePortsThatThereAre) {
+  EXPECT_EQ(Url::Parse("http://a:65535")->port, "65535");
+  EXPECT_EQ(Url::Parse("http://a:1")->port, "1");
+}
+
+TEST(HttpClientTest, ConnectionsAreKept) {
+  testing::ScriptedServer server([](testing::Peer& peer) {
+    while (!peer.ReadRequest().empty()) peer.Send(testing::Answer(std::to_string(peer.idx)));
+  });
+  HttpClient client(*Url::Parse(server.url()));
+  for (int i = 0; i < 3; ++i) {
+    const auto response = client.Get("/");
+    ASSERT_TRUE(response.ok()) << response.status();
+    EXPECT_EQ(response->body, "0");
+  }
+  EXPECT_EQ(server.num_connections(), 1);
+}
+
+TEST(HttpClientTest, EveryRequestCanBeCancelled) {
+  std::atomic<bool> cancel{false};
+  testing::ScriptedServer server([&](testing::Peer& peer) {
+    peer.ReadRequest();
+    cancel = true;
+    peer.WaitForEnd();
+  });
+  HttpClient client(*Url::Parse(server.url()));
+  client.SetCancel(&cancel);
+  EXPECT_TRUE(absl::IsCancelled(client.Get("/").status()));
+}
+
+TEST(HttpClientTest, AStreamEndsOnceItIsNotWantedAnyMore) {
+  testing::ScriptedServer server([&](testing::Peer& peer) {
+    peer.ReadRequest();
+    peer.Send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc");
+    peer.WaitForEnd();
+  });
+  HttpClient client(*Url::Parse(server.url()));
+  const std::atomic<bool> cancel{false};
+  const auto on_data = [](std::string_view) { return false; };
+  EXPECT_TRUE(absl::IsCancelled(client.PostStream("/", "{}", on_data, cancel).status()));
+}
+
+TEST(HttpClientTest, OptionsOfTlsWantIt) {
+  for (const ClientSecurity& security :
+       {ClientSecurity{.ca_cert = "c"}, ClientSecurity{.cert = "c", .key = "k"},
+        ClientSecurity{.insecure = true}}) {
+    const auto response = HttpClient(*Url::Parse("http://127.0.0.1:1"), security).Get("/");
+    EXPECT_EQ(response.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(response.status().message()), ::testing::HasSubstr("https://"));
+  }
+}
+
+TEST(HttpClientTest, AKeyCannotEndItsHeader) {
+  const auto response =
+      HttpClient(*Url::Parse("http://127.0.0.1:1"), {.api_key = "a\r\nb: c"}).Get("/");
+  EXPECT_EQ(response.status().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(HttpClientTest, NobodyThereIsUnavailable) {
-  const HttpClient client(*Url::Parse("http://127.0.0.1:1"));
+  HttpClient client(*Url::Parse("http://127.0.0.1:1"));
   const auto response = client.Get("/");
   EXPECT_EQ(response.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(response.status().message()), ::testing::HasSubstr("127.0.0.1:1"));

@@ -193,6 +193,25 @@ TEST_F(HttpStreamsTest, ANewConnectionThatEndsIsAFailure) {
   EXPECT_EQ(server.num_connections(), 1);
 }
 
+TEST_F(HttpStreamsTest, HeadersAreInsteadOfOurs) {
+  ScriptedServer server([](Peer& peer) { peer.Send(Answer(peer.ReadRequest())); });
+  auto streams = HttpStreams::Create({.url = *Url::Parse(server.url()),
+                                      .security = {.api_key = "k"},
+                                      .headers = {{"content-type", "text/x"},
+                                                  {"USER-AGENT", "me"},
+                                                  {"accept", "a/b"},
+                                                  {"X-More", "1"},
+                                                  {"X-More", "2"}}},
+                                     &events_);
+  ASSERT_TRUE(streams.ok()) << streams.status();
+  streams_ = *std::move(streams);
+  Run(1);
+  EXPECT_EQ(events_.seen[1].body, "POST /x HTTP/1.1\r\nHost: " + server.url().substr(7) +
+                                      "\r\nAuthorization: Bearer k\r\ncontent-type: text/x\r\n"
+                                      "USER-AGENT: me\r\naccept: a/b\r\nX-More: 1\r\nX-More: 2\r\n"
+                                      "Content-Length: 2\r\n\r\n{}");
+}
+
 TEST_F(HttpStreamsTest, AConnectionThatIsNotMadeInTimeIsAFailure) {
   const int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address = {};
