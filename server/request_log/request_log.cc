@@ -33,8 +33,13 @@ int64_t BytesOf(const RequestRecord& record) {
 }
 
 absl::StatusOr<int> OpenToAppend(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0640);
+  // Without O_NONBLOCK the start would wait for somebody who reads a FIFO.
+  const int fd =
+      ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
   if (fd >= 0) return fd;
+  if (errno == ENXIO) {
+    return InvalidArgument("--request-log {}: it is a FIFO that nobody reads", path);
+  }
   return InvalidArgument("--request-log {}: {}", path, std::strerror(errno));
 }
 
@@ -79,7 +84,7 @@ void RequestLog::Add(RequestRecord record) {
 void RequestLog::Reopen() {
   {
     const std::lock_guard lock(mutex_);
-    reopen_ = true;
+    reopen_.store(true);
   }
   wake_.notify_one();
 }
@@ -87,16 +92,14 @@ void RequestLog::Reopen() {
 void RequestLog::Run() {
   for (bool stop = false; !stop;) {
     std::deque<RequestRecord> batch;
-    bool asked = false;
     {
       std::unique_lock lock(mutex_);
-      wake_.wait_for(lock, config_.period, [this] { return stop_ || reopen_ || !queue_.empty(); });
+      wake_.wait_for(lock, config_.period,
+                     [this] { return stop_ || reopen_.load() || !queue_.empty(); });
       batch.swap(queue_);
-      queued_bytes_ = 0;
-      asked = std::exchange(reopen_, false);
       stop = stop_;
     }
-    ReopenIfMoved(asked);
+    ReopenIfMoved();
     WriteBatch(std::move(batch));
     NoteDropped();
   }
@@ -104,19 +107,22 @@ void RequestLog::Run() {
 
 // Where logrotate renamed the file, its name leads elsewhere or nowhere. What is queued by then
 // goes into the new one.
-void RequestLog::ReopenIfMoved(bool asked) {
+void RequestLog::ReopenIfMoved() {
+  const bool asked = reopen_.exchange(false);
   if (config_.path == "-") return;
   struct stat named = {};
   struct stat opened = {};
   const bool same = ::stat(config_.path.c_str(), &named) == 0 && ::fstat(fd_, &opened) == 0 &&
                     named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+  if (same) open_failing_ = false;
   if (same && !asked) return;
   const absl::StatusOr<int> fd = OpenToAppend(config_.path);
   if (fd.ok()) {
     ::close(std::exchange(fd_, *fd));
     torn_ = false;
-    failing_ = false;
-  } else if (!std::exchange(failing_, true)) {
+    write_failing_ = false;
+    open_failing_ = false;
+  } else if (!std::exchange(open_failing_, true)) {
     log::Error("{}; the request log goes on in the file it had",
                std::string(fd.status().message()));
   }
@@ -124,8 +130,11 @@ void RequestLog::ReopenIfMoved(bool asked) {
 
 void RequestLog::WriteBatch(std::deque<RequestRecord> batch) {
   // Line by line: what is lost is known, and a full disk leaves whole lines.
-  for (const RequestRecord& record : batch) {
-    if (!WriteLine(FormatRecord(record, config_.with_texts))) num_dropped_.fetch_add(1);
+  for (; !batch.empty(); batch.pop_front()) {
+    if (reopen_.load()) ReopenIfMoved();
+    if (!WriteLine(FormatRecord(batch.front(), config_.with_texts))) num_dropped_.fetch_add(1);
+    const std::lock_guard lock(mutex_);
+    queued_bytes_ -= BytesOf(batch.front());
   }
 }
 
@@ -154,7 +163,7 @@ bool RequestLog::Write(std::string_view bytes) {
     if (written < 0 && (errno == EINTR || errno == EAGAIN)) continue;
     if (written <= 0) {
       torn_ = torn_ || begun;
-      if (!std::exchange(failing_, true)) {
+      if (!std::exchange(write_failing_, true)) {
         log::Error("the request log cannot be written to {}: {}", config_.path,
                    std::strerror(errno));
       }
@@ -163,7 +172,7 @@ bool RequestLog::Write(std::string_view bytes) {
     bytes.remove_prefix(static_cast<size_t>(written));
   }
   torn_ = false;
-  failing_ = false;
+  write_failing_ = false;
   return true;
 }
 
@@ -175,7 +184,8 @@ bool RequestLog::WaitForRoom() const {
     pollfd state = {.fd = fd_, .events = POLLOUT, .revents = 0};
     // Each of many lines comes here: once it is over, none waits.
     if (::poll(&state, 1, give_up ? 0 : 100) != 0) return true;  // errors are write's to tell
-    if (give_up) return false;
+    // A line is lost rather than the new name: who stands still here may do so for good.
+    if (give_up || reopen_.load()) return false;
   }
 }
 

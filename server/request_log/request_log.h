@@ -70,7 +70,7 @@ class RequestLog {
   RequestLog(const RequestLogConfig& config, int fd);
 
   void Run();
-  void ReopenIfMoved(bool asked);
+  void ReopenIfMoved();
   void WriteBatch(std::deque<RequestRecord> batch);
   void NoteDropped();
   bool WriteLine(std::string line);
@@ -80,18 +80,19 @@ class RequestLog {
   const RequestLogConfig config_;
   // The thread's only, once it runs:
   int fd_;
-  bool torn_ = false;     // the last write ended within a line
-  bool failing_ = false;  // and the log has been told
+  bool torn_ = false;           // the last write ended within a line
+  bool write_failing_ = false;  // and the log has been told
+  bool open_failing_ = false;   // likewise
   int64_t num_dropped_told_ = 0;
 
+  std::atomic<bool> reopen_{false};
   std::atomic<int64_t> num_dropped_{0};
   std::atomic<int64_t> give_up_ns_{-1};  // while it is destroyed: the end of all waiting
 
   std::mutex mutex_;  // guards all below but thread_
   std::condition_variable wake_;
   std::deque<RequestRecord> queue_;
-  int64_t queued_bytes_ = 0;
-  bool reopen_ = false;
+  int64_t queued_bytes_ = 0;  // and of what is being written
   bool stop_ = false;
   std::thread thread_;
 };

@@ -191,7 +191,47 @@ TEST(RequestLog, AFileGetsAllAfterThatTimeToo) {
   EXPECT_EQ(Lines(path).size(), 1000U);
 }
 
+TEST(RequestLog, TellsOnceThatANameCannotBeOpened) {
+  const nibble::testing::TempDir folder;
+  const std::string path = folder.File("log");
+  ::testing::internal::CaptureStderr();
+  {
+    const auto log = *RequestLog::Open({.path = path, .period = std::chrono::milliseconds(1)});
+    std::filesystem::rename(path, path + ".1");
+    std::filesystem::create_directory(path);
+    for (int i = 0; i < 5; ++i) {
+      const std::string id = "line-" + std::to_string(i);
+      log->Add(Record(id));
+      EXPECT_TRUE(Eventually([&] { return Slurp(path + ".1").find(id) != std::string::npos; }));
+    }
+  }
+  const std::string text = ::testing::internal::GetCapturedStderr();
+  const size_t first = text.find("goes on in the file it had");
+  EXPECT_NE(first, std::string::npos) << text;
+  EXPECT_EQ(text.find("goes on in the file it had", first + 1), std::string::npos) << text;
+}
+
+TEST(RequestLog, OpensAgainAlsoWhileAReaderStandsStill) {
+  const nibble::testing::TempDir folder;
+  const std::string path = folder.File("pipe");
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  const int reader = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  ASSERT_GE(reader, 0);
+  const auto log = *RequestLog::Open({.path = path, .max_queued_bytes = 200'000});
+  while (log->num_dropped() == 0) log->Add(Record(std::string(200, 'x')));
+  std::filesystem::rename(path, path + ".1");
+  log->Reopen();
+  EXPECT_TRUE(
+      Eventually([&] { return std::filesystem::is_regular_file(path) && !Slurp(path).empty(); }));
+  ::close(reader);
+}
+
 TEST(RequestLog, SaysWhyAFileCannotBeOpened) {
+  const nibble::testing::TempDir folder;
+  const std::string pipe = folder.File("pipe");
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_THAT(std::string(RequestLog::Open({.path = pipe}).status().message()),
+              ::testing::HasSubstr("nobody reads"));
   const auto log = RequestLog::Open({.path = "/nonexistent/folder/log"});
   EXPECT_THAT(std::string(log.status().message()), ::testing::HasSubstr("/nonexistent/folder/log"));
 }
