@@ -3,6 +3,10 @@
 
 #include "server/health/health_log.h"
 
+#include <utility>
+
+#include "fmt/core.h"
+
 #include "base/log.h"
 
 namespace nibble::server {
@@ -14,8 +18,12 @@ bool IsTold(HealthState state) {
 
 }  // namespace
 
-HealthLog::HealthLog(const Health* health, std::chrono::milliseconds period)
-    : health_(health), period_(period), thread_([this] { Run(); }) {}
+void HealthLog::TellLog(bool is_ready, const std::string& line) {
+  is_ready ? log::Info("{}", line) : log::Warning("{}", line);
+}
+
+HealthLog::HealthLog(const Health* health, std::chrono::milliseconds period, Tell tell)
+    : health_(health), period_(period), tell_(std::move(tell)), thread_([this] { Run(); }) {}
 
 HealthLog::~HealthLog() {
   {
@@ -34,9 +42,9 @@ void HealthLog::Run() {
     if (!IsTold(now.state)) continue;
     if (now.state == told.state && now.needs_restart == told.needs_restart) continue;
     if (now.is_ready()) {
-      log::Info("health: ready again, after {}", ToString(told.state));
+      tell_(true, fmt::format("health: ready again, after {}", ToString(told.state)));
     } else {
-      log::Warning("health: {}: {}", ToString(now.state), now.reason);
+      tell_(false, fmt::format("health: {}: {}", ToString(now.state), now.reason));
     }
     told = std::move(now);
   }

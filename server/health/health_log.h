@@ -7,7 +7,9 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <mutex>
+#include <string>
 #include <thread>
 
 #include "server/health/health.h"
@@ -16,9 +18,13 @@ namespace nibble::server {
 
 class HealthLog {
  public:
-  // `health` must outlive this.
+  using Tell = std::function<void(bool is_ready, const std::string& line)>;
+  static void TellLog(bool is_ready, const std::string& line);
+
+  // `health` must outlive this. `tell` is called on a thread of this.
   explicit HealthLog(const Health* health,
-                     std::chrono::milliseconds period = std::chrono::milliseconds(500));
+                     std::chrono::milliseconds period = std::chrono::milliseconds(500),
+                     Tell tell = TellLog);
   ~HealthLog();
   HealthLog(const HealthLog&) = delete;
   HealthLog& operator=(const HealthLog&) = delete;
@@ -28,6 +34,7 @@ class HealthLog {
 
   const Health* const health_;
   const std::chrono::milliseconds period_;
+  const Tell tell_;
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;  // guarded by mutex_

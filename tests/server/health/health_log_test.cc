@@ -4,6 +4,7 @@
 #include "server/health/health_log.h"
 
 #include <chrono>
+#include <mutex>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -24,32 +25,33 @@ TEST(HealthLogTest, TellsWhenTheServerStopsBeingReadyAndWhenItIsReadyAgain) {
   nibble::testing::FakeClock clock;
   testing::FakeEngine engine;
   Health health({.step_timeout = std::chrono::seconds(60), .clock = &clock});
-  ::testing::internal::CaptureStderr();
+  std::mutex mutex;
+  std::string text;  // guarded by mutex
   {
-    const HealthLog log(&health, std::chrono::milliseconds(1));
+    const HealthLog log(&health, std::chrono::milliseconds(1), [&](bool, const std::string& line) {
+      const std::lock_guard lock(mutex);
+      text += line + "\n";
+    });
     health.Watch(&engine);
     engine.SetProgress({.pending_since_ns = clock.NowNs()});
     clock.Advance(61'000'000'000);
-    std::string text;
     const auto told = [&](const char* what) {
-      // Capturing again is the only way to look.
       return Eventually([&] {
-        text += ::testing::internal::GetCapturedStderr();
-        ::testing::internal::CaptureStderr();
+        const std::lock_guard lock(mutex);
         return text.find(what) != std::string::npos;
       });
     };
-    EXPECT_TRUE(told("health: stalled: no step has ended for 61 s")) << text;
+    EXPECT_TRUE(told("health: stalled: no step has ended for 61 s"));
     clock.Advance(120'000'000'000);
-    EXPECT_TRUE(told("only a restart helps")) << text;
+    EXPECT_TRUE(told("only a restart helps"));
     engine.SetProgress({});
-    EXPECT_TRUE(told("health: ready again, after stalled")) << text;
+    EXPECT_TRUE(told("health: ready again, after stalled"));
     engine.SetHealth(absl::UnavailableError("rank 1 is gone"));
-    EXPECT_TRUE(told("health: broken: rank 1 is gone")) << text;
+    EXPECT_TRUE(told("health: broken: rank 1 is gone"));
     health.StartDraining();
     engine.SetHealth(absl::OkStatus());
   }
-  EXPECT_THAT(::testing::internal::GetCapturedStderr(), Not(HasSubstr("draining")));
+  EXPECT_THAT(text, Not(HasSubstr("draining")));
 }
 
 }  // namespace
