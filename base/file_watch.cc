@@ -12,7 +12,7 @@
 namespace nibble {
 
 FileWatch::FileWatch(std::vector<std::string> paths, std::chrono::milliseconds period,
-                     std::function<void()> on_change)
+                     std::function<bool()> on_change)
     : paths_(std::move(paths)),
       period_(period),
       on_change_(std::move(on_change)),
@@ -45,13 +45,14 @@ std::string FileWatch::Look() const {
 
 void FileWatch::Run() {
   std::string last = known_;
+  bool again = false;
   std::unique_lock lock(mutex_);
   while (!wake_.wait_for(lock, period_, [this] { return stop_; })) {
     lock.unlock();
     std::string seen = Look();
-    if (seen == last && seen != known_) {
+    if (seen == last && (seen != known_ || again)) {
       known_ = seen;
-      on_change_();
+      again = !on_change_();
     }
     last = std::move(seen);
     lock.lock();

@@ -19,10 +19,11 @@ namespace nibble {
 
 class FileWatch {
  public:
-  // `on_change` is called on a thread of the watch. Changes count from here on: read the files
-  // afterwards. A file that is missing is a state like any other.
+  // `on_change` is called on a thread of the watch; while it returns false (the files could not be
+  // used), it is called again every period. Changes count from here on: read the files afterwards.
+  // A file that is missing is a state like any other.
   FileWatch(std::vector<std::string> paths, std::chrono::milliseconds period,
-            std::function<void()> on_change);
+            std::function<bool()> on_change);
   ~FileWatch();
   FileWatch(const FileWatch&) = delete;
   FileWatch& operator=(const FileWatch&) = delete;
@@ -33,7 +34,7 @@ class FileWatch {
 
   const std::vector<std::string> paths_;
   const std::chrono::milliseconds period_;
-  const std::function<void()> on_change_;
+  const std::function<bool()> on_change_;
   std::string known_;  // what the last call, or the constructor, was about; the thread's only
   std::mutex mutex_;
   std::condition_variable wake_;

@@ -24,13 +24,18 @@ std::string_view Trim(std::string_view line) {
   return line.substr(first, line.find_last_not_of(kBlanks) - first + 1);
 }
 
+absl::Status CannotDigest() {
+  return absl::InternalError("API keys cannot be used: OpenSSL has no SHA-256 (see openssl.cnf)");
+}
+
 }  // namespace
 
-ApiKeys::Digest ApiKeys::DigestOf(std::string_view key) {
+// A configuration of OpenSSL may leave it without providers.
+std::optional<ApiKeys::Digest> ApiKeys::DigestOf(std::string_view key) {
   Digest digest = {};
-  // Cannot fail: SHA-256 is in every build of OpenSSL, and there is nothing to allocate but its
-  // context; if it did, a digest of zeros would be that of no key.
-  EVP_Digest(key.data(), key.size(), digest.data(), nullptr, EVP_sha256(), nullptr);
+  if (EVP_Digest(key.data(), key.size(), digest.data(), nullptr, EVP_sha256(), nullptr) != 1) {
+    return std::nullopt;
+  }
   return digest;
 }
 
@@ -50,7 +55,9 @@ absl::StatusOr<ApiKeys::Digests> ApiKeys::ReadKeyFile() const {
       problem =
           InvalidArgument("--api-key-file {} has more than {} keys, the limit", file_, kMaxKeys);
     }
-    digests.push_back(DigestOf(line));
+    const std::optional<Digest> digest = DigestOf(line);
+    if (!digest.has_value()) problem = CannotDigest();
+    digests.push_back(digest.value_or(Digest()));
   }
   OPENSSL_cleanse(text.data(), text.size());
   NIBBLE_RETURN_IF_ERROR(problem);
@@ -65,7 +72,9 @@ absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Create(const ApiKeyConfig& con
   }
   for (const std::string& key : config.keys) {
     NIBBLE_RETURN_IF_ERROR(Annotate(CheckApiKey(key), "--api-key, or NIBBLE_API_KEY"));
-    keys->given_.push_back(DigestOf(key));
+    const std::optional<Digest> digest = DigestOf(key);
+    if (!digest.has_value()) return CannotDigest();
+    keys->given_.push_back(*digest);
   }
   keys->all_ = std::make_shared<const Digests>(keys->given_);
   if (config.file.empty()) {
@@ -74,7 +83,7 @@ absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Create(const ApiKeyConfig& con
   }
   // Before the first reading, so that no change falls between; one that early is read twice.
   keys->watch_ = std::make_unique<FileWatch>(std::vector<std::string>{config.file}, config.period,
-                                             [raw = keys.get()] { raw->Reload(); });
+                                             [raw = keys.get()] { return raw->Reload(); });
   NIBBLE_ASSIGN_OR_RETURN(Digests digests, keys->ReadKeyFile());
   keys->Use(std::move(digests));
   return keys;
@@ -82,15 +91,20 @@ absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Create(const ApiKeyConfig& con
 
 ApiKeys::~ApiKeys() { watch_.reset(); }
 
-void ApiKeys::Reload() {
+bool ApiKeys::Reload() {
   absl::StatusOr<Digests> digests = ReadKeyFile();
   if (!digests.ok()) {
-    log::Error("the file of API keys has changed, and the old keys stay valid: {}",
-               std::string(digests.status().message()));
-    return;
+    // It is tried again until it succeeds, and told once.
+    if (std::string problem(digests.status().message()); problem != problem_) {
+      log::Error("the file of API keys has changed, and the old keys stay valid: {}", problem);
+      problem_ = std::move(problem);
+    }
+    return false;
   }
+  problem_.clear();
   log::Info("--api-key-file {} was read again: {} keys", file_, digests->size());
   Use(*std::move(digests));
+  return true;
 }
 
 void ApiKeys::Use(Digests of_file) {
@@ -106,10 +120,11 @@ bool ApiKeys::Contains(std::string_view key) const {
     const std::lock_guard lock(mutex_);
     all = all_;
   }
-  const Digest digest = DigestOf(key);
+  const std::optional<Digest> digest = DigestOf(key);
+  if (!digest.has_value()) return false;
   int found = 0;
   for (const Digest& valid : *all) {
-    found |= static_cast<int>(CRYPTO_memcmp(digest.data(), valid.data(), digest.size()) == 0);
+    found |= static_cast<int>(CRYPTO_memcmp(digest->data(), valid.data(), digest->size()) == 0);
   }
   return found != 0;
 }

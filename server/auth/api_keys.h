@@ -1,8 +1,9 @@
 // SPDX-FileCopyrightText: The nibble authors
 // SPDX-License-Identifier: Apache-2.0
 
-// The keys that open this server. Only their SHA-256 digests are kept: no key is in a core dump, in
-// a log or in an error message.
+// The keys that open this server. Only their SHA-256 digests are kept here, and no key is in a log
+// or in an error message. Keys of options and of the environment stay where they came from: in the
+// configuration and in the process's environment; those of a file are nowhere else.
 #pragma once
 
 #include <array>
@@ -10,6 +11,7 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -49,15 +51,16 @@ class ApiKeys {
   using Digests = std::vector<Digest>;
 
   explicit ApiKeys(std::string file) : file_(std::move(file)) {}
-  static Digest DigestOf(std::string_view key);
+  static std::optional<Digest> DigestOf(std::string_view key);  // none: OpenSSL has no SHA-256
   absl::StatusOr<Digests> ReadKeyFile() const;
   void Use(Digests of_file);
-  void Reload();
+  bool Reload();
 
   const std::string file_;
   Digests given_;             // by options; never changes once created
   mutable std::mutex mutex_;  // guards all_
   std::shared_ptr<const Digests> all_;
+  std::string problem_;               // of the file, as told last; the watch's only
   std::unique_ptr<FileWatch> watch_;  // last: its thread uses all of the above
 };
 

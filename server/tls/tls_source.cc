@@ -18,7 +18,7 @@ absl::StatusOr<std::unique_ptr<TlsSource>> TlsSource::Create(const TlsOptions& o
   if (!options.ca_file.empty()) paths.push_back(options.ca_file);
   // Before the first reading, so that no change falls between; a change that early is read twice.
   auto watch = std::make_unique<FileWatch>(std::move(paths), period,
-                                           [raw = source.get()] { raw->Reload(); });
+                                           [raw = source.get()] { return raw->Reload(); });
   source->watch_ = std::move(watch);
   NIBBLE_RETURN_IF_ERROR(source->Load());
   return source;
@@ -40,11 +40,15 @@ absl::Status TlsSource::Load() {
   return absl::OkStatus();
 }
 
-void TlsSource::Reload() {
+bool TlsSource::Reload() {
   const absl::Status loaded = Load();
-  if (loaded.ok()) return;
-  log::Error("the TLS files have changed, and the old ones stay in use: {}",
-             std::string(loaded.message()));
+  std::string problem(loaded.message());
+  // It is tried again until it succeeds, and told once.
+  if (!loaded.ok() && problem != problem_) {
+    log::Error("the TLS files have changed, and the old ones stay in use: {}", problem);
+  }
+  problem_ = std::move(problem);
+  return loaded.ok();
 }
 
 std::shared_ptr<ssl_ctx_st> TlsSource::context() const {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 
 #include "base/file_watch.h"
 #include "base/status.h"
@@ -38,12 +39,13 @@ class TlsSource {
  private:
   explicit TlsSource(const TlsOptions& options) : options_(options) {}
   absl::Status Load();
-  void Reload();
+  bool Reload();
 
   const TlsOptions options_;
   mutable std::mutex mutex_;  // guards the two below
   Current current_;
   std::shared_ptr<ssl_ctx_st> context_;
+  std::string problem_;               // as told last; the watch's only
   std::unique_ptr<FileWatch> watch_;  // last: its thread uses all of the above
 };
 

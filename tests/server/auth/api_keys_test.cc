@@ -3,6 +3,7 @@
 
 #include "server/auth/api_keys.h"
 
+#include <openssl/evp.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -61,6 +62,19 @@ TEST(ApiKeys, ErrorsNameThePlaceAndNoKey) {
   for (size_t i = 0; i <= ApiKeys::kMaxKeys; ++i) many += "k" + std::to_string(i) + "\n";
   folder.Write("many", many);
   EXPECT_THAT(ErrorOf({.file = folder.File("many")}), HasSubstr("4096"));
+}
+
+TEST(ApiKeys, WithoutADigestNoKeyOpens) {
+  const auto keys = *ApiKeys::Create({.keys = {"key"}});
+  ASSERT_EQ(EVP_set_default_properties(nullptr, "provider=none"), 1);
+  EXPECT_FALSE(keys->Contains("key"));
+  EXPECT_FALSE(keys->Contains("another"));
+  EXPECT_THAT(ErrorOf({.keys = {"key"}}), HasSubstr("SHA-256"));
+  const nibble::testing::TempDir folder;
+  folder.Write("keys", "key\n");
+  EXPECT_THAT(ErrorOf({.file = folder.File("keys")}), HasSubstr("SHA-256"));
+  ASSERT_EQ(EVP_set_default_properties(nullptr, ""), 1);
+  EXPECT_TRUE(keys->Contains("key"));
 }
 
 TEST(ApiKeys, AChangedFileIsReadAgain) {
