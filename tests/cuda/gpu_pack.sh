@@ -11,7 +11,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 folder=$work/nibble-gpu
-mkdir -p "$folder"/{bin,lib,glibc,models,tests/fixtures/data}
+mkdir -p "$folder"/{bin,lib,lib-compiler,glibc,models,tests/fixtures/data}
 
 for program in "$bin/nibble" "$bin"/*_gpu_test; do
   strip -o "$folder/bin/$(basename "$program")" "$program"
@@ -19,6 +19,7 @@ for program in "$bin/nibble" "$bin"/*_gpu_test; do
   ldd "$program" | awk '$2 == "=>" && $3 ~ /^\// {print $3}'
 done | sort -u | while read -r library; do
   case $(basename "$library") in
+    libstdc++.so.* | libgcc_s.so.*) to=$folder/lib-compiler ;;
     libc.so.* | libm.so.* | libdl.so.* | librt.so.* | libpthread.so.* | libresolv.so.*) to=$folder/glibc ;;
     *) to=$folder/lib ;;
   esac
@@ -38,7 +39,7 @@ cp -r "$root"/tests/fixtures/{models,quantized} "$folder/tests/fixtures/"
 find "$folder/tests/fixtures" -type f ! -name '*.json' ! -name '*.safetensors' -delete
 cp "$root/tests/fixtures/data/generated_stories.txt" "$folder/tests/fixtures/data/"
 cp "$root/tests/cuda/gpu_check.sh" "$folder/gpu-check"
-cp "$root/tests/cuda/gpu_targets.awk" "$folder/"
+cp "$root"/tests/cuda/{gpu_check_text.sh,gpu_targets.awk} "$folder/"
 cp "$root/LICENSE" "$folder/"
 # Licences: of the libraries, by the distribution's packages; of what the programs have in them of the CUDA toolkit (its
 # runtime and CCCL) and of FlashInfer, whose wheel has another version of CCCL.
@@ -68,11 +69,19 @@ for part in cccl runtime; do
 done
 if [ -d "$bin/../flashinfer" ]; then license flashinfer "$bin"/../flashinfer/*.dist-info/licenses/*; fi
 cat >"$folder/README" <<'TEXT'
-nibble's GPU tests and benchmarks. On a machine with an NVIDIA GPU (Ampere or later) and a driver for CUDA 13:
+nibble's GPU tests and benchmarks. On a machine with an NVIDIA GPU (Ampere or later) and a driver for CUDA 13 (580 or
+later):
 
     ./gpu-check          # everything; ./gpu-check --help
 
-What it prints last is a table; results.json and all logs are in ./gpu-check-out.
+What it prints last is a table; results.json and all logs are in ./gpu-check-out. A machine that is lent for minutes:
+first ./gpu-check --time 540 tests, then text, bench, models, each with an --out of its own; take all of those folders
+home. nibble's CUDA code was compiled for sm_80 and sm_90a and tested in an emulator; it has not yet run on a GPU, and
+this is the command that will check it.
+
+Libraries: lib has what nibble links, lib-compiler the compiler's (used where the machine's are older than GCC 12's),
+glibc a C library (used, with its linker, where the machine's is older than 2.34). gpu-check chooses. cuBLASLt and NCCL are
+the machine's: --libraries FOLDER names where they lie, if they are neither in the toolkit nor in Python's packages.
 TEXT
 # Tests link the same kernels: a window over everything finds them again. Its size is told, so that unpacking takes
 # as much memory as the content and not 2 GiB.
@@ -83,7 +92,7 @@ size=$(stat -c %s "$pack")
 echo "$pack: $((size >> 20)) MiB ($(du -sm "$folder" | cut -f1) MiB unpacked, by tar -I 'zstd -d --long=31' -xf)"
 if [ "$size" -gt "$limit" ]; then
   echo "gpu-pack: $size bytes, the limit is $limit. MiB unpacked and packed alone:" >&2
-  for part in bin/nibble bin lib glibc models tests; do
+  for part in bin/nibble bin lib lib-compiler glibc models tests; do
     bytes=$(tar -C "$folder" -cf - "$part" | wc -c)
     packed=$(tar -C "$folder" -cf - "$part" | compress "$bytes" | wc -c)
     printf '  %-12s %5d %5d\n' "$part" $((bytes >> 20)) $((packed >> 20)) >&2

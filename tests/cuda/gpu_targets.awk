@@ -2,14 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # The indented JSON of `nibble bench BENCH --device cuda` -> rows of gpu-check's table, NAME|RESULT|NOTE: what was
-# measured beside what is aimed at on Hopper. ok: reached; FAIL: not; skip: could not be told; n/a: another device. Rows
-# "beside ..." have the figures that others published, which nothing fails by (tests/cuda/README.md has the sources).
+# measured beside what is aimed at on Hopper. ok: reached; missed: not; skip: could not be told; n/a: another device, or
+# nothing to fail by, as in rows "beside ...", which have the figures that others published (tests/cuda/README.md has the
+# sources). FAIL: a row that could not be measured.
 #   awk -v bench=gemm|attention|codec|allreduce|decode|prefill -f gpu_targets.awk FILE
 
 /^    "sm": / { sm = Number($0) }
-/^  "cublaslt": / { no_lt = 1 }
+/^  "left_out": / { in_left_out = 1; next }
+in_left_out && /^  [}]/ { in_left_out = 0 }
+in_left_out && /^    "nccl": / {
+  sub(/^ *"nccl": "/, "")
+  sub(/",*$/, "")
+  print "all-reduce nccl|skip|" $0
+}
 /^  "results": / { in_rows = 1; next }
-in_rows && /^    [{]/ { split("", row) }
+in_rows && /^    [{]/ {
+  split("", row)
+  split("", op_share)
+  num_ops = 0
+}
 in_rows && /^      "/ {
   key = $0
   sub(/^ *"/, "", key)
@@ -19,7 +30,16 @@ in_rows && /^      "/ {
   gsub(/[",]/, "", value)
   if (value != "null") row[key] = value
 }
+# The list "ops" of a row.
+in_rows && /^          "op": / {
+  op = $2
+  gsub(/[",]/, "", op)
+  op_name[++num_ops] = op
+}
+in_rows && /^          "share_of_step": / { op_share[num_ops] = Number($0) }
+in_rows && /^          "share_of_roofline": / { op_share[num_ops] = op_share[num_ops] " (" Number($0) " of roofline)" }
 in_rows && /^    [}]/ {
+  if ("error" in row) print NameOf() "|FAIL|" row["error"]
   if (bench == "gemm") AddGemm()
   if (bench == "attention") AddAttention()
   if (bench == "codec") AddCodec()
@@ -39,6 +59,16 @@ function Number(line) {
   return line + 0
 }
 
+# A row without figures.
+function NameOf() {
+  if (bench == "gemm") return row["shape"] " " row["variant"] (("m" in row) ? " M=" row["m"] : "")
+  if (bench == "attention") return "attention " row["shape"] " " row["dtype"] " batch " row["sequences"] " context " row["context"]
+  if (bench == "codec") return "codec " row["codec"] (("rows" in row) ? " rows " row["rows"] : "")
+  if (bench == "allreduce") return "all-reduce " row["codec"] " of " row["bytes"] " bytes"
+  if (bench == "decode") return "decode batch " row["batch"] " context " row["context"]
+  return "prefill of " row["prompt"]
+}
+
 # Figures of the row, for notes.
 function Of(key) { return (key in row) ? row[key] : "-" }
 
@@ -49,13 +79,12 @@ function Print(name, value, aim, at_most, what) {
     return
   }
   reached = at_most ? value + 0 <= aim : value + 0 >= aim
-  result = reached ? "ok" : (sm == 90 ? "FAIL" : "n/a")
+  result = reached ? "ok" : (sm == 90 ? "missed" : "n/a")
   print name "|" result "|" value " " what " (aim: " aim (sm == 90 ? "" : " on sm_90") ")"
 }
 
 # The better of the two integer forms counts; of W8A8, ours or the library's.
 function AddGemm(  at) {
-  if ("error" in row) print row["shape"] " " row["variant"] (("m" in row) ? " M=" row["m"] : "") "|FAIL|" row["error"]
   if (!(row["shape"] in known)) {
     known[row["shape"]] = 1
     shapes[++num_shapes] = row["shape"]
@@ -71,7 +100,8 @@ function AddGemm(  at) {
     ms[row["shape"]] = ms[row["shape"]] " " row["m"]
   }
   if ("share_of_read" in row && row["share_of_read"] + 0 > share[at] + 0) share[at] = row["share_of_read"]
-  if ("times_bf16" in row && row["times_bf16"] + 0 > times[at] + 0) times[at] = row["times_bf16"]
+  # Our own bf16 is no measure, and is what others are compared with where cuBLASLt is missing or failed.
+  if (row["times_bf16_of"] == "bf16-cublaslt" && row["times_bf16"] + 0 > times[at] + 0) times[at] = row["times_bf16"]
   if ("median_us" in row && (!(at in us) || row["median_us"] + 0 < us[at] + 0)) us[at] = row["median_us"]
 }
 
@@ -99,7 +129,7 @@ function Most(values, shape, low, high,  count, list, i, most) {
 }
 
 function Beside(name, value, what) {
-  if (value != "") print "beside " name "|ok|" value " " what
+  if (value != "") print "beside " name "|n/a|" value " " what
 }
 
 # Microseconds of an H100 with 3.35 TB/s and 1979 TOP/s (arithmetic), and of LiquidGEMM's open port on an H100.
@@ -123,7 +153,6 @@ function PrintPublished(  layer, i) {
 function PrintGemm(  i, s, at) {
   for (at in us) if (at in float_us && us[at] + 0 > 0) over_float[at] = sprintf("%.3g", float_us[at] / us[at])
   for (at in us) if (at in w8a8_us && us[at] + 0 > 0) over_w8a8[at] = sprintf("%.3g", w8a8_us[at] / us[at])
-  if (no_lt) split("", times)  # compared with our own bf16
   for (i = 1; i <= num_shapes; ++i) {
     s = shapes[i]
     Print(s " W4A8 M<=16", Least(share, s, 1, 16), s == "70b-gate-up" ? 0.75 : 0.65, 0, "of the measured bandwidth")
@@ -215,17 +244,28 @@ function PrintAllReduce(  i, codec, fixed) {
   }
 }
 
+# Where a step goes: each kind of op's share of it.
+function PrintOps(name,  i, list) {
+  if (num_ops == 0) return
+  for (i = 1; i <= num_ops; ++i) list = list (i > 1 ? ", " : "") op_name[i] " " op_share[i]
+  print name " by op|n/a|shares of the step: " list
+}
+
 # Nothing is aimed at but that the figures are there.
 function PrintDecode() {
+  if ("error" in row) return
+  PrintOps("decode batch " Of("batch") " context " Of("context"))
   print "decode batch " Of("batch") " context " Of("context") "|" (("share_of_roofline" in row) ? "ok" : "skip") "|" \
     Of("tokens_per_s") " tokens/s, " Of("share_of_roofline") " of roofline; of " Of("step_median_ms") " ms device " \
     Of("device_ms") " (gaps " Of("gaps_ms") "), host " Of("host_ms")
   if (Of("batch") + 0 == 128 && "tokens_per_s" in row) {
-    Beside("decode batch 128 of 8B", row["tokens_per_s"], "tokens/s; served on an H800, prompts of 1024: LiquidGEMM 16694, TensorRT-LLM FP8 16820")
+    Beside("decode batch 128 of 8B", row["tokens_per_s"], "tokens/s; served, prompts of 1024: on an H800 LiquidGEMM 16694 (Llama-2-70B 3695, Mixtral-8x7B 10745), TensorRT-LLM FP8 16820; on an A100 QServe 3005")
   }
 }
 
 function PrintPrefill() {
+  if ("error" in row) return
+  PrintOps("prefill of " Of("prompt"))
   print "prefill of " Of("prompt") "|" (("share_of_roofline" in row) ? "ok" : "skip") "|" Of("tokens_per_s") " tokens/s, " \
     Of("share_of_roofline") " of roofline, " Of("share_of_int8_peak") " of the int8 peak; of " Of("median_ms") \
     " ms device " Of("device_ms") " (gaps " Of("gaps_ms") "), host " Of("host_ms")

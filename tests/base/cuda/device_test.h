@@ -20,7 +20,7 @@ class DeviceTest : public ::testing::Test {
   void SetUp() override {
     const auto devices = gpu::ListDevices();
     ASSERT_TRUE(devices.ok()) << devices.status();
-    if (devices->empty()) GTEST_SKIP() << "there is no CUDA device";
+    if (devices->empty()) GTEST_SKIP() << "no CUDA device";
     caps_ = devices->front();
     auto stream = gpu::Stream::Create();
     ASSERT_TRUE(stream.ok()) << stream.status();

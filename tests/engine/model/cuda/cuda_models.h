@@ -26,7 +26,7 @@ class CudaModelTest : public ::testing::Test {
  protected:
   void SetUp() override {
     const engine::CudaDevices devices = engine::ListCudaDevices();
-    if (devices.usable.empty()) GTEST_SKIP() << devices.why_none;
+    if (devices.usable.empty()) GTEST_SKIP() << "no CUDA device: " << devices.why_none;
   }
 
   // `load` with a device (and a failed test when it cannot be had). Rows have the same bits in
