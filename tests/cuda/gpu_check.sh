@@ -97,7 +97,7 @@ for library in cuBLASLt:libcublasLt.so.13 NCCL:libnccl.so.2; do
   folder=$(find_library "${library#*:}")
   if [ -n "$folder" ]; then
     library_note+=("${library%:*}: $folder")
-    export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder
+    [[ :${LD_LIBRARY_PATH:-}: == *":$folder:"* ]] || export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder
   else
     library_note+=("${library%:*}: no ${library#*:} found; --libraries FOLDER names where it lies")
   fi
@@ -270,8 +270,8 @@ judge() {  # judge STEP NAME LOG [WHAT A TOOL FOUND]
     row "$1" "$2" FAIL "$seconds" "${skipped:-0} skipped, though there is a GPU: $why"
   elif [ "$sm" = 90 ] && grep -Eq 'sm_90|wgmma is of' <<<"$why"; then
     row "$1" "$2" FAIL "$seconds" "${skipped:-0} skipped, though this is sm_90: $why"
-  elif [ "${passed:-0}" = 0 ]; then
-    row "$1" "$2" skip "$seconds" "${skipped:-0} skipped${why:+: $why}"
+  elif [ "${passed:-0}" = 0 ] || [[ $why == *"no CUDA device"* ]]; then
+    row "$1" "$2" skip "$seconds" "${passed:-0} passed, ${skipped:-0} skipped${why:+: $why}"
   else
     row "$1" "$2" ok "$seconds" "$passed passed${skipped:+, $skipped skipped: $why}"
   fi

@@ -306,6 +306,13 @@ class GpuCheckTest(unittest.TestCase):
         self.assertEqual(self.rows["a_gpu_test"], "FAIL")
         self.assertEqual(self.notes["a_gpu_test"], f"3 skipped, though there is a GPU: {reasons[0]} (2); {reasons[2]} (1)")
 
+    @unittest.skipIf(os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/nvidia0"), "there is a driver")
+    def test_without_a_device_no_program_is_ok_that_skipped(self):
+        programs = {"nvidia-smi": "#!/bin/sh\nexit 9\n", "bin/a_gpu_test": some_skipped("no CUDA device"), "bin/b_gpu_test": GPU_TEST}
+        self.assertEqual(self.check("--without-gpu", "tests", programs=programs), 3)
+        self.assertEqual(self.rows, {"a_gpu_test": "skip", "b_gpu_test": "ok"})
+        self.assertEqual(self.notes["a_gpu_test"], "9 passed, 1 skipped: no CUDA device (1)")
+
     def test_why_tests_were_skipped_is_told(self):
         wgmma = some_skipped("wgmma is of sm_90, this is sm_80")
         self.assertEqual(self.check("tests", sm=80, programs={"bin/a_gpu_test": wgmma}), 0)
