@@ -16,7 +16,12 @@ struct LoadRequest {
   int64_t output_tokens = 1;  // max_tokens
   // Of a timed trace:
   double timestamp = 0;      // seconds since its first request
-  int64_t input_tokens = 0;  // of a prompt that is still to be made
+  int64_t input_tokens = 0;  // of a prompt that is still to be made, or was made as a text
+
+  // The prompt's own length, where it is known; else 0.
+  int64_t prompt_length() const {
+    return token_ids.empty() ? input_tokens : static_cast<int64_t>(token_ids.size());
+  }
 };
 
 // Times are nanoseconds since the start of the run.
@@ -26,7 +31,9 @@ struct RequestRecord {
   int64_t arrival_ns = 0;         // planned
   int64_t ready_ns = 0;           // planned, and a place was free
   int64_t start_ns = 0;           // sent
+  int64_t end_ns = 0;             // answered, failed or interrupted
   std::vector<int64_t> chunk_ns;  // arrivals of chunks with tokens; a chunk may hold several
+  int64_t prompt_length = 0;      // as it was made; 0: unknown
   int64_t prompt_tokens = -1;     // as the server counts them; -1: it did not say
   int64_t output_tokens = -1;
   std::string finish_reason;

@@ -10,6 +10,7 @@
 
 #include "fmt/format.h"
 
+#include "client/http/printable.h"
 #include "client/load/load_options.h"
 #include "client/load/statistics.h"
 
@@ -18,9 +19,9 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr std::array kDetailKeys = {"input_lens",  "output_lens", "ttfts",
-                                    "itls",        "latencies",   "start_times",
-                                    "send_delays", "errors",      "finish_reasons"};
+constexpr std::array kDetailKeys = {"input_lens", "output_lens",   "ttfts",     "itls",
+                                    "latencies",  "start_times",   "end_times", "send_delays",
+                                    "errors",     "finish_reasons"};
 constexpr int kMaxShownErrors = 10;
 
 // A client is a bottleneck once a tenth of what it measures is its own; below a millisecond the
@@ -129,18 +130,20 @@ void AddDetails(const RunOutcome& outcome, ordered_json* result) {
   for (const char* key : kDetailKeys) (*result)[key] = ordered_json::array();
   for (const RequestRecord& record : outcome.records) {
     const bool completed = record.state == RequestRecord::State::kCompleted;
-    if (!completed && record.state != RequestRecord::State::kFailed) continue;
+    const bool interrupted = record.state == RequestRecord::State::kInterrupted;
+    if (!completed && !interrupted && record.state != RequestRecord::State::kFailed) continue;
     const auto add = [&](const char* key, ordered_json value) {
       (*result)[key].push_back(std::move(value));
     };
-    add("input_lens", std::max<int64_t>(record.prompt_tokens, 0));
+    add("input_lens", InputTokens(record));
     add("output_lens", completed ? OutputTokens(record) : 0);
     add("ttfts", completed ? record.ttft() : 0.0);
     add("itls", completed ? ordered_json(Gaps(record)) : ordered_json::array());
     add("latencies", completed ? record.latency() : 0.0);
     add("start_times", record.SecondsOf(record.start_ns));
+    add("end_times", record.SecondsOf(record.end_ns));
     add("send_delays", record.send_delay());
-    add("errors", record.error);
+    add("errors", interrupted ? "interrupted" : record.error);
     add("finish_reasons", record.finish_reason);
   }
 }
@@ -177,7 +180,7 @@ ordered_json BuildResult(const LoadOptions& options, const RunDescription& descr
     errors.push_back({{"error", error}, {"count", count}});
   }
   result["error_counts"] = std::move(errors);
-  AddDetails(outcome, &result);
+  if (description.with_details) AddDetails(outcome, &result);
   return result;
 }
 
@@ -241,7 +244,7 @@ std::string FormatBlock(const ordered_json& result) {
         break;
       }
       text += fmt::format("{:>6} x {}\n", group["count"].get<int64_t>(),
-                          group["error"].get<std::string>());
+                          PrintableMessage(group["error"].get_ref<const std::string&>()));
     }
   }
   return text + std::string(50, '=') + "\n";
@@ -268,7 +271,9 @@ std::vector<std::string> Warnings(const ordered_json& result) {
   }
   if (const int64_t count = result.value("requests_without_usage", int64_t{0}); count > 0) {
     warnings.push_back(fmt::format(
-        "{} answers came without usage: each of their chunks counts as a token", count));
+        "{} answers came without usage: each of their chunks counts as a token, and their prompts "
+        "as many as they were made of (those of a file's texts: none)",
+        count));
   }
   if (const int64_t count = result.value("resent_requests", int64_t{0}); count > 0) {
     warnings.push_back(fmt::format(

@@ -21,15 +21,15 @@ struct RunDescription {
   std::string date;  // 20261122-180327
   std::string model;
   int64_t num_prompts = 0;
+  bool with_details = true;  // every request's own figures as well (see RemoveDetails)
 };
 
-// With every request's own figures (see kDetailKeys).
 nlohmann::ordered_json BuildResult(const LoadOptions& options, const RunDescription& description,
                                    const RunOutcome& outcome);
 
-// Lists with an element for each request, in the order in which they were planned, without those
-// that an interrupt ended: what --save-detailed adds. Of a failed request times are 0, and its
-// error is not empty.
+// Lists with an element for each request that was sent, in the order in which they were planned:
+// what --save-detailed adds. Of one that failed or was interrupted ("interrupted" is its error
+// then) there are start and end; its other times are 0.
 void RemoveDetails(nlohmann::ordered_json* result);
 
 // The block. Rows of what is not in `result` are left out.

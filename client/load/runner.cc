@@ -97,6 +97,7 @@ class Run final : public TransportEvents {
   void OnEnd(size_t idx, const absl::Status& status) override {
     RequestRecord& record = outcome_.records[idx];
     last_end_ns_ = Now();
+    record.end_ns = last_end_ns_;
     schedule_.OnEnd(last_end_ns_);
     if (cancelling_ && absl::IsCancelled(status)) {
       record.state = RequestRecord::State::kInterrupted;
@@ -123,6 +124,7 @@ class Run final : public TransportEvents {
       record.arrival_ns = due->arrival_ns;
       record.ready_ns = due->ready_ns;
       record.start_ns = Now();
+      record.prompt_length = requests_[due->idx].prompt_length();
       transport_->Start(due->idx, requests_[due->idx]);
     }
   }
@@ -142,6 +144,7 @@ class Run final : public TransportEvents {
     }
     for (RequestRecord& record : outcome_.records) {
       if (record.state == RequestRecord::State::kRunning) {
+        record.end_ns = Now();
         record.state = RequestRecord::State::kInterrupted;
       }
     }

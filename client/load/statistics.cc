@@ -107,6 +107,10 @@ Summary Summarize(std::vector<double> values, const std::vector<double>& percent
   return summary;
 }
 
+int64_t InputTokens(const RequestRecord& record) {
+  return record.prompt_tokens >= 0 ? record.prompt_tokens : record.prompt_length;
+}
+
 int64_t OutputTokens(const RequestRecord& record) {
   return record.output_tokens >= 0 ? record.output_tokens
                                    : static_cast<int64_t>(record.chunk_ns.size());
@@ -131,7 +135,7 @@ LoadMetrics ComputeMetrics(const std::vector<RequestRecord>& records,
     if (record.state != State::kWaiting) send_delay.push_back(record.send_delay());
     if (record.state != State::kCompleted) continue;
     completed.push_back(&record);
-    metrics.input_tokens += std::max<int64_t>(record.prompt_tokens, 0);
+    metrics.input_tokens += InputTokens(record);
     metrics.output_tokens += OutputTokens(record);
     metrics.num_without_usage += record.output_tokens < 0 ? 1 : 0;
     metrics.num_good += IsGood(record, goodput) ? 1 : 0;

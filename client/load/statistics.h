@@ -54,6 +54,8 @@ struct LoadMetrics {
   std::vector<std::pair<std::string, int64_t>> errors;
 };
 
+// Tokens of a request's prompt: by usage, else as many as it was made of.
+int64_t InputTokens(const RequestRecord& record);
 // Tokens that a completed request was answered with: by usage, else its chunks.
 int64_t OutputTokens(const RequestRecord& record);
 // Seconds between the chunks of a request.

@@ -24,9 +24,9 @@ using Json = nlohmann::ordered_json;
 // Gaps between tokens that a page holds: some 4 MB, which a browser still draws at once.
 constexpr size_t kMaxGaps = 500'000;
 // Entries for each request; a sweep shows none of them.
-constexpr std::array<std::string_view, 10> kPerRequest = {
-    "input_lens",  "output_lens", "ttfts",  "itls",           "latencies",
-    "start_times", "send_delays", "errors", "finish_reasons", "generated_texts"};
+constexpr std::array<std::string_view, 11> kPerRequest = {
+    "input_lens", "output_lens", "ttfts",  "itls",           "latencies",      "start_times",
+    "end_times",  "send_delays", "errors", "finish_reasons", "generated_texts"};
 
 // Microseconds are finer than any clock's noise, and a third of the digits.
 Json Rounded(const Json& value) {

@@ -17,9 +17,9 @@
 namespace nibble::client {
 
 // One run: an object with the keys of `vllm bench serve`. What --save-detailed adds (input_lens,
-// output_lens, ttfts, itls, latencies, start_times, send_delays, errors, finish_reasons: an entry
-// for each request, in seconds) is what the distributions, the course over time and the timeline
-// are drawn from; without it the page has the figures alone.
+// output_lens, ttfts, itls, latencies, start_times, end_times, send_delays, errors, finish_reasons:
+// an entry for each request, in seconds) is what the distributions, the course over time and the
+// timeline are drawn from; without it the page has the figures alone.
 std::string RenderReport(const nlohmann::ordered_json& result);
 
 // Several runs that differ in rate or concurrency: an array of such objects, whose per-request

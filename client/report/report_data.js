@@ -18,7 +18,7 @@ const reportData = (() => {
 
   // One entry for each request, in the order in which they were sent; empty without --save-detailed.
   function requests(result) {
-    const columns = ["start_times", "ttfts", "latencies", "itls", "input_lens", "output_lens", "errors", "send_delays", "finish_reasons"];
+    const columns = ["start_times", "ttfts", "latencies", "itls", "input_lens", "output_lens", "errors", "send_delays", "finish_reasons", "end_times"];
     const lists = Object.fromEntries(columns.map((name) => [name, listOf(result[name])]));
     if (lists.start_times.length === 0 && lists.ttfts.length === 0) return [];
     const count = maximum(columns.map((name) => lists[name].length));
@@ -29,8 +29,13 @@ const reportData = (() => {
       const ttft = finite(lists.ttfts[i]);
       let latency = finite(lists.latencies[i]);
       if (Number.isNaN(latency) && itls !== null) latency = itls.reduce((sum, gap) => sum + gap, ttft);
+      const start = finite(lists.start_times[i]);
+      const failed = typeof error === "string" && error !== "";
+      // Without a last token there is no latency: until it ended it took a place all the same.
+      const end = finite(lists.end_times[i]);
+      if (failed && end >= start) latency = end - start;
       made.push({
-        number: i, start: finite(lists.start_times[i]), ttft, latency, itls, failed: typeof error === "string" && error !== "",
+        number: i, start, ttft, latency, itls, failed,
         error: typeof error === "string" ? error : "", input: finite(lists.input_lens[i]), output: finite(lists.output_lens[i]),
         delay: finite(lists.send_delays[i]), finish: lists.finish_reasons[i],
       });

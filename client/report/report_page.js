@@ -103,7 +103,7 @@ const reportPage = (() => {
 
   function failures(result, all) {
     const failed = finite(result.failed);
-    const found = reportData.errors(all);
+    const found = reportData.errors(all.filter((one) => one.error !== "interrupted"));
     const count = failed > 0 ? failed : found.reduce((sum, [, n]) => sum + n, 0);
     if (!(count > 0)) return [];
     const note = html("p", {class: "problem"}, html("strong", {}, `${plural(count, "request")} failed.`), " They count in no latency.");

@@ -123,7 +123,8 @@ const reportPlots = (() => {
   function describe(one) {
     const lines = [`Request ${one.number + 1}, sent at ${seconds(one.start)}`];
     if (Number.isFinite(one.input)) lines.push(`${plural(one.input, "prompt token")}, ${plural(one.output, "output token")}`);
-    if (one.failed) lines.push(`failed after ${seconds(one.latency)}: ${one.error.slice(0, 60)}`);
+    if (one.failed && one.error === "interrupted") lines.push(`interrupted after ${seconds(one.latency)}`);
+    else if (one.failed) lines.push(`failed after ${seconds(one.latency)}: ${one.error.slice(0, 60)}`);
     else lines.push(`first token after ${seconds(one.ttft)}, all after ${seconds(one.latency)}`);
     return lines.join("\n");
   }

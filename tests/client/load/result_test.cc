@@ -26,14 +26,18 @@ RunOutcome Outcome() {
   RequestRecord completed{
       .state = State::kCompleted, .start_ns = 5 * kMs, .chunk_ns = {105 * kMs, 125 * kMs}};
   completed.ready_ns = 4 * kMs;
+  completed.end_ns = 130 * kMs;
   completed.prompt_tokens = 7;
   completed.output_tokens = 2;
   completed.finish_reason = "length";
   RequestRecord failed{.state = State::kFailed, .start_ns = 10 * kMs, .error = "HTTP 500"};
   failed.ready_ns = 10 * kMs;
+  failed.end_ns = 310 * kMs;
+  failed.prompt_length = 5;
   RequestRecord interrupted{
       .state = State::kInterrupted, .start_ns = 10 * kMs, .chunk_ns = {400 * kMs}};
   interrupted.ready_ns = 10 * kMs;
+  interrupted.end_ns = 500 * kMs;
   outcome.records = {completed, failed, interrupted};
   outcome.duration_ns = 500 * kMs;
   outcome.cpu_seconds = 0.05;
@@ -76,16 +80,22 @@ TEST(ResultTest, KeysOfVllm) {
 
 TEST(ResultTest, DetailsHaveAnEntryForEachRequestThatEnded) {
   ordered_json result = Build();
-  EXPECT_EQ(result["ttfts"].dump(), "[0.1,0.0]");
-  EXPECT_EQ(result["itls"].dump(), "[[0.02],[]]");
-  EXPECT_EQ(result["output_lens"].dump(), "[2,0]");
-  EXPECT_EQ(result["input_lens"].dump(), "[7,0]");
-  EXPECT_EQ(result["errors"].dump(), "[\"\",\"HTTP 500\"]");
-  EXPECT_EQ(result["start_times"].dump(), "[0.005,0.01]");
-  EXPECT_EQ(result["finish_reasons"].dump(), "[\"length\",\"\"]");
+  EXPECT_EQ(result["ttfts"].dump(), "[0.1,0.0,0.0]");
+  EXPECT_EQ(result["itls"].dump(), "[[0.02],[],[]]");
+  EXPECT_EQ(result["output_lens"].dump(), "[2,0,0]");
+  EXPECT_EQ(result["input_lens"].dump(), "[7,5,0]");
+  EXPECT_EQ(result["errors"].dump(), "[\"\",\"HTTP 500\",\"interrupted\"]");
+  EXPECT_EQ(result["start_times"].dump(), "[0.005,0.01,0.01]");
+  EXPECT_EQ(result["end_times"].dump(), "[0.13,0.31,0.5]");
+  EXPECT_EQ(result["finish_reasons"].dump(), "[\"length\",\"\",\"\"]");
   EXPECT_EQ(result["error_counts"].dump(), "[{\"error\":\"HTTP 500\",\"count\":1}]");
   RemoveDetails(&result);
   EXPECT_FALSE(result.contains("itls"));
+  EXPECT_EQ(
+      BuildResult(
+          {}, {.date = "20261122-180327", .model = "m", .num_prompts = 4, .with_details = false},
+          Outcome()),
+      result);
   EXPECT_TRUE(result.contains("error_counts"));
 }
 
@@ -135,6 +145,15 @@ TEST(ResultTest, AClientThatIsSlowIsTold) {
   EXPECT_THAT(Warnings(result), ElementsAre(HasSubstr("97 % of its core")));
   EXPECT_THAT(Warnings({{"failed", 1}, {"requests_without_usage", 2}}),
               ElementsAre(HasSubstr("2 answers came without usage"), HasSubstr("failed")));
+}
+
+TEST(ResultTest, ErrorsDoNothingToATerminal) {
+  RunOutcome outcome = Outcome();
+  outcome.records[1].error = "\x1b[2Jx" + std::string(1000, 'y');
+  const std::string block = FormatBlock(BuildResult({}, {}, outcome));
+  EXPECT_THAT(block, HasSubstr(" [2Jxyyy"));
+  EXPECT_THAT(block, Not(HasSubstr("\x1b")));
+  EXPECT_THAT(block, HasSubstr("yyy...\n"));
 }
 
 TEST(ResultTest, RequestsThatWereSentTwiceAreTold) {

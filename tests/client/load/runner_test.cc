@@ -108,7 +108,9 @@ class RunnerTest : public ::testing::Test {
  protected:
   static std::vector<LoadRequest> Requests(const std::vector<int64_t>& tokens) {
     std::vector<LoadRequest> requests;
-    for (const int64_t count : tokens) requests.push_back({.text = "a", .output_tokens = count});
+    for (const int64_t count : tokens) {
+      requests.push_back({.text = "a", .output_tokens = count, .input_tokens = 8});
+    }
     return requests;
   }
   RunOutcome Run(const std::vector<int64_t>& tokens, const std::vector<double>& arrivals,
@@ -127,6 +129,8 @@ TEST_F(RunnerTest, TimesAreWrittenDown) {
   EXPECT_EQ(first.state, State::kCompleted);
   EXPECT_EQ(first.start_ns, 0);
   EXPECT_THAT(first.chunk_ns, ElementsAre(10 * kMs, 15 * kMs, 20 * kMs));
+  EXPECT_EQ(first.end_ns, 20 * kMs);
+  EXPECT_EQ(first.prompt_length, 8);
   EXPECT_EQ(first.prompt_tokens, 3);
   EXPECT_EQ(first.output_tokens, 3);
   EXPECT_EQ(first.finish_reason, "length");
@@ -150,6 +154,8 @@ TEST_F(RunnerTest, AFailureIsNoAnswerAndDoesNotEndTheRun) {
   const RunOutcome outcome = Run({2, 2, 2}, {0, 0, 0}, 1);
   EXPECT_EQ(outcome.records[1].state, State::kFailed);
   EXPECT_EQ(outcome.records[1].error, "refused");
+  EXPECT_EQ(outcome.records[1].end_ns, outcome.records[1].start_ns);
+  EXPECT_GT(outcome.records[1].end_ns, 0);
   EXPECT_EQ(outcome.records[0].state, State::kCompleted);
   EXPECT_EQ(outcome.records[2].state, State::kCompleted);
 }
@@ -167,6 +173,7 @@ TEST_F(RunnerTest, AnInterruptEndsWithWhatThereIs) {
   EXPECT_GE(calls, 4);
   EXPECT_EQ(outcome.records[0].state, State::kCompleted);
   EXPECT_EQ(outcome.records[1].state, State::kInterrupted);
+  EXPECT_GE(outcome.records[1].end_ns, 900 * kMs);
   EXPECT_EQ(outcome.records[2].state, State::kWaiting);
   EXPECT_EQ(transport_.active, 0);
   EXPECT_LT(outcome.duration_ns, 1'100 * kMs);

@@ -57,6 +57,16 @@ TEST(MetricsTest, LatenciesAsVllmDefinesThem) {
   EXPECT_EQ(metrics.num_without_usage, 0);
 }
 
+TEST(MetricsTest, WithoutUsagePromptsAreAsLongAsTheyWereMade) {
+  RequestRecord record = Completed(0, {10, 20}, -1);
+  record.prompt_tokens = -1;
+  record.prompt_length = 12;
+  const LoadMetrics metrics = ComputeMetrics({record}, {99}, {});
+  EXPECT_EQ(metrics.input_tokens, 12);
+  EXPECT_EQ(metrics.output_tokens, 2);
+  EXPECT_EQ(metrics.num_without_usage, 1);
+}
+
 TEST(MetricsTest, ItlPoolsGapsAndTpotIsPerRequest) {
   const LoadMetrics metrics =
       ComputeMetrics({Completed(0, {10, 20, 30, 40}, 4), Completed(0, {10, 50}, 2)}, {99}, {});
