@@ -3,10 +3,12 @@
 
 #include "client/load/arrival.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "fmt/core.h"
 
+#include "client/load/limits.h"
 #include "client/load/random.h"
 
 namespace nibble::client {
@@ -64,6 +66,19 @@ void ArrivalOptions::Validate(std::vector<std::string>* violations) const {
   }
   CheckRate("--ramp-up-start-rps", *start_rps, violations);
   CheckRate("--ramp-up-end-rps", *end_rps, violations);
+}
+
+void ArrivalOptions::CheckSpan(int64_t count, std::vector<std::string>* violations) const {
+  double slowest = request_rate;
+  if (has_ramp() && start_rps.has_value() && end_rps.has_value()) {
+    slowest = std::min(*start_rps, *end_rps);
+  }
+  const double seconds = static_cast<double>(count) / slowest;
+  if (seconds > kMaxSpanSeconds) {
+    violations->push_back(
+        fmt::format("{} requests at {} a second come in {} seconds, the limit is {}", count,
+                    slowest, seconds, kMaxSpanSeconds));
+  }
 }
 
 std::vector<double> PlanArrivals(const ArrivalOptions& options, int64_t count, uint64_t seed) {

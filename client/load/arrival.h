@@ -23,6 +23,8 @@ struct ArrivalOptions {
 
   // One line for each violation, naming option, value and limit.
   void Validate(std::vector<std::string>* violations) const;
+  // The same for `count` requests that take too long to come; infinite rates take no time.
+  void CheckSpan(int64_t count, std::vector<std::string>* violations) const;
   bool has_ramp() const { return !ramp_up_strategy.empty(); }
 };
 

@@ -4,7 +4,9 @@
 // What is asked: prompts and how many tokens each is answered with. The same for the same seed.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -35,20 +37,30 @@ struct DatasetOptions {
 
   // One line for each violation, naming option, value and limit.
   void Validate(std::vector<std::string>* violations) const;
+  // Of prompts that are made by these options; 0 for those of a file.
+  double mean_prompt_tokens() const;
   bool is_trace() const { return name == "timed-trace"; }
   bool has_file() const { return name == "custom" || is_trace(); }
 };
 
 // Requests of a run, and others (as many as asked for) of the same kind to warm up with: no prompt
-// of those is measured, but for those of a file, whose first ones are taken.
+// of those is measured, unless a file has too few.
 struct Dataset {
   std::vector<LoadRequest> requests;
   std::vector<LoadRequest> warmups;
+  bool warmups_are_measured = false;  // some of them
+};
+
+struct DatasetHooks {
+  const std::atomic<bool>* interrupted = nullptr;  // may be null
+  // May be empty; told of texts, each of which takes a few questions to `codec`.
+  std::function<void(int64_t done, int64_t total)> progress;
 };
 
 // `as_text`: prompts are texts, whose tokens are those of `codec` (a chat's template adds more).
-// `codec` is asked for random prompts alone. Errors name the file's line.
+// `codec` is asked for random prompts alone. Errors name the file's line; CANCELLED when
+// interrupted.
 absl::StatusOr<Dataset> MakeDataset(const DatasetOptions& options, int64_t num_warmups,
-                                    bool as_text, TextCodec* codec);
+                                    bool as_text, TextCodec* codec, const DatasetHooks& hooks = {});
 
 }  // namespace nibble::client

@@ -137,6 +137,10 @@ absl::StatusOr<std::vector<LoadRequest>> ParseTimedTrace(std::string_view text) 
       requests.begin(), requests.end(),
       [](const LoadRequest& a, const LoadRequest& b) { return a.timestamp < b.timestamp; });
   const double first = requests.front().timestamp;
+  if (const double span = requests.back().timestamp - first; span > kMaxSpanSeconds) {
+    return InvalidArgument("timestamps are {} seconds apart, the limit is {}", span,
+                           kMaxSpanSeconds);
+  }
   for (LoadRequest& request : requests) request.timestamp -= first;
   return requests;
 }

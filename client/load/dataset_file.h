@@ -22,7 +22,7 @@ absl::StatusOr<std::vector<LoadRequest>> ParsePromptLines(std::string_view text,
 //   {"timestamp": 27.5, "input_tokens": 6758, "output_tokens": 500}      seconds; or a prompt
 //   {"timestamp": 27500, "input_length": 6758, "output_length": 500}     milliseconds, as
 //   Mooncake's
-// Requests are sorted by time; the first one's becomes 0.
+// Requests are sorted by time; the first one's becomes 0, the last one's is at most 1e9 seconds.
 absl::StatusOr<std::vector<LoadRequest>> ParseTimedTrace(std::string_view text);
 
 }  // namespace nibble::client

@@ -64,11 +64,24 @@ void CheckHeaders(const LoadOptions& options, Violations* violations) {
       violations->push_back(fmt::format("--header '{}': want NAME=VALUE", header));
     } else if (std::find(kOurs.begin(), kOurs.end(), name) != kOurs.end()) {
       violations->push_back(fmt::format("--header '{}': is set for each request", header));
+    } else if (name == "authorization" && !options.security.api_key.empty()) {
+      violations->push_back(
+          "--header Authorization and --api-key (or NIBBLE_API_KEY): want one of them");
     } else if (!options.grpc.empty() &&
                (name.starts_with("grpc-") || name.find_first_of("!#$%&'*+^`|~") != name.npos)) {
       violations->push_back(fmt::format("--header '{}': gRPC's metadata has no such name", header));
     }
   }
+}
+
+// "p99.9_ttft_ms": results have as many of these as are asked for.
+bool IsPercentileKey(std::string_view key) {
+  if (!key.starts_with('p') || !key.ends_with("_ms")) return false;
+  const size_t end = key.find('_');
+  const std::string_view number = key.substr(1, end - 1);
+  if (number.empty() || number.find_first_not_of("0123456789.e+-") != key.npos) return false;
+  const std::string_view metric = key.substr(end + 1, key.size() - end - 4);
+  return std::find(kMetrics.begin(), kMetrics.end(), metric) != kMetrics.end();
 }
 
 void CheckMetadata(const LoadOptions& options, Violations* violations) {
@@ -77,7 +90,7 @@ void CheckMetadata(const LoadOptions& options, Violations* violations) {
     const std::string key = pair.substr(0, pair.find('='));
     if (key.empty() || key.size() == pair.size()) {
       violations->push_back(fmt::format("--metadata '{}': want KEY=VALUE", pair));
-    } else if (std::find(own.begin(), own.end(), key) != own.end()) {
+    } else if (IsPercentileKey(key) || std::find(own.begin(), own.end(), key) != own.end()) {
       violations->push_back(
           fmt::format("--metadata '{}': results have a key of that name already", pair));
     }
@@ -120,15 +133,20 @@ void CheckServer(const LoadOptions& options, Violations* violations) {
     violations->push_back(std::string(status.message()));
   }
   if (!options.grpc.empty()) {
-    if (options.grpc.find_last_of(':') == std::string::npos ||
+    const size_t colon = options.grpc.rfind(':');
+    if (colon == std::string::npos || colon == 0 || !IsPort(options.grpc.substr(colon + 1)) ||
         options.grpc.find("//") != std::string::npos || !IsPrintable(options.grpc)) {
-      violations->push_back(fmt::format("--grpc is '{}', want HOST:PORT", options.grpc));
+      violations->push_back(
+          fmt::format("--grpc is '{}', want HOST:PORT, a port from 1 to 65535", options.grpc));
     }
     if (!options.endpoint.empty()) violations->push_back("--endpoint goes with --url");
     return;
   }
   if (const auto url = Url::Parse(options.url); !url.ok()) {
     violations->push_back("--url: " + std::string(url.status().message()));
+  } else if (const absl::Status status = options.security.CheckFor(url->tls);
+             !status.ok() && options.security.Validate().ok()) {
+    violations->push_back(std::string(status.message()));
   }
   if (!options.endpoint.starts_with('/') && !options.endpoint.empty()) {
     violations->push_back(
@@ -162,6 +180,7 @@ absl::Status LoadOptions::Validate() const {
   CheckServer(*this, &violations);
   dataset.Validate(&violations);
   arrival.Validate(&violations);
+  if (violations.empty() && !follows_trace()) arrival.CheckSpan(dataset.num_prompts, &violations);
   sampling.Validate(&violations);
   if (follows_trace() && (!std::isinf(arrival.request_rate) || arrival.has_ramp())) {
     violations.push_back(

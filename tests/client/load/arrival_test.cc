@@ -113,6 +113,20 @@ TEST(ArrivalTest, RampsGoFromOneRateToTheOther) {
               ElementsAre(1.0, ::testing::DoubleEq(1.5), ::testing::DoubleEq(1.75)));
 }
 
+TEST(ArrivalTest, ARunEndsWithinTheLimit) {
+  const auto first = [](const ArrivalOptions& options, int64_t count) {
+    std::vector<std::string> violations;
+    options.CheckSpan(count, &violations);
+    return violations.empty() ? std::string() : violations.front();
+  };
+  EXPECT_EQ(first({}, 10'000'000), "");
+  EXPECT_EQ(first({.request_rate = 1e-4}, 100'000), "");
+  EXPECT_THAT(first({.request_rate = 1e-4}, 10'000'000),
+              HasSubstr("10000000 requests at 0.0001 a second"));
+  EXPECT_THAT(first({.ramp_up_strategy = "linear", .start_rps = 5, .end_rps = 1e-4}, 10'000'000),
+              HasSubstr("the limit is 1000000000"));
+}
+
 TEST(ArrivalTest, ViolationsNameOptionAndLimit) {
   const auto first = [](const ArrivalOptions& options) {
     std::vector<std::string> violations;

@@ -83,6 +83,9 @@ TEST(TimedTraceTest, ErrorsNameTheLineAndTheLimit) {
               HasSubstr("timestamp is -1, want 0 to"));
   EXPECT_THAT(TraceError("{\"timestamp\": 1e300, \"input_tokens\": 1, \"output_tokens\": 1}"),
               HasSubstr("timestamp is 1e+300, want 0 to"));
+  EXPECT_THAT(
+      TraceError(good + "{\"timestamp\": 1.5e9, \"input_tokens\": 1, \"output_tokens\": 1}"),
+      HasSubstr("timestamps are 1500000000 seconds apart, the limit is 1000000000"));
   EXPECT_THAT(TraceError("{\"timestamp\": 0, \"input_tokens\": 1}"),
               HasSubstr("there is no output_tokens"));
   EXPECT_THAT(TraceError("{\"timestamp\": 0, \"output_tokens\": 1}"),

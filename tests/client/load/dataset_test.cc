@@ -164,6 +164,55 @@ TEST_F(DatasetTest, FilesAreShuffledCutAndRepeated) {
   EXPECT_EQ(codec_.num_asked, 0);  // no server is asked for what a file says
 }
 
+TEST_F(DatasetTest, AFileWarmsUpWithWhatIsNotMeasured) {
+  DatasetOptions options{.name = "custom",
+                         .path = WriteFile("{\"prompt\":\"a\"}\n{\"prompt\":\"b\"}\n"
+                                           "{\"prompt\":\"c\"}\n{\"prompt\":\"d\"}\n"),
+                         .num_prompts = 2,
+                         .disable_shuffle = true};
+  const Dataset dataset = Make(options, 2);
+  ASSERT_EQ(dataset.warmups.size(), 2u);
+  EXPECT_EQ(dataset.warmups[0].text + dataset.warmups[1].text, "cd");
+  EXPECT_FALSE(dataset.warmups_are_measured);
+  EXPECT_TRUE(Make(options, 3).warmups_are_measured);
+  options.num_prompts = 0;
+  EXPECT_TRUE(Make(options, 1).warmups_are_measured);
+  EXPECT_FALSE(Make(options, 0).warmups_are_measured);
+}
+
+TEST_F(DatasetTest, MakingTextsIsSeenAndCanBeInterrupted) {
+  const DatasetOptions options{.num_prompts = 5, .random_input_len = 6};
+  std::atomic<bool> interrupted{false};
+  std::vector<int64_t> seen;
+  const DatasetHooks hooks{.interrupted = &interrupted,
+                           .progress = [&](int64_t done, int64_t total) {
+                             EXPECT_EQ(total, 6);
+                             seen.push_back(done);
+                             interrupted = done == 3;
+                           }};
+  const auto dataset = MakeDataset(options, 1, /*as_text=*/true, &codec_, hooks);
+  EXPECT_TRUE(absl::IsCancelled(dataset.status())) << dataset.status();
+  EXPECT_EQ(seen, (std::vector<int64_t>{1, 2, 3}));
+  EXPECT_EQ(Make(options, 0, /*as_text=*/true).requests[0].prompt_length(), 6);
+  EXPECT_EQ(Make(options).requests[0].prompt_length(), 6);
+}
+
+TEST_F(DatasetTest, PromptsThatDoNotFitIntoMemoryAreRefused) {
+  const DatasetOptions trace{
+      .name = "timed-trace",
+      .path = WriteFile([] {
+        std::string lines;
+        for (int i = 0; i < 300; ++i) {
+          lines += "{\"timestamp\":0,\"input_tokens\":4000000,\"output_tokens\":2}\n";
+        }
+        return lines;
+      }()),
+      .num_prompts = 0};
+  EXPECT_THAT(std::string(MakeDataset(trace, 0, false, &codec_).status().message()),
+              HasSubstr("1200000000 tokens together, the limit is 1073741824"));
+  EXPECT_EQ(codec_.num_asked, 0);
+}
+
 TEST_F(DatasetTest, TracesOfLengthsGetRandomPrompts) {
   const Dataset dataset =
       Make({.name = "timed-trace",
@@ -203,6 +252,8 @@ TEST(DatasetOptionsTest, ViolationsNameOptionAndLimit) {
   EXPECT_THAT(all({.random_input_len = -1}), HasSubstr("--random-input-len is -1"));
   EXPECT_THAT(all({.random_range_ratio = 1}), HasSubstr("--random-range-ratio is 1, want 0 to"));
   EXPECT_THAT(all({.random_input_len = 0}), HasSubstr("want a prompt"));
+  EXPECT_THAT(all({.num_prompts = 10'000'000}),
+              HasSubstr("--num-prompts 10000000 of 1024 tokens are 10240000000 tokens, the limit"));
   EXPECT_THAT(all({.num_prefixes = 0}), HasSubstr("--prefix-repetition-num-prefixes is 0"));
 }
 
