@@ -18,6 +18,7 @@ namespace nibble::client {
 namespace {
 
 constexpr auto kCallTimeout = std::chrono::seconds(30);
+constexpr auto kInterruptInterval = std::chrono::milliseconds(100);
 
 absl::StatusOr<v1::SamplingParams> MakeSampling(const RequestFormat& format) {
   v1::SamplingParams params;
@@ -56,10 +57,12 @@ class GrpcApi final : public ServerApi {
       : options_(options), stub_(v1::Nibble::NewStub(channel)) {}
 
   std::string address() const override { return options_.grpc; }
+  void SetInterrupt(const std::atomic<bool>* interrupted) override { interrupted_ = interrupted; }
 
   absl::StatusOr<std::vector<ServedModel>> ListModels() override {
     v1::ListModelsResponse response;
-    NIBBLE_RETURN_IF_ERROR(Ask(&v1::Nibble::Stub::ListModels, v1::ListModelsRequest(), &response));
+    NIBBLE_RETURN_IF_ERROR(
+        Ask(&v1::Nibble::Stub::AsyncListModels, v1::ListModelsRequest(), &response));
     std::vector<ServedModel> models;
     for (const v1::ModelInfo& model : response.models()) {
       models.push_back({.id = model.id(),
@@ -78,7 +81,7 @@ class GrpcApi final : public ServerApi {
     request.set_text(std::string(text));
     request.set_add_special_tokens(false);
     v1::TokenizeResponse response;
-    NIBBLE_RETURN_IF_ERROR(Ask(&v1::Nibble::Stub::Tokenize, request, &response));
+    NIBBLE_RETURN_IF_ERROR(Ask(&v1::Nibble::Stub::AsyncTokenize, request, &response));
     return std::vector<int32_t>(response.token_ids().begin(), response.token_ids().end());
   }
 
@@ -87,7 +90,7 @@ class GrpcApi final : public ServerApi {
     request.set_model(model_.id);
     request.mutable_token_ids()->Assign(ids.begin(), ids.end());
     v1::DetokenizeResponse response;
-    NIBBLE_RETURN_IF_ERROR(Ask(&v1::Nibble::Stub::Detokenize, request, &response));
+    NIBBLE_RETURN_IF_ERROR(Ask(&v1::Nibble::Stub::AsyncDetokenize, request, &response));
     return response.text();
   }
 
@@ -108,13 +111,27 @@ class GrpcApi final : public ServerApi {
 
  private:
   template <typename Request, typename Response>
-  absl::Status Ask(grpc::Status (v1::Nibble::Stub::*method)(grpc::ClientContext*, const Request&,
-                                                            Response*),
+  absl::Status Ask(std::unique_ptr<grpc::ClientAsyncResponseReader<Response>> (
+                       v1::Nibble::Stub::*method)(grpc::ClientContext*, const Request&,
+                                                  grpc::CompletionQueue*),
                    const Request& request, Response* response) {
     grpc::ClientContext context;
+    grpc::CompletionQueue queue;
     context.set_deadline(std::chrono::system_clock::now() + kCallTimeout);
     for (const auto& [name, value] : MakeMetadata(options_)) context.AddMetadata(name, value);
-    const absl::Status status = FromGrpc((stub_.get()->*method)(&context, request, response));
+    const auto reader = (stub_.get()->*method)(&context, request, &queue);
+    grpc::Status answer;
+    reader->Finish(response, &answer, nullptr);
+    const auto interrupted = [&] { return interrupted_ != nullptr && interrupted_->load(); };
+    void* tag = nullptr;
+    bool ok = false;
+    // Ends by the call's deadline.
+    while (queue.AsyncNext(&tag, &ok, std::chrono::system_clock::now() + kInterruptInterval) ==
+           grpc::CompletionQueue::TIMEOUT) {
+      if (interrupted()) context.TryCancel();
+    }
+    if (interrupted()) return absl::CancelledError("interrupted");
+    const absl::Status status = FromGrpc(answer);
     if (status.ok()) return status;
     std::string text = fmt::format("{}: {}", address(), std::string(status.message()));
     if (absl::IsUnauthenticated(status) || absl::IsPermissionDenied(status)) {
@@ -125,6 +142,7 @@ class GrpcApi final : public ServerApi {
 
   const LoadOptions options_;
   const std::unique_ptr<v1::Nibble::Stub> stub_;
+  const std::atomic<bool>* interrupted_ = nullptr;
   ServedModel model_;
 };
 

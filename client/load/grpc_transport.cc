@@ -51,11 +51,9 @@ class GrpcTransport final : public Transport {
   void Start(size_t idx, const LoadRequest& request) override {
     auto* const call = new Call{.idx = idx};  // until its last event
     calls_.insert(call);
-    if (format_.timeout_seconds < 1e8) {
-      call->context.set_deadline(
-          std::chrono::system_clock::now() +
-          std::chrono::microseconds(static_cast<int64_t>(format_.timeout_seconds * 1e6)));
-    }
+    call->context.set_deadline(
+        std::chrono::system_clock::now() +
+        std::chrono::microseconds(static_cast<int64_t>(format_.timeout_seconds * 1e6)));
     for (const auto& [name, value] : metadata_) call->context.AddMetadata(name, value);
     v1::Nibble::Stub* const stub = stubs_[next_stub_++ % stubs_.size()].get();
     if (format_.chat) {

@@ -39,16 +39,23 @@ class HttpApi final : public ServerApi {
           limit != model.end() && limit->is_number_unsigned()) {
         served.max_model_len = limit->get<int64_t>();
       }
+      if (const auto size = model.find("vocab_size");
+          size != model.end() && size->is_number_unsigned()) {
+        served.vocab_size = size->get<int64_t>();
+      }
       models.push_back(std::move(served));
     }
     if (models.empty()) return NotFound("{} lists no models at /v1/models", address());
     return models;
   }
 
-  void SetModel(const ServedModel& model) override { model_ = model.id; }
+  void SetModel(const ServedModel& model) override { model_ = model; }
+  void SetInterrupt(const std::atomic<bool>* interrupted) override {
+    client_.SetCancel(interrupted);
+  }
 
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text) override {
-    const json body = {{"model", model_}, {"prompt", text}, {"add_special_tokens", false}};
+    const json body = {{"model", model_.id}, {"prompt", text}, {"add_special_tokens", false}};
     NIBBLE_ASSIGN_OR_RETURN(const json answer, AskTokenizer("/tokenize", body));
     const auto tokens = answer.find("tokens");
     std::vector<int32_t> ids;
@@ -61,7 +68,7 @@ class HttpApi final : public ServerApi {
   }
 
   absl::StatusOr<std::string> Decode(std::span<const int32_t> ids) override {
-    const json body = {{"model", model_}, {"tokens", ids}};
+    const json body = {{"model", model_.id}, {"tokens", ids}};
     NIBBLE_ASSIGN_OR_RETURN(const json answer, AskTokenizer("/detokenize", body));
     const auto prompt = answer.find("prompt");
     if (prompt == answer.end() || !prompt->is_string()) {
@@ -70,24 +77,14 @@ class HttpApi final : public ServerApi {
     return prompt->get<std::string>();
   }
 
-  // The API tells no vocabulary: the smallest id that is not in it is looked for.
+  // Most servers tell no vocabulary: the smallest id that is not in it is looked for.
   absl::StatusOr<std::vector<int32_t>> PlainTokens() override {
-    const auto has = [&](int64_t id) {
-      const auto one = static_cast<int32_t>(id);
-      return Decode({&one, 1});
-    };
-    NIBBLE_RETURN_IF_ERROR(has(0).status());
-    int64_t low = 0;
-    int64_t high = 256;
-    while (high < kMaxTokens && has(high).ok()) {
-      low = high;
-      high *= 2;
+    int64_t size = model_.vocab_size;
+    if (size < 1 || size > kMaxTokens) {
+      NIBBLE_RETURN_IF_ERROR(DecodeOne(0).status());
+      NIBBLE_ASSIGN_OR_RETURN(size, FindVocabSize());
     }
-    while (low + 1 < high) {
-      const int64_t middle = (low + high) / 2;
-      (has(middle).ok() ? low : high) = middle;
-    }
-    std::vector<int32_t> tokens(static_cast<size_t>(high));
+    std::vector<int32_t> tokens(static_cast<size_t>(size));
     std::iota(tokens.begin(), tokens.end(), 0);
     return tokens;
   }
@@ -97,9 +94,38 @@ class HttpApi final : public ServerApi {
   }
 
  private:
+  absl::StatusOr<std::string> DecodeOne(int64_t id) {
+    const auto one = static_cast<int32_t>(id);
+    return Decode({&one, 1});
+  }
+
+  // False for an id that the server refuses. That it is busy, or gone, says nothing of the id.
+  absl::StatusOr<bool> HasToken(int64_t id) {
+    const absl::Status status = DecodeOne(id).status();
+    if (status.ok()) return true;
+    if (absl::IsInvalidArgument(status)) return false;
+    return status;
+  }
+
+  absl::StatusOr<int64_t> FindVocabSize() {
+    int64_t low = 0;  // is a token
+    int64_t high = 256;
+    for (; high < kMaxTokens; high *= 2) {
+      NIBBLE_ASSIGN_OR_RETURN(const bool has, HasToken(high));
+      if (!has) break;
+      low = high;
+    }
+    while (low + 1 < high) {
+      const int64_t middle = (low + high) / 2;
+      NIBBLE_ASSIGN_OR_RETURN(const bool has, HasToken(middle));
+      (has ? low : high) = middle;
+    }
+    return high;
+  }
+
   absl::StatusOr<json> AskTokenizer(const char* path, const json& body) {
     absl::StatusOr<json> answer = Ask(path, &body);
-    if (answer.ok()) return answer;
+    if (answer.ok() || absl::IsCancelled(answer.status())) return answer;
     return absl::Status(answer.status().code(),
                         fmt::format("{}\nPrompts need a tokenizer: --tokenizer names a model "
                                     "directory that has the server's",
@@ -116,7 +142,8 @@ class HttpApi final : public ServerApi {
     if (response.status == 200) {
       const absl::StatusOr<json> answer = ParseJson(response.body);
       if (answer.ok() && answer->is_object()) return answer;
-      return InvalidArgument("{}{}: no JSON object comes from there", address(), path);
+      return absl::UnknownError(
+          fmt::format("{}{}: no JSON object comes from there", address(), path));
     }
     const std::string text =
         fmt::format("{}{}: {}", address(), path, ErrorText(response.status, response.body));
@@ -125,10 +152,15 @@ class HttpApi final : public ServerApi {
       case 403:
         return absl::PermissionDeniedError(text +
                                            "\n--api-key or NIBBLE_API_KEY has the server's key");
+      case 400:
+      case 422:
+        return absl::InvalidArgumentError(text);
       case 404:
         return NotFound("{}", text);
       case 429:
+      case 502:  // of a proxy whose server is not there yet
       case 503:
+      case 504:
         return Unavailable("{}", text);
       default:
         return absl::UnknownError(text);
@@ -138,7 +170,7 @@ class HttpApi final : public ServerApi {
   HttpClient client_;
   HttpStreamsOptions options_;
   std::string path_;
-  std::string model_;
+  ServedModel model_;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 // What a load test asks of a server, over HTTP or gRPC.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -34,8 +35,8 @@ struct RequestFormat {
   bool chat = false;
   bool ignore_eos = false;
   SamplingOptions sampling;
-  std::string extra_body;  // JSON object, or empty
-  double timeout_seconds = 0;
+  std::string extra_body;      // JSON object, or empty
+  double timeout_seconds = 0;  // as --request-timeout allows
 };
 
 struct ServedModel {
@@ -53,6 +54,8 @@ class ServerApi : public TextCodec {
   // INVALID_ARGUMENT for an extra_body that does not fit.
   virtual absl::StatusOr<std::unique_ptr<Transport>> MakeTransport(const RequestFormat& format) = 0;
   virtual std::string address() const = 0;
+  // What blocks ends with CANCELLED soon after `interrupted` becomes true. Null: nothing does.
+  virtual void SetInterrupt(const std::atomic<bool>* interrupted) = 0;
 };
 
 }  // namespace nibble::client
