@@ -24,10 +24,17 @@ struct LoadEnvironment {
   RunHooks hooks;
   // What happens, a line each; may be empty.
   std::function<void(const std::string&)> say;
+  std::string date;  // of the result; empty: now
+  // Prompts that were made of those that are; may be empty.
+  std::function<void(int64_t done, int64_t total)> prompt_progress;
+  bool with_details = false;  // every request's own figures in the result
 };
 
+// "20261122-180327", local time.
+std::string DateNow();
+
 struct LoadResult {
-  nlohmann::ordered_json json;  // with details
+  nlohmann::ordered_json json;
   bool interrupted = false;
 };
 
@@ -53,10 +60,18 @@ struct SweepOptions {
   size_t size() const { return request_rates.size() + max_concurrencies.size(); }
 };
 
-// `row` is given the table's head and its rows as they come to be. Ends at an interrupt with what
-// there is: {"sweep": "request_rate", ..., "results": [results of RunLoadTest]}.
-absl::StatusOr<LoadResult> RunSweep(const SweepOptions& options, const ServedModel& model,
-                                    const LoadEnvironment& environment,
-                                    const std::function<void(const std::string&)>& row);
+struct SweepResult {
+  // {"sweep": "request_rate", ..., "results": [results of RunLoadTest]}: of the runs that were
+  // made.
+  nlohmann::ordered_json json;
+  bool interrupted = false;
+  absl::Status status;  // why there are not more of them; OK when interrupted
+};
+
+// `row` is given the table's head and its rows as they come to be. Ends at an interrupt, and at a
+// run that cannot begin, with what there is.
+SweepResult RunSweep(const SweepOptions& options, const ServedModel& model,
+                     const LoadEnvironment& environment,
+                     const std::function<void(const std::string&)>& row);
 
 }  // namespace nibble::client

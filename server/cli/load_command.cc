@@ -3,6 +3,7 @@
 
 #include "server/cli/load_command.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <csignal>
@@ -91,10 +92,18 @@ class LoadSetup {
                     .tokenizer = codec_.get(),
                     .hooks = {.interrupted = &interrupted,
                               .progress = [this](const auto& progress) { Show(progress); }},
-                    .say = [this](const std::string& line) {
-                      bar_.reset();
-                      PrintMessage("nibble: " + line + "\n");
-                    }};
+                    .say =
+                        [this](const std::string& line) {
+                          bar_.reset();
+                          PrintMessage("nibble: " + line + "\n");
+                        },
+                    .date = {},
+                    .prompt_progress =
+                        [this](int64_t done, int64_t total) {
+                          if (!bar_.has_value()) bar_.emplace("prompts", "made");
+                          bar_->Update(done, total);
+                          if (done == total) bar_.reset();
+                        }};
     NIBBLE_ASSIGN_OR_RETURN(model_, client::WaitUntilReady(options, environment_));
     return absl::OkStatus();
   }
@@ -129,19 +138,6 @@ class LoadSetup {
   double last_seconds_ = 0;
 };
 
-// As vLLM names its files.
-std::string ResultPath(const LoadCommandOptions& options, const ordered_json& result,
-                       const std::string& what) {
-  const LoadOptions& load = options.sweep.load;
-  std::string name = options.output.result_filename;
-  if (name.empty()) {
-    const std::string model = result["model_id"].get<std::string>();
-    name = fmt::format("{}-{}-{}-{}.json", load.label.empty() ? load.backend_name() : load.label,
-                       what, model.substr(model.rfind('/') + 1), result["date"].get<std::string>());
-  }
-  return (std::filesystem::path(options.output.result_dir) / name).string();
-}
-
 std::string RateName(const LoadOptions& load) {
   const client::ArrivalOptions& arrival = load.arrival;
   std::string name =
@@ -155,28 +151,60 @@ std::string RateName(const LoadOptions& load) {
   return name;
 }
 
-// Before the test: nobody measures for an hour to find that the folder is not there.
-absl::Status CheckOutput(const LoadOutput& output) {
-  if (!output.result_dir.empty()) {
-    std::error_code error;
-    std::filesystem::create_directories(output.result_dir, error);
-    if (error) return Unavailable("--result-dir {}: {}", output.result_dir, error.message());
-  }
-  if (!output.save_result && (!output.result_dir.empty() || !output.result_filename.empty())) {
-    return InvalidArgument("--result-dir and --result-filename go with --save-result");
-  }
-  if (!output.report.empty()) {
-    const absl::Status status = CheckReplaceable(output.report);
-    if (!status.ok()) return Annotate(status, "--report");
-  }
-  return absl::OkStatus();
-}
+// The files that become of a test. They are looked at before it begins: nobody measures for an hour
+// to find that the folder is not there.
+class OutputFiles {
+ public:
+  explicit OutputFiles(const LoadOutput& output) : output_(output) {}
 
-absl::Status Save(const std::string& path, const std::string& text) {
-  NIBBLE_RETURN_IF_ERROR(ReplaceFile(path, text));
-  PrintMessage(fmt::format("nibble: wrote {}\n", path));
-  return absl::OkStatus();
-}
+  // What can be told of the options alone.
+  absl::Status Validate() const {
+    if (!output_.save_result && (!output_.result_dir.empty() || !output_.result_filename.empty())) {
+      return InvalidArgument("--result-dir and --result-filename go with --save-result");
+    }
+    if (output_.report.empty()) return absl::OkStatus();
+    return Annotate(CheckReplaceable(output_.report), "--report");
+  }
+
+  // `what` was measured, of which vLLM's name of the file says so.
+  absl::Status Prepare(const LoadOptions& load, const std::string& what, const std::string& model,
+                       const std::string& date) {
+    if (!output_.save_result) return absl::OkStatus();
+    if (!output_.result_dir.empty()) {
+      std::error_code error;
+      std::filesystem::create_directories(output_.result_dir, error);
+      if (error) return Unavailable("--result-dir {}: {}", output_.result_dir, error.message());
+    }
+    std::string name = output_.result_filename;
+    if (name.empty()) {
+      name = fmt::format("{}-{}-{}-{}.json", load.label.empty() ? load.backend_name() : load.label,
+                         what, model.substr(model.rfind('/') + 1), date);
+      std::replace(name.begin(), name.end(), '/', '-');
+    }
+    result_ = (std::filesystem::path(output_.result_dir) / name).string();
+    return Annotate(CheckReplaceable(result_), "--save-result");
+  }
+
+  // Both, whatever becomes of the other.
+  absl::Status Write(const std::string& json, const std::string& report) const {
+    std::string errors;
+    for (const auto& [path, text] :
+         {std::pair(result_, &json), std::pair(output_.report, &report)}) {
+      if (path.empty()) continue;
+      const absl::Status status = ReplaceFile(path, *text);
+      if (status.ok()) {
+        PrintMessage(fmt::format("nibble: wrote {}\n", path));
+      } else {
+        errors += (errors.empty() ? "" : "\n") + std::string(status.message());
+      }
+    }
+    return errors.empty() ? absl::OkStatus() : absl::UnavailableError(errors);
+  }
+
+ private:
+  const LoadOutput& output_;
+  std::string result_;  // empty: none
+};
 
 int ExitStatus(bool was_interrupted, int64_t completed) {
   if (was_interrupted) return kInterruptedStatus;
@@ -184,65 +212,60 @@ int ExitStatus(bool was_interrupted, int64_t completed) {
   return Fail(Unavailable("no request was answered"));
 }
 
-void RemoveSweepDetails(ordered_json* sweep) {
-  for (ordered_json& result : (*sweep)["results"]) client::RemoveDetails(&result);
-}
-
 absl::StatusOr<int> Serve(const LoadCommandOptions& options) {
   const LoadOptions& load = options.sweep.load;
+  OutputFiles files(options.output);
   NIBBLE_RETURN_IF_ERROR(load.Validate());
-  NIBBLE_RETURN_IF_ERROR(CheckOutput(options.output));
+  NIBBLE_RETURN_IF_ERROR(files.Validate());
   LoadSetup setup;
   NIBBLE_RETURN_IF_ERROR(setup.Open(load));
-  absl::StatusOr<LoadResult> run = client::RunLoadTest(load, setup.model(), setup.environment());
+  client::LoadEnvironment environment = setup.environment();
+  environment.date = client::DateNow();
+  environment.with_details = options.output.save_detailed || !options.output.report.empty();
+  NIBBLE_RETURN_IF_ERROR(files.Prepare(load, RateName(load), setup.model().id, environment.date));
+  absl::StatusOr<LoadResult> run = client::RunLoadTest(load, setup.model(), environment);
   setup.EndProgress();
-  if (absl::IsCancelled(run.status())) return kInterruptedStatus;
   if (!run.ok()) return run.status();
   const std::string report = options.output.report.empty() ? "" : client::RenderReport(run->json);
-  const std::vector<std::string> warnings = client::Warnings(run->json);
   if (!options.output.save_detailed) client::RemoveDetails(&run->json);
   const std::string json = DumpJson(run->json) + "\n";
   fmt::print("{}", options.output.json ? json : client::FormatBlock(run->json));
-  for (const std::string& warning : warnings) PrintMessage("nibble: warning: " + warning + "\n");
-  if (options.output.save_result) {
-    NIBBLE_RETURN_IF_ERROR(Save(ResultPath(options, run->json, RateName(load)), json));
+  for (const std::string& warning : client::Warnings(run->json)) {
+    PrintMessage("nibble: warning: " + warning + "\n");
   }
-  if (!options.output.report.empty()) {
-    NIBBLE_RETURN_IF_ERROR(Save(options.output.report, report));
-  }
+  NIBBLE_RETURN_IF_ERROR(files.Write(json, report));
   return ExitStatus(run->interrupted, run->json["completed"].get<int64_t>());
 }
 
 absl::StatusOr<int> Sweep(const LoadCommandOptions& options) {
+  OutputFiles files(options.output);
   NIBBLE_RETURN_IF_ERROR(options.sweep.Validate());
-  NIBBLE_RETURN_IF_ERROR(CheckOutput(options.output));
+  NIBBLE_RETURN_IF_ERROR(files.Validate());
   LoadSetup setup;
   NIBBLE_RETURN_IF_ERROR(setup.Open(options.sweep.load));
-  absl::StatusOr<LoadResult> sweep = client::RunSweep(
-      options.sweep, setup.model(), setup.environment(), [&](const std::string& row) {
+  client::LoadEnvironment environment = setup.environment();
+  environment.date = client::DateNow();
+  environment.with_details = options.output.save_detailed;
+  NIBBLE_RETURN_IF_ERROR(
+      files.Prepare(options.sweep.load, "sweep", setup.model().id, environment.date));
+  const client::SweepResult sweep =
+      client::RunSweep(options.sweep, setup.model(), environment, [&](const std::string& row) {
         setup.EndProgress();
         if (!options.output.json) fmt::print("{}\n", row);
         std::fflush(stdout);
       });
   setup.EndProgress();
-  if (absl::IsCancelled(sweep.status())) return kInterruptedStatus;
-  if (!sweep.ok()) return sweep.status();
+  const ordered_json& results = sweep.json["results"];
+  if (results.empty()) return sweep.interrupted ? kInterruptedStatus : Fail(sweep.status);
   int64_t completed = 0;
-  for (const ordered_json& result : sweep->json["results"]) {
-    completed += result["completed"].get<int64_t>();
-  }
-  const std::string report =
-      options.output.report.empty() ? "" : client::RenderSweepReport(sweep->json["results"]);
-  if (!options.output.save_detailed) RemoveSweepDetails(&sweep->json);
-  const std::string json = DumpJson(sweep->json) + "\n";
+  for (const ordered_json& result : results) completed += result["completed"].get<int64_t>();
+  const std::string json = DumpJson(sweep.json) + "\n";
   if (options.output.json) fmt::print("{}", json);
-  if (options.output.save_result) {
-    NIBBLE_RETURN_IF_ERROR(Save(ResultPath(options, sweep->json, "sweep"), json));
-  }
-  if (!options.output.report.empty()) {
-    NIBBLE_RETURN_IF_ERROR(Save(options.output.report, report));
-  }
-  return ExitStatus(sweep->interrupted, completed);
+  const absl::Status written =
+      files.Write(json, options.output.report.empty() ? "" : client::RenderSweepReport(results));
+  if (!sweep.status.ok()) Fail(sweep.status);
+  NIBBLE_RETURN_IF_ERROR(written);
+  return sweep.status.ok() ? ExitStatus(sweep.interrupted, completed) : 1;
 }
 
 int ToExitStatus(const absl::StatusOr<int>& status) {

@@ -97,8 +97,9 @@ void AddArrival(CLI::App* app, LoadOptions* load, bool with_rate, bool with_conc
                   "linear or exponential, from --ramp-up-start-rps to --ramp-up-end-rps");
   app->add_option("--ramp-up-start-rps", arrival->start_rps, "requests a second at the start");
   app->add_option("--ramp-up-end-rps", arrival->end_rps, "requests a second at the end");
-  app->add_flag("!--no-self-timed", load->self_timed,
-                "a timed trace's requests come at --request-rate, not at its times");
+  app->add_flag_callback(
+      "--no-self-timed", [load] { load->self_timed = false; },
+      "a timed trace's requests come at --request-rate, not at its times");
   if (with_concurrency) {
     app->add_option("--max-concurrency", load->max_concurrency,
                     "requests in progress at most (0: no limit)")

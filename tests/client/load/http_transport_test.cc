@@ -56,11 +56,23 @@ class HttpTransportTest : public ::testing::Test {
     });
     server_->Handle("GET", "/v1/models", [this](HttpRequest, Responder responder) {
       responder->Send(models_status_, "application/json",
-                      R"({"data":[{"id":"m","max_model_len":100},{"id":"n"}]})");
+                      R"({"data":[{"id":"m","max_model_len":100},{"id":"n"},)"
+                      R"({"id":"v","vocab_size":300}]})");
     });
     // 300 tokens, whose text is their number.
-    server_->Handle("POST", "/detokenize", [](HttpRequest request, Responder responder) {
+    server_->Handle("POST", "/detokenize", [this](HttpRequest request, Responder responder) {
+      ++num_detokenized_;
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        detokenize_peers_.insert(request.remote_address);
+      }
       const json body = *ParseJson(request.body);
+      if (num_detokenized_ == fail_detokenize_at_) {
+        return responder->Send(fail_detokenize_with_, "application/json", "{}");
+      }
+      if (detokenize_status_ != 200) {
+        return responder->Send(detokenize_status_, "application/json", "{}");
+      }
       if (body["tokens"][0].get<int>() >= 300) {
         return responder->Send(400, "application/json", R"({"error":{"message":"no such id"}})");
       }
@@ -89,11 +101,19 @@ class HttpTransportTest : public ::testing::Test {
       responder->Send(status, "application/json", body);
     });
   }
+  // Runs at 1, 2 and 4 at a time; `on_row` is told how many rows there are.
+  SweepResult Sweep(const std::function<void(int)>& on_row) {
+    api_ = MakeHttpApi(*ParseHttp(options_), options_.path());
+    int rows = 0;
+    return RunSweep({.load = options_, .max_concurrencies = {1, 2, 4}}, {.id = "m"},
+                    {.server = api_.get(), .hooks = {.interrupted = &interrupted_}},
+                    [&](const std::string&) { on_row(rows++); });
+  }
   absl::StatusOr<LoadResult> Run() {
     absl::Status status = options_.Validate();
     if (!status.ok()) return status;
     api_ = MakeHttpApi(*ParseHttp(options_), options_.path());
-    const LoadEnvironment environment{.server = api_.get()};
+    const LoadEnvironment environment{.server = api_.get(), .with_details = true};
     NIBBLE_ASSIGN_OR_RETURN(const ServedModel model, WaitUntilReady(options_, environment));
     return RunLoadTest(options_, model, environment);
   }
@@ -112,10 +132,16 @@ class HttpTransportTest : public ::testing::Test {
                : result.dump();
   }
 
-  std::mutex mutex_;  // guards answer_, requests_
+  std::mutex mutex_;  // guards answer_, requests_, detokenize_peers_
   Answer answer_;
   std::vector<HttpRequest> requests_;
+  std::set<std::string> detokenize_peers_;
   std::atomic<int> models_status_{200};
+  std::atomic<int> detokenize_status_{200};
+  std::atomic<int> num_detokenized_{0};
+  std::atomic<int> fail_detokenize_at_{-1};  // 1: at the first
+  std::atomic<int> fail_detokenize_with_{503};
+  std::atomic<bool> interrupted_{false};
   std::unique_ptr<server::HttpServer> server_;
   std::unique_ptr<ServerApi> api_;
   LoadOptions options_;
@@ -134,6 +160,14 @@ TEST_F(HttpTransportTest, AnswersAreCounted) {
 TEST_F(HttpTransportTest, AChunkIsNotAToken) {
   SetStream(Token() + Token("stop") + End(4, 9));
   EXPECT_EQ(Result()["total_output_tokens"], 27);
+}
+
+TEST_F(HttpTransportTest, WithoutUsageThePromptsOwnLengthCounts) {
+  SetStream(Token() + Token("stop") + "data: [DONE]\n\n");
+  const auto result = Result();
+  EXPECT_EQ(result["total_input_tokens"], 3 * 4);
+  EXPECT_EQ(result["total_output_tokens"], 3 * 2);
+  EXPECT_EQ(result["requests_without_usage"], 3);
 }
 
 TEST_F(HttpTransportTest, RequestsSayWhatTheyShould) {
@@ -170,6 +204,12 @@ TEST_F(HttpTransportTest, FailuresSayWhy) {
   EXPECT_EQ(Failure(), "the stream ended before the answer did");
   SetStream("data: [DONE]\n\n");
   EXPECT_EQ(Failure(), "an answer without a token");
+  SetError(400, R"({"error":{"message":"\u001b[2J)" + std::string(1000, 'x') + R"("}})");
+  EXPECT_EQ(Failure(), "HTTP 400:  [2J" + std::string(296, 'x') + "...");
+  SetStream(Token() + Event({{"error", {{"message", "\x1b[2J"}}}}) + "data: [DONE]\n\n");
+  EXPECT_EQ(Failure(), " [2J");
+  SetStream(Token() + "data: " + std::string(5 << 20, 'x'));
+  EXPECT_EQ(Failure(), "an event of more than 4194304 bytes");
   SetStream("data: nonsense\n\n" + Token("stop"));
   EXPECT_EQ(Failure(), "an event that is not JSON");
 }
@@ -208,7 +248,8 @@ TEST_F(HttpTransportTest, ConnectionsAreUsedAgain) {
 
 TEST_F(HttpTransportTest, AServerWithoutTheModelIsAnError) {
   options_.model = "other";
-  EXPECT_THAT(std::string(Run().status().message()), HasSubstr("has no 'other'; it serves m, n"));
+  EXPECT_THAT(std::string(Run().status().message()),
+              HasSubstr("has no 'other'; it serves m, n, v"));
   options_.model = "n";
   SetStream(Token("stop") + End(4, 1));
   EXPECT_EQ(Result()["model_id"], "n");
@@ -230,12 +271,121 @@ TEST_F(HttpTransportTest, AServerThatIsNotReadyIsWaitedFor) {
   EXPECT_TRUE(model.ok()) << model.status();
 }
 
+TEST_F(HttpTransportTest, AProxyWithoutItsServerIsWaitedFor) {
+  api_ = MakeHttpApi(*ParseHttp(options_), options_.path());
+  options_.ready_check_timeout_seconds = 60;
+  for (const int status : {502, 504}) {
+    models_status_ = status;
+    const auto model = WaitUntilReady(
+        options_, {.server = api_.get(), .say = [&](const std::string&) { models_status_ = 200; }});
+    EXPECT_TRUE(model.ok()) << model.status();
+  }
+}
+
+TEST_F(HttpTransportTest, WaitingCanBeInterrupted) {
+  models_status_ = 503;
+  options_.ready_check_timeout_seconds = 600;
+  api_ = MakeHttpApi(*ParseHttp(options_), options_.path());
+  const auto model =
+      WaitUntilReady(options_, {.server = api_.get(),
+                                .hooks = {.interrupted = &interrupted_},
+                                .say = [&](const std::string&) { interrupted_ = true; }});
+  EXPECT_TRUE(absl::IsCancelled(model.status())) << model.status();
+}
+
+TEST_F(HttpTransportTest, ABusyServerIsNoEndOfTheVocabulary) {
+  for (const int status : {429, 500, 503}) {
+    detokenize_status_ = 200;
+    num_detokenized_ = 0;
+    fail_detokenize_at_ = 5;
+    fail_detokenize_with_ = status;
+    api_ = MakeHttpApi(*ParseHttp(options_), options_.path());
+    api_->SetModel({.id = "m"});
+    const auto tokens = api_->PlainTokens();
+    EXPECT_FALSE(tokens.ok()) << status;
+    EXPECT_THAT(std::string(tokens.status().message()), HasSubstr(std::to_string(status)));
+  }
+  fail_detokenize_at_ = -1;
+  const auto tokens = api_->PlainTokens();
+  ASSERT_TRUE(tokens.ok()) << tokens.status();
+  EXPECT_EQ(tokens->size(), 300u);
+}
+
+TEST_F(HttpTransportTest, AServerThatTellsItsVocabularyIsNotAskedForTokens) {
+  options_.model = "v";
+  SetStream(Token("stop") + End(4, 1));
+  EXPECT_EQ(Result()["completed"], 3);
+  EXPECT_EQ(num_detokenized_, 0);
+}
+
+TEST_F(HttpTransportTest, QuestionsShareAConnection) {
+  SetStream(Token("stop") + End(4, 1));
+  EXPECT_EQ(Result()["completed"], 3);
+  EXPECT_GT(num_detokenized_, 5);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  EXPECT_EQ(detokenize_peers_.size(), 1u);
+}
+
+TEST_F(HttpTransportTest, WhatCannotFitIsNotSent) {
+  options_.dataset.random_input_len = 60;
+  options_.dataset.random_output_len = 41;
+  const absl::Status status = Run().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("the longest has 60 prompt tokens and asks for 41, m has 100 for both"));
+  options_.dataset.random_output_len = 40;
+  SetStream(Token("stop") + End(4, 1));
+  EXPECT_EQ(Result()["completed"], 3);
+}
+
 TEST_F(HttpTransportTest, ExtraBodiesAreChecked) {
   SetStream(Token("stop") + End(4, 1));
   for (const char* extra : {"[1]", "{", R"({"stream": false})", R"({"max_tokens": 5})"}) {
     options_.extra_body = extra;
     EXPECT_THAT(std::string(Run().status().message()), HasSubstr("--extra-body")) << extra;
   }
+}
+
+TEST_F(HttpTransportTest, ASweepKeepsTheRunsBeforeTheServerFailed) {
+  SetStream(Token("stop") + End(4, 1));
+  const SweepResult sweep = Sweep([&](int rows) {
+    if (rows == 2) detokenize_status_ = 503;  // of the head and two runs
+  });
+  ASSERT_EQ(sweep.json["results"].size(), 2u);
+  EXPECT_EQ(sweep.json["results"][1]["completed"], 3);
+  EXPECT_FALSE(sweep.json["results"][1].contains("ttfts"));
+  EXPECT_FALSE(sweep.interrupted);
+  EXPECT_EQ(sweep.status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(sweep.status.message()), HasSubstr("the run at 4: "));
+}
+
+TEST_F(HttpTransportTest, ASweepKeepsTheRunsBeforeAWarmUpThatFailed) {
+  options_.num_warmups = 1;
+  SetStream(Token("stop") + End(4, 1));
+  const SweepResult sweep = Sweep([&](int rows) {
+    if (rows == 1) SetError(500, "");
+  });
+  EXPECT_EQ(sweep.json["results"].size(), 1u);
+  EXPECT_EQ(sweep.status.message(), "the run at 2: warming up: HTTP 500");
+}
+
+TEST_F(HttpTransportTest, ASweepKeepsTheRunsBeforeAnInterruptInAWarmUp) {
+  options_.num_warmups = 1;
+  std::vector<Responder> kept;
+  SetStream(Token("stop") + End(4, 1));
+  const SweepResult sweep = Sweep([&](int rows) {
+    if (rows != 1) return;
+    SetAnswer([&](const json&, const Responder& responder) {
+      interrupted_ = true;
+      const std::lock_guard<std::mutex> lock(mutex_);
+      kept.push_back(responder);
+    });
+  });
+  EXPECT_EQ(sweep.json["results"].size(), 1u);
+  EXPECT_TRUE(sweep.interrupted);
+  EXPECT_TRUE(sweep.status.ok()) << sweep.status;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  kept.clear();
 }
 
 // All are answered together once all are there: they are in progress at the same time.

@@ -68,7 +68,24 @@ TEST(LoadOptionsTest, WhatDoesNotGoTogether) {
   EXPECT_TRUE((LoadOptions{.grpc = "a:1", .headers = {"X-A.b_c=3"}}.Validate().ok()));
   EXPECT_THAT(Violations({.metadata = {"duration=1"}}), HasSubstr("have a key of that name"));
   EXPECT_THAT(Violations({.metadata = {"mean_ttft_ms=1"}}), HasSubstr("have a key of that name"));
-  EXPECT_TRUE((LoadOptions{.metadata = {"tp=4"}}.Validate().ok()));
+  EXPECT_THAT(Violations({.metadata = {"p99_ttft_ms=1"}}), HasSubstr("have a key of that name"));
+  EXPECT_THAT(Violations({.metadata = {"p99.9_client_queue_time_ms=1"}}),
+              HasSubstr("have a key of that name"));
+  EXPECT_THAT(Violations({.metadata = {"end_times=1"}}), HasSubstr("have a key of that name"));
+  EXPECT_TRUE((LoadOptions{.metadata = {"tp=4", "p_ms=1", "pod_ttft_ms=1"}}.Validate().ok()));
+  EXPECT_THAT(Violations({.security = {.api_key = "k"}, .headers = {"authorization=Bearer x"}}),
+              HasSubstr("--header Authorization and --api-key"));
+  EXPECT_TRUE((LoadOptions{.headers = {"authorization=Bearer x"}}.Validate().ok()));
+  EXPECT_THAT(Violations({.security = {.insecure = true}}), HasSubstr("https://"));
+  EXPECT_TRUE((LoadOptions{.url = "https://a", .security = {.insecure = true}}.Validate().ok()));
+  EXPECT_TRUE((LoadOptions{.grpc = "a:1", .security = {.insecure = true}}.Validate().ok()));
+  EXPECT_THAT(Violations({.url = "http://a:65536"}), HasSubstr("is not an address"));
+  for (const char* grpc : {"a:65536", "a:0", "a:x", "a:", ":1"}) {
+    EXPECT_THAT(Violations({.grpc = grpc}), HasSubstr("want HOST:PORT, a port from 1 to 65535"));
+  }
+  EXPECT_THAT(Violations({.dataset = {.num_prompts = 10'000'000, .random_input_len = 1},
+                          .arrival = {.request_rate = 1e-4}}),
+              HasSubstr("the limit is 1000000000"));
   EXPECT_THAT(Violations({.sampling = {.top_p = 1.5}}), HasSubstr("--top-p is 1.5, want 0 to 1"));
   EXPECT_THAT(Violations({.sampling = {.temperature = NAN}}), HasSubstr("--temperature is nan"));
 }
@@ -88,6 +105,9 @@ TEST(SweepOptionsTest, OneListIsWanted) {
   EXPECT_THAT(violations({.request_rates = {1}, .max_concurrencies = {1}}),
               HasSubstr("want --request-rates or --max-concurrencies"));
   EXPECT_THAT(violations({.max_concurrencies = {0}}), HasSubstr("--max-concurrencies is 0"));
+  EXPECT_THAT(
+      violations({.load = {.dataset = {.num_prompts = 1'000'000}}, .request_rates = {1e-4}}),
+      HasSubstr("the limit is 1000000000"));
   EXPECT_THAT(violations({.request_rates = {-1}}), HasSubstr("--request-rate is -1"));
   EXPECT_THAT(violations({.load = {.max_concurrency = 4}, .max_concurrencies = {1}}),
               HasSubstr("want one of them"));
