@@ -201,6 +201,8 @@ TEST_F(ConversationTest, StreamsThatGoWrong) {
   const std::string done = Event("[DONE]");
   ExpectFailure(Chunk("a") + Event(R"({"error":{"message":"burnt"}})") + done, "burnt");
   ExpectFailure(Event(R"({"error":{}})") + done, "reported an error");
+  ExpectFailure("data: " + std::string(5 << 20, 'x'), "an event of more than 4194304 bytes");
+  ExpectFailure(Event(R"({"error":{"message":"\u001b[2J"}})") + done, " [2J");
   ExpectFailure(Event(R"({"error":"text"})") + done, "reported an error");
   ExpectFailure(Event("{not json") + done, "not JSON");
   ExpectFailure(Event("[1]") + done, "not JSON");
