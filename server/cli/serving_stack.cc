@@ -37,9 +37,25 @@ namespace {
 constexpr size_t kMaxTemplateBytes = size_t{1} << 20;
 
 std::string UrlHost(const std::string& host) {
+  return host.find(':') == std::string::npos || host.front() == '[' ? host
+                                                                    : fmt::format("[{}]", host);
+}
+
+// One at which a client of this host reaches what listens at `host`.
+std::string ReachableHost(const std::string& host) {
   if (host == "0.0.0.0") return "127.0.0.1";
-  if (host == "::") return "[::1]";
-  return host.find(':') == std::string::npos ? host : fmt::format("[{}]", host);
+  return host == "::" || host == "[::]" ? "[::1]" : UrlHost(host);
+}
+
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host == "[::1]" || host.rfind("127.", 0) == 0;
+}
+
+// "none, weights bfloat16" is a list of properties and no sentence.
+std::string ArithmeticName(const std::string& quantization) {
+  constexpr std::string_view kNone = "none, ";
+  if (quantization.rfind(kNone, 0) != 0) return quantization;
+  return "not quantized, " + quantization.substr(kNone.size());
 }
 
 // An engine is stopped between two steps; one whose step never ends would hold the process, its
@@ -69,6 +85,7 @@ absl::StatusOr<std::unique_ptr<ServingStack>> ServingStack::Start(const server::
   NIBBLE_RETURN_IF_ERROR(stack->StartHealthPort());
   NIBBLE_RETURN_IF_ERROR(stack->StartGrpc());
   log::Info("listening: {}; requests are refused until the model is loaded", stack->Addresses());
+  stack->WarnOfOpenDoors();
   NIBBLE_RETURN_IF_ERROR(stack->StartModel());
   NIBBLE_RETURN_IF_ERROR(stack->StartEngine());
   NIBBLE_RETURN_IF_ERROR(stack->StartService());
@@ -312,10 +329,19 @@ std::string ServingStack::Addresses() const {
   return text;
 }
 
+void ServingStack::WarnOfOpenDoors() const {
+  const bool asks = access_.keys != nullptr || config_.guards.ssl_cert_reqs == "required";
+  if (asks || IsLoopback(config_.host)) return;
+  log::Warning(
+      "--host {}: whoever reaches this host may use the model, as nothing asks for a key "
+      "(--api-key-file FILE, or NIBBLE_API_KEY in the environment)",
+      config_.host);
+}
+
 std::string ServingStack::Banner() const {
   const std::string host = UrlHost(config_.host);
-  const std::string url =
-      fmt::format("{}://{}:{}", access_.tls == nullptr ? "http" : "https", host, http_->port());
+  const char* const scheme = access_.tls == nullptr ? "http" : "https";
+  const std::string url = fmt::format("{}://{}:{}", scheme, host, http_->port());
   const std::string active =
       !backend_.model.moe.has_value()
           ? ""
@@ -328,8 +354,8 @@ std::string ServingStack::Banner() const {
       "  HTTP       {}/v1\n",
       kVersion, backend_.load_seconds, config_.served_model_name,
       engine::ToString(backend_.model.architecture), HumanCount(backend_.model.num_parameters()),
-      active, backend_.quantization_name, HumanBytes(backend_.weight_bytes), backend_.device,
-      backend_.kv.num_blocks * config_.block_size, ToString(backend_.kv_dtype),
+      active, ArithmeticName(backend_.quantization_name), HumanBytes(backend_.weight_bytes),
+      backend_.device, backend_.kv.num_blocks * config_.block_size, ToString(backend_.kv_dtype),
       HumanBytes(backend_.kv.bytes), max_model_len_, url);
   if (!config_.disable_web) banner += fmt::format("  Page       {}/\n", url);
   if (grpc_ != nullptr)
@@ -339,11 +365,12 @@ std::string ServingStack::Banner() const {
     banner += fmt::format("  health     http://{}:{}/health\n", host, health_port_->port());
   banner += fmt::format(
       "Try:\n"
-      "  curl {}/v1/chat/completions -H 'Content-Type: application/json'{} \\\n"
+      "  curl {}://{}:{}/v1/chat/completions -H 'Content-Type: application/json'{} \\\n"
       "    -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Tell me a "
       "story about a brave "
       "dog.\"}}]}}'\n",
-      url, access_.keys == nullptr ? "" : " -H \"Authorization: Bearer $NIBBLE_API_KEY\"",
+      scheme, ReachableHost(config_.host), http_->port(),
+      access_.keys == nullptr ? "" : " -H \"Authorization: Bearer $NIBBLE_API_KEY\"",
       config_.served_model_name);
   return banner;
 }

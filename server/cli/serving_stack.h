@@ -65,6 +65,7 @@ class ServingStack {
   absl::Status StartGrpc();
   void BeginServing();
   std::string Addresses() const;
+  void WarnOfOpenDoors() const;
   std::string MetricsText();
 
   server::ServeConfig config_;

@@ -34,6 +34,17 @@ def test_the_curl_line_works_when_pasted(server):
     assert '"content"' in answer.stdout, answer.stdout
 
 
+def test_an_open_address_is_named_and_warned_of(nibble):
+    with Server(nibble, "--host", "0.0.0.0") as server:
+        port = server.url.rsplit(":", 1)[1]
+        log = server.log()
+        assert f"listening: http://0.0.0.0:{port}," in log and f"HTTP       http://0.0.0.0:{port}/v1" in log
+        assert f"curl http://127.0.0.1:{port}/v1/chat/completions" in log
+        assert log.count("nothing asks for a key") == 1, log
+    with Server(nibble, "--host", "0.0.0.0", "--api-key", "key-of-this-test") as server:
+        assert "nothing asks for a key" not in server.log()
+
+
 def test_health_version_and_metrics(server):
     assert server.request("GET", "/health")[0] == 200
     assert re.match(r"\d+\.\d+\.\d+", server.request("GET", "/version")[1]["version"])
