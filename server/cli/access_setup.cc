@@ -3,9 +3,14 @@
 
 #include "server/cli/access_setup.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "base/log.h"
@@ -22,7 +27,23 @@ server::ClientCertificates ClientsOf(const std::string& name) {
 
 }  // namespace
 
+absl::Status CheckReadable(std::string_view option, const std::string& file) {
+  if (file.empty()) return absl::OkStatus();
+  std::error_code error;
+  if (::access(file.c_str(), R_OK) != 0) {
+    error = std::error_code(errno, std::generic_category());
+  } else if (std::filesystem::is_directory(file, error)) {
+    error = std::make_error_code(std::errc::is_a_directory);
+  }
+  if (!error) return absl::OkStatus();
+  return InvalidArgument("{} {}: {}", option, file, error.message());
+}
+
 absl::StatusOr<AccessSetup> SetUpAccess(const server::GuardOptions& options) {
+  NIBBLE_RETURN_IF_ERROR(CheckReadable("--api-key-file", options.api_key_file));
+  NIBBLE_RETURN_IF_ERROR(CheckReadable("--ssl-certfile", options.ssl_certfile));
+  NIBBLE_RETURN_IF_ERROR(CheckReadable("--ssl-keyfile", options.ssl_keyfile));
+  NIBBLE_RETURN_IF_ERROR(CheckReadable("--ssl-ca-certs", options.ssl_ca_certs));
   AccessSetup access;
   if (options.has_keys()) {
     NIBBLE_ASSIGN_OR_RETURN(access.keys, server::ApiKeys::Create({.keys = options.api_keys,

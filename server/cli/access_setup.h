@@ -6,6 +6,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <string_view>
 
 #include "base/status.h"
 #include "server/auth/api_keys.h"
@@ -21,6 +23,10 @@ struct AccessSetup {
   std::shared_ptr<server::TlsSource> tls;       // null: plain
   std::shared_ptr<server::RequestLog> log;      // null: none
 };
+
+// Whether `file` can be read, as far as can be told without reading it (it may be a pipe); naming
+// option, file and reason. Empty: not given.
+absl::Status CheckReadable(std::string_view option, const std::string& file);
 
 // Every error names its option.
 absl::StatusOr<AccessSetup> SetUpAccess(const server::GuardOptions& options);
