@@ -4,10 +4,12 @@
 // The command line: which command, and running it.
 #include "server/cli/options.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <functional>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "fmt/core.h"
@@ -41,6 +43,23 @@ std::string FailureMessage(const CLI::App* app, const CLI::Error& error) {
   if (!is_missing || unknown.empty()) return CLI::FailureMessage::simple(app, error);
   return fmt::format("'{}' is not known here. {}", unknown.front(),
                      CLI::FailureMessage::simple(app, error));
+}
+
+// Without the program's name. vLLM's short names have two letters, which CLI11 does not take.
+std::vector<std::string> Arguments(int argc, char** argv) {
+  std::vector<std::string> arguments;
+  for (int i = 1; i < argc; ++i) {
+    std::string argument = argv[i];
+    for (const auto& [brief, name] : {std::pair("-tp", "--tensor-parallel-size"),
+                                      std::pair("-pp", "--pipeline-parallel-size")}) {
+      if (argument == brief || argument.rfind(std::string(brief) + "=", 0) == 0) {
+        argument.replace(0, 3, name);
+        break;
+      }
+    }
+    arguments.push_back(std::move(argument));
+  }
+  return arguments;
 }
 
 // Results go out by fmt::print, which throws when standard output is closed or its disk is full.
@@ -78,6 +97,8 @@ int Main(int argc, char** argv) {
   app.require_subcommand(1);
   app.fallthrough();
   app.failure_message(FailureMessage);
+  // Scripts append what overrides: the last one counts. Commands take this over.
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   std::string log_level = "info";
   app.add_option("--log-level", log_level, "debug, info, warning, error or off")
       ->capture_default_str();
@@ -112,7 +133,9 @@ int Main(int argc, char** argv) {
   AddInspect(inspect_app, &inspect);
 
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> arguments = Arguments(argc, argv);
+    std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes them
+    app.parse(std::move(arguments));
   } catch (const CLI::ParseError& error) {
     const int code = app.exit(error);
     return code == 0 ? 0 : 2;

@@ -9,7 +9,7 @@
 namespace nibble::cli {
 
 void AddModelOptions(CLI::App* app, server::ModelOptions* options) {
-  app->add_option("MODEL", options->model, "Hugging Face model directory")->required();
+  app->add_option("MODEL,--model", options->model, "Hugging Face model directory")->required();
   app->add_option("--device", options->device,
                   HasCudaEngine() ? "cpu, cuda, or auto (cuda where a device is usable)"
                                   : "auto, cpu or cuda (this build: cpu)")
@@ -78,7 +78,7 @@ void AddAllReduceOptions(CLI::App* app, server::AllReduceFlags* options, bool ha
 
 void AddPipelineOption(CLI::App* app, int* pipeline_parallel_size) {
   app->add_option("--pipeline-parallel-size", *pipeline_parallel_size,
-                  "stages that share the layers, each of --tensor-parallel-size ranks")
+                  "stages that share the layers, each of --tensor-parallel-size ranks (also -pp)")
       ->capture_default_str();
 }
 

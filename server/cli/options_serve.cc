@@ -2,7 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Options of nibble serve, and of the ranks that it starts.
+#include <string>
+
 #include "CLI/CLI.hpp"
+#include "server/cli/byte_size.h"
 #include "server/cli/options.h"
 
 namespace nibble::cli {
@@ -28,7 +31,7 @@ void AddExpertOptions(CLI::App* app, server::ExpertOptions* options) {
 
 void AddParallelOptions(CLI::App* app, server::ParallelOptions* options) {
   app->add_option("--tensor-parallel-size", options->tensor_parallel_size,
-                  "ranks that share every layer, each a process of its own")
+                  "ranks that share every layer, each a process of its own (also -tp)")
       ->capture_default_str();
   AddPipelineOption(app, &options->pipeline_parallel_size);
   AddExpertOptions(app, &options->experts);
@@ -104,7 +107,16 @@ void AddServe(CLI::App* app, server::ServeConfig* config) {
   app->add_option(
          "--kv-cache-memory-bytes", config->kv_cache_memory_bytes,
          "KV cache size on each host, or device (0: for max-num-seqs full sequences, at most a "
-         "quarter of free memory; of a device what --gpu-memory-utilization leaves)")
+         "quarter of free memory; of a device what --gpu-memory-utilization leaves): bytes, or "
+         "with a suffix, 4GiB; also KiB, MiB, K, M, G of 1024 and k, m, g of 1000")
+      ->transform(CLI::Validator(
+          [](std::string& text) {
+            const absl::StatusOr<int64_t> bytes = ParseByteSize(text);
+            if (!bytes.ok()) return std::string(bytes.status().message());
+            text = std::to_string(*bytes);
+            return std::string();
+          },
+          ""))
       ->capture_default_str();
   app->add_flag("--enable-prefix-caching,!--no-enable-prefix-caching",
                 config->enable_prefix_caching,

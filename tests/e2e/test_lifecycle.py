@@ -58,6 +58,19 @@ def test_health_version_and_metrics(server):
         assert name in text, name
 
 
+def test_options_as_scripts_for_vllm_give_them(nibble):
+    """The last one counts, names of two letters, sizes with a suffix."""
+    def refused(*options):
+        return run(nibble, "serve", "--model", "models/none", "--grpc-port", -1, *options).stderr
+
+    assert "99999" not in refused("--port", 99999, "--port", 0) and "--port is 99999" in refused("--port", 0, "--port", 99999)
+    error = refused("-tp", 2, "-pp=3", "--nnodes", 4, "--kv-cache-memory-bytes", "1GiB", "--kv-cache-memory-bytes", "-4KiB")
+    assert "--pipeline-parallel-size 3 x --tensor-parallel-size 2 are 6 ranks" in error, error
+    assert "--kv-cache-memory-bytes is -4096" in error, error
+    ended = run(nibble, "serve", "models/none", "--kv-cache-memory-bytes", "4 GB")
+    assert ended.returncode == 2 and "'4 GB' is no size" in ended.stderr and "as in 4GiB" in ended.stderr, ended.stderr
+
+
 def test_tokenize_and_detokenize(server, reference):
     case = reference["prompts"][0]
     status, answer, _ = server.post("/tokenize", {"model": MODEL, "prompt": case["text"]})
