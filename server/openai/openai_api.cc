@@ -37,8 +37,9 @@ std::string ModelJson(const ServedModel& model) {
   AppendJsonString(model.name, &json);
   fmt::format_to(
       std::back_inserter(json),
-      ",\"object\":\"model\",\"created\":{},\"owned_by\":\"nibble\",\"max_model_len\":{}}}",
-      model.created_unix_seconds, model.max_model_len);
+      ",\"object\":\"model\",\"created\":{},\"owned_by\":\"nibble\",\"max_model_len\":{},"
+      "\"vocab_size\":{}}}",
+      model.created_unix_seconds, model.max_model_len, model.vocab_size);
   return json;
 }
 

@@ -110,6 +110,7 @@ class StreamSink final : public SinkBase {
   StreamSink(AnswerOptions options, const engine::Tokenizer* tokenizer,
              std::shared_ptr<HttpResponder> responder)
       : SinkBase(std::move(options), tokenizer, std::move(responder)),
+        role_told_(static_cast<size_t>(options_.num_choices), false),
         text_offsets_(static_cast<size_t>(options_.num_choices), 0) {}
 
  private:
@@ -121,15 +122,6 @@ class StreamSink final : public SinkBase {
     headers.emplace_back("Cache-Control", "no-cache");
     headers.emplace_back("X-Accel-Buffering", "no");  // proxies that buffer would undo streaming
     responder_->StartStream(200, "text/event-stream; charset=utf-8", std::move(headers));
-    if (!options_.chat) return;
-    for (int64_t index = 0; index < options_.num_choices; ++index) {
-      std::string json = prefix_;
-      fmt::format_to(std::back_inserter(json),
-                     ",\"choices\":[{{\"index\":{},\"delta\":{{\"role\":\"assistant\",\"content\":"
-                     "\"\"}},\"logprobs\":null,\"finish_reason\":null}}]",
-                     index);
-      WriteChunk(std::move(json));
-    }
   }
 
   // Closes `json` and sends it.
@@ -168,7 +160,12 @@ class StreamSink final : public SinkBase {
     fmt::format_to(std::back_inserter(json), ",\"choices\":[{{\"index\":{},", index);
     if (options_.chat) {
       json.append("\"delta\":{");
-      if (!output.text.empty()) {
+      // Who speaks is said with the first token, not before: to clients that measure, a chunk is
+      // one.
+      const bool first = !role_told_[static_cast<size_t>(index)];
+      role_told_[static_cast<size_t>(index)] = true;
+      if (first) json.append("\"role\":\"assistant\",");
+      if (first || !output.text.empty()) {
         json.append("\"content\":");
         AppendJsonString(output.text, &json);
       }
@@ -202,6 +199,7 @@ class StreamSink final : public SinkBase {
   }
 
   bool started_ = false;
+  std::vector<bool> role_told_;        // of each choice of a chat
   std::vector<int64_t> text_offsets_;  // of each choice, in characters
 };
 
@@ -255,9 +253,7 @@ class WholeSink final : public SinkBase {
     return json;
   }
 
-  void SendFailure(const absl::Status& status) override {
-    SendError(responder_.get(), status);
-  }
+  void SendFailure(const absl::Status& status) override { SendError(responder_.get(), status); }
 
   std::vector<Choice> choices_;
 };
