@@ -31,21 +31,33 @@ void CheckRequests(const absl::StatusOr<std::vector<LoadRequest>>& requests) {
   }
 }
 
-// Cut in two anywhere, a stream has the same events.
-void CheckStream(std::string_view bytes) {
+// Cut in two anywhere, a stream has the same events, and is too large at the same place.
+void CheckCuts(std::string_view bytes, size_t max_event_bytes) {
+  constexpr size_t kAllCuts = 256;  // of what is not larger
   const auto read = [&](size_t cut) {
-    nibble::client::SseParser parser;
-    nibble::client::ChunkEvent event;
+    nibble::client::SseParser parser(max_event_bytes);
     std::string seen;
     const auto on_data = [&](std::string_view data) {
-      const bool is_json = nibble::client::ParseChunkEvent(data, cut % 2 == 0, &event);
-      seen += std::string(data) + (is_json ? "1" : "0");
+      NIBBLE_CHECK_LE(data.size(), max_event_bytes);
+      seen += std::to_string(data.size()) + ":" + std::string(data);
     };
     parser.Feed(bytes.substr(0, cut), on_data);
-    parser.Feed(bytes.substr(cut), on_data);
+    if (!parser.Feed(bytes.substr(cut), on_data)) seen += "!";
     return seen;
   };
-  NIBBLE_CHECK(read(0) == read(bytes.size() / 2));
+  const std::string whole = read(0);
+  const size_t step = bytes.size() <= kAllCuts ? 1 : bytes.size() / 2;
+  for (size_t cut = 1; cut <= bytes.size(); cut += step) NIBBLE_CHECK(read(cut) == whole);
+}
+
+void CheckStream(std::string_view bytes) {
+  nibble::client::ChunkEvent event;
+  nibble::client::SseParser parser;
+  parser.Feed(bytes, [&](std::string_view data) {
+    for (const bool chat : {false, true}) nibble::client::ParseChunkEvent(data, chat, &event);
+  });
+  CheckCuts(bytes, nibble::client::SseParser::kMaxEventBytes);
+  CheckCuts(bytes, 16);
 }
 
 }  // namespace
