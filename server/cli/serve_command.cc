@@ -11,6 +11,16 @@
 #include "server/cli/signal_watch.h"
 
 namespace nibble::cli {
+namespace {
+
+std::string OnSignal(const server::LifecycleOptions& options) {
+  if (options.drain_delay_seconds == 0) return "no new requests; finishing those in progress";
+  return fmt::format(
+      "not ready; requests are taken for another {} s, then those in progress are finished",
+      options.drain_delay_seconds);
+}
+
+}  // namespace
 
 int RunServe(const server::ServeConfig& given) {
   server::ServeConfig config = given;
@@ -28,7 +38,7 @@ int RunServe(const server::ServeConfig& given) {
   }
   absl::StatusOr<std::unique_ptr<ServingStack>> stack = ServingStack::Start(config, *access);
   if (!stack.ok()) return Fail(stack.status());
-  const std::stop_token stop = watch.StartServing("no new requests; finishing those in progress");
+  const std::stop_token stop = watch.StartServing(OnSignal(config.lifecycle));
   PrintMessage((*stack)->Banner());
   WaitFor(stop);
   const absl::Status failure = (*stack)->Failure();

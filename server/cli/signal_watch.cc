@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <semaphore>
 #include <thread>
@@ -14,6 +15,13 @@
 #include "server/cli/commands.h"
 
 namespace nibble::cli {
+namespace {
+
+// `timeout` and container runtimes send a signal to the process and to its group: the second one
+// is no wish of anybody's.
+constexpr std::chrono::seconds kRepeat(1);
+
+}  // namespace
 
 SignalWatch::SignalWatch() {
   sigemptyset(&signals_);
@@ -25,8 +33,9 @@ SignalWatch::SignalWatch() {
   std::thread([this] { Watch(); }).detach();
 }
 
-std::stop_token SignalWatch::StartServing(const char* what) {
-  serving_.store(what);
+std::stop_token SignalWatch::StartServing(std::string what) {
+  const std::lock_guard lock(mutex_);
+  serving_ = std::move(what);
   return stop_.get_token();
 }
 
@@ -35,28 +44,38 @@ void SignalWatch::OnHangup(std::function<void()> action) {
   on_hangup_ = std::move(action);
 }
 
+bool SignalWatch::RunHangup() {
+  const std::lock_guard lock(mutex_);
+  if (on_hangup_) on_hangup_();
+  return on_hangup_ != nullptr;
+}
+
 void SignalWatch::Watch() {
-  for (bool draining = false;;) {
+  using std::chrono::steady_clock;
+  int first = 0;  // what began the draining
+  steady_clock::time_point since;
+  for (;;) {
     int signal = 0;
     if (sigwait(&signals_, &signal) != 0) continue;
-    if (signal == SIGHUP) {
-      const std::lock_guard lock(mutex_);
-      if (on_hangup_) {
-        on_hangup_();
-        continue;
-      }
-    }
+    if (signal == SIGHUP && RunHangup()) continue;
+    if (signal == first && steady_clock::now() - since < kRepeat) continue;
     const char* name = signal == SIGINT ? "SIGINT" : signal == SIGHUP ? "SIGHUP" : "SIGTERM";
-    const char* what = serving_.load();
-    if (what == nullptr || draining) {
+    const std::string what = Serving();
+    if (what.empty() || first != 0) {
       PrintMessage(fmt::format("nibble: {} while {}: stopping at once\n", name,
-                               draining ? "draining" : "loading"));
+                               first != 0 ? "draining" : "loading"));
       std::_Exit(128 + signal);
     }
     log::Info("{}: {} (a second signal stops at once)", name, what);
-    draining = true;
+    first = signal;
+    since = steady_clock::now();
     stop_.request_stop();
   }
+}
+
+std::string SignalWatch::Serving() {
+  const std::lock_guard lock(mutex_);
+  return serving_;
 }
 
 void WaitFor(const std::stop_token& stop) {

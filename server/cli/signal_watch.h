@@ -3,14 +3,15 @@
 
 // SIGTERM and SIGINT of a process that serves: taken by one watching thread. While loading they end
 // the process (there is nothing to drain), then the first one asks to stop and the second ends the
-// process. SIGHUP does what OnHangup said, and without that the same as SIGTERM.
+// process, unless it is the first one again within a second. SIGHUP does what OnHangup said, and
+// without that the same as SIGTERM.
 #pragma once
 
-#include <atomic>
 #include <csignal>
 #include <functional>
 #include <mutex>
 #include <stop_token>
+#include <string>
 
 namespace nibble::cli {
 
@@ -24,18 +25,20 @@ class SignalWatch {
 
   // From now on there is something to drain. Stop is requested at the first signal, which the log
   // tells with `what` happens.
-  std::stop_token StartServing(const char* what);
+  std::stop_token StartServing(std::string what);
 
   // `action` is run on the watching thread.
   void OnHangup(std::function<void()> action);
 
  private:
   void Watch();
+  bool RunHangup();  // false: nothing was said
+  std::string Serving();
 
   sigset_t signals_;
-  std::atomic<const char*> serving_{nullptr};  // what a signal does; null: still loading
   std::stop_source stop_;
   std::mutex mutex_;
+  std::string serving_;              // what a signal does; empty: still loading. Guarded by mutex_
   std::function<void()> on_hangup_;  // guarded by mutex_
 };
 

@@ -144,6 +144,7 @@ def taken_during_the_drain_delay(nibble, seconds):
     asked = time.monotonic()
     server.process.send_signal(signal.SIGTERM)
     try:
+        wait_until(lambda: f"SIGTERM: not ready; requests are taken for another {seconds} s" in server.log(), server.log)
         wait_until(lambda: server.request("GET", "/health/ready")[0] == 503, server.log)
         status, answer, headers = server.post("/v1/completions", {"model": MODEL, "prompt": "Once", "max_tokens": 4})
         # A kept connection is used once more, and ends with that.
@@ -166,6 +167,29 @@ def taken_during_the_drain_delay(nibble, seconds):
 
 def test_requests_are_taken_during_the_drain_delay(nibble):
     assert any(taken_during_the_drain_delay(nibble, seconds) for seconds in (3, 12, 48))
+
+
+def drained_after_a_repeated_signal(nibble, api):
+    """None if the repetitions took so long that they may have been signals of their own."""
+    server = start(nibble, "--shutdown-timeout", 600)
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        with held_load(server, api, channel, 4) as streams:
+            began = time.monotonic()
+            for _ in range(20):  # the kernel makes one of those that wait together
+                server.process.send_signal(signal.SIGTERM)
+                time.sleep(0.001)
+            if time.monotonic() - began > 0.9:
+                server.process.kill()
+                return None
+        finished(*streams)
+    with server:
+        server.process.wait(60)
+    return "all requests are finished" in server.log()
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(nibble, api):  # noqa: F811
+    """`timeout` sends it to its child and to the group."""
+    assert next(filter(lambda drained: drained is not None, (drained_after_a_repeated_signal(nibble, api) for _ in range(5))))
 
 
 def test_a_second_signal_cuts_off_at_once(nibble, api):  # noqa: F811
