@@ -93,9 +93,11 @@ ApiKeys::~ApiKeys() { watch_.reset(); }
 
 bool ApiKeys::Reload() {
   absl::StatusOr<Digests> digests = ReadKeyFile();
+  file_is_stale_.store(!digests.ok());
   if (!digests.ok()) {
     // It is tried again until it succeeds, and told once.
     if (std::string problem(digests.status().message()); problem != problem_) {
+      num_file_errors_.fetch_add(1);
       log::Error("the file of API keys has changed, and the old keys stay valid: {}", problem);
       problem_ = std::move(problem);
     }

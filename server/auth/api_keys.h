@@ -7,8 +7,10 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -45,6 +47,10 @@ class ApiKeys {
   // compared, all of them, without an early end.
   bool Contains(std::string_view key) const;
   size_t size() const;
+  // Of the file, since the start: how often it changed to something that cannot be used; and
+  // whether it is like that now, so that the keys before it are in use.
+  int64_t num_file_errors() const { return num_file_errors_.load(); }
+  bool file_is_stale() const { return file_is_stale_.load(); }
 
  private:
   using Digest = std::array<unsigned char, 32>;
@@ -60,7 +66,9 @@ class ApiKeys {
   Digests given_;             // by options; never changes once created
   mutable std::mutex mutex_;  // guards all_
   std::shared_ptr<const Digests> all_;
-  std::string problem_;               // of the file, as told last; the watch's only
+  std::string problem_;  // of the file, as told last; the watch's only
+  std::atomic<int64_t> num_file_errors_{0};
+  std::atomic<bool> file_is_stale_{false};
   std::unique_ptr<FileWatch> watch_;  // last: its thread uses all of the above
 };
 

@@ -65,6 +65,18 @@ absl::StatusOr<AccessSetup> SetUpAccess(const server::GuardOptions& options) {
   return access;
 }
 
+server::GuardState StateOf(const AccessSetup& access) {
+  server::GuardState state;
+  if (access.tls != nullptr) {
+    state.certificate_expiry_unix_seconds = access.tls->current().material->not_after_unix_seconds;
+  }
+  if (access.keys != nullptr) {
+    state.key_file_is_stale = access.keys->file_is_stale();
+    state.num_key_file_errors = access.keys->num_file_errors();
+  }
+  return state;
+}
+
 void TakeApiKeyFromEnvironment(server::GuardOptions* options) {
   constexpr const char* kName = "NIBBLE_API_KEY";
   if (const char* value = std::getenv(kName); value != nullptr)

@@ -13,6 +13,7 @@
 #include "server/auth/api_keys.h"
 #include "server/guard_options.h"
 #include "server/http/http_server.h"
+#include "server/metrics/guard_metrics.h"
 #include "server/request_log/request_log.h"
 #include "server/tls/tls_source.h"
 
@@ -30,6 +31,9 @@ absl::Status CheckReadable(std::string_view option, const std::string& file);
 
 // Every error names its option.
 absl::StatusOr<AccessSetup> SetUpAccess(const server::GuardOptions& options);
+
+// For /metrics.
+server::GuardState StateOf(const AccessSetup& access);
 
 // Adds the key of NIBBLE_API_KEY, also an empty one, which is refused as such: a secret that did
 // not arrive must not open the server. The variable is removed, so that no child inherits it.

@@ -26,6 +26,8 @@ std::string AddressOf(std::string peer) {
   return peer;
 }
 
+}  // namespace
+
 std::string_view NameOf(grpc::StatusCode code) {
   constexpr std::array<std::string_view, 17> kNames = {"OK",
                                                        "CANCELLED",
@@ -47,8 +49,6 @@ std::string_view NameOf(grpc::StatusCode code) {
   const auto index = static_cast<size_t>(code);
   return index < kNames.size() ? kNames[index] : "UNKNOWN";
 }
-
-}  // namespace
 
 LoggedCall::LoggedCall(std::string id, std::string method, std::string peer,
                        std::shared_ptr<RequestLog> log, const GrpcObserver* observer)

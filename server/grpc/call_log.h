@@ -23,6 +23,9 @@ namespace nibble::server {
 using GrpcObserver =
     std::function<void(std::string_view method, std::string_view code, double seconds)>;
 
+// "OK", "UNAUTHENTICATED"
+std::string_view NameOf(grpc::StatusCode code);
+
 // One call, from its beginning to its end.
 class LoggedCall {
  public:

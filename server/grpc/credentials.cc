@@ -4,6 +4,7 @@
 #include "server/grpc/credentials.h"
 
 #include <atomic>
+#include <chrono>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -12,6 +13,7 @@
 #include "base/check.h"
 #include "grpc/grpc.h"
 #include "grpc/grpc_security.h"
+#include "nibble/v1/nibble.grpc.pb.h"
 #include "server/auth/access.h"
 #include "server/request_log/request_id.h"
 
@@ -56,14 +58,29 @@ grpc_ssl_client_certificate_request_type RequestTypeOf(ClientCertificates client
   return GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY;
 }
 
+// Of a client's path: its label, of which clients cannot make new ones.
+std::string_view MethodOf(std::string_view path) {
+  const google::protobuf::ServiceDescriptor* const service =
+      v1::GenerateRequest::descriptor()->file()->FindServiceByName("Nibble");
+  const std::string_view prefix = v1::Nibble::service_full_name();
+  if (service == nullptr || path.size() < prefix.size() + 2 ||
+      path.substr(1, prefix.size()) != prefix || path[prefix.size() + 1] != '/') {
+    return "other";
+  }
+  const auto* const method = service->FindMethodByName(std::string(path.substr(prefix.size() + 2)));
+  return method == nullptr ? std::string_view("other") : std::string_view(method->name());
+}
+
 // Runs before a call is dispatched, for every path.
 struct KeyCheck {
   std::shared_ptr<const ApiKeys> keys;
   std::shared_ptr<RequestLog> log;
+  GrpcObserver observer;
   RequestIds ids;
 
   static void Process(void* self, grpc_auth_context*, const grpc_metadata* metadata, size_t size,
                       grpc_process_auth_metadata_done_cb done, void* user_data) {
+    const auto begin = std::chrono::steady_clock::now();
     auto* const check = static_cast<KeyCheck*>(self);
     Presented presented;
     std::vector<grpc_metadata> consumed;
@@ -81,7 +98,14 @@ struct KeyCheck {
     const absl::Status status = path.substr(0, kHealth.size()) == kHealth
                                     ? absl::OkStatus()
                                     : CheckAccess(*check->keys, presented);
-    if (!status.ok()) check->Log(path, id, status);
+    if (!status.ok()) {
+      check->Log(path, id, status);
+      const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+      if (check->observer) {
+        check->observer(MethodOf(path), NameOf(static_cast<grpc::StatusCode>(status.code())),
+                        elapsed.count());
+      }
+    }
     done(user_data, consumed.data(), consumed.size(), nullptr, 0,
          static_cast<grpc_status_code>(status.code()), std::string(status.message()).c_str());
   }
@@ -101,7 +125,7 @@ struct KeyCheck {
 class Credentials final : public grpc::ServerCredentials {
  public:
   Credentials(std::shared_ptr<TlsSource> tls, std::shared_ptr<const ApiKeys> keys,
-              std::shared_ptr<RequestLog> log) {
+              std::shared_ptr<RequestLog> log, GrpcObserver observer) {
     fetcher_.source = std::move(tls);
     if (fetcher_.source == nullptr) {
       credentials_ = grpc_insecure_server_credentials_create();
@@ -112,7 +136,8 @@ class Credentials final : public grpc::ServerCredentials {
               &fetcher_));
     }
     if (keys == nullptr) return;
-    auto* const check = new KeyCheck{.keys = std::move(keys), .log = std::move(log), .ids = {}};
+    auto* const check = new KeyCheck{
+        .keys = std::move(keys), .log = std::move(log), .observer = std::move(observer), .ids = {}};
     grpc_server_credentials_set_auth_metadata_processor(
         credentials_, {.process = KeyCheck::Process,
                        .destroy = [](void* state) { delete static_cast<KeyCheck*>(state); },
@@ -138,8 +163,10 @@ class Credentials final : public grpc::ServerCredentials {
 
 std::shared_ptr<grpc::ServerCredentials> MakeServerCredentials(std::shared_ptr<TlsSource> tls,
                                                                std::shared_ptr<const ApiKeys> keys,
-                                                               std::shared_ptr<RequestLog> log) {
-  return std::make_shared<Credentials>(std::move(tls), std::move(keys), std::move(log));
+                                                               std::shared_ptr<RequestLog> log,
+                                                               GrpcObserver observer) {
+  return std::make_shared<Credentials>(std::move(tls), std::move(keys), std::move(log),
+                                       std::move(observer));
 }
 
 }  // namespace nibble::server

@@ -9,6 +9,7 @@
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
 
+#include <ctime>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -77,6 +78,11 @@ std::string Text(const X509_NAME* name) {
   return {data, static_cast<size_t>(size)};
 }
 
+int64_t UnixSeconds(const ASN1_TIME* time) {
+  std::tm utc = {};
+  return ASN1_TIME_to_tm(time, &utc) == 1 ? static_cast<int64_t>(::timegm(&utc)) : 0;
+}
+
 absl::Status CheckPair(const TlsOptions& options, TlsMaterial* material) {
   const std::vector<Ptr<X509>> chain = ReadCertificates(material->cert_chain);
   if (chain.empty()) {
@@ -96,6 +102,7 @@ absl::Status CheckPair(const TlsOptions& options, TlsMaterial* material) {
   }
   material->subject = Text(X509_get_subject_name(certificate));
   material->not_after = Text(X509_get0_notAfter(certificate));
+  material->not_after_unix_seconds = UnixSeconds(X509_get0_notAfter(certificate));
   if (X509_cmp_current_time(X509_get0_notAfter(certificate)) < 0) {
     return InvalidArgument("--ssl-certfile {}: the certificate ended on {}", options.cert_file,
                            material->not_after);

@@ -4,6 +4,7 @@
 // The contents of the TLS files, checked, and what OpenSSL makes of them.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -20,6 +21,7 @@ struct TlsMaterial {
   std::string ca;           // PEM; empty: clients' certificates are not asked for
   std::string subject;      // of the first certificate, for the log
   std::string not_after;    // the end of its time, for the log
+  int64_t not_after_unix_seconds = 0;
 
   friend bool operator==(const TlsMaterial&, const TlsMaterial&) = default;
 };

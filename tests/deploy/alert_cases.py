@@ -104,6 +104,11 @@ CASES = {
                                          f"process_max_fds{{{SERVER}}}": "100+0x20"},
                                     {f"process_open_fds{{{SERVER}}}": "50+0x20",
                                      f"process_max_fds{{{SERVER}}}": "100+0x20"}),
+    # promtool's time begins at 0: a week are 604800 seconds.
+    "NibbleCertificateExpires": Case(90, {f"nibble:tls_certificate_expiry_timestamp_seconds{{{MODEL}}}": "604800+0x120"},
+                                     {f"nibble:tls_certificate_expiry_timestamp_seconds{{{MODEL}}}": "700000+0x120"}),
+    "NibbleKeyFileStale": Case(10, {f"nibble:api_key_file_stale{{{MODEL}}}": "0 1+0x20"},
+                               {f"nibble:api_key_file_stale{{{MODEL}}}": "0 1 1 0+0x20"}),
     "NibbleVersionsDiffer": Case(90, versions("1.0", "1.1"), versions("1.1", "1.1")),
 }
 

@@ -93,15 +93,22 @@ TEST(ApiKeys, ABadChangeLeavesTheKeys) {
   const nibble::testing::TempDir folder;
   folder.Write("keys", "old\n");
   const auto keys = *ApiKeys::Create({.file = folder.File("keys"), .period = kPeriod});
+  EXPECT_EQ(keys->num_file_errors(), 0);
+  EXPECT_FALSE(keys->file_is_stale());
   folder.Write("keys", "not good\n");
-  ::usleep(100'000);
+  EXPECT_TRUE(Eventually([&] { return keys->num_file_errors() == 1; }));
   EXPECT_TRUE(keys->Contains("old"));
+  EXPECT_TRUE(keys->file_is_stale());
   std::filesystem::remove(folder.File("keys"));
-  ::usleep(100'000);
+  EXPECT_TRUE(Eventually([&] { return keys->num_file_errors() == 2; }));
+  folder.Write("keys", "");
+  EXPECT_TRUE(Eventually([&] { return keys->num_file_errors() == 3; }));
   EXPECT_TRUE(keys->Contains("old"));
   folder.Write("keys", "good\n");
   EXPECT_TRUE(Eventually([&] { return keys->Contains("good"); }));
   EXPECT_FALSE(keys->Contains("old"));
+  EXPECT_FALSE(keys->file_is_stale());
+  EXPECT_EQ(keys->num_file_errors(), 3);
 }
 
 }  // namespace
