@@ -29,7 +29,8 @@ void AddGuardOptions(CLI::App* app, server::GuardOptions* options) {
                   "header of an HTTP request, metadata of a gRPC call; more is refused (431)")
       ->capture_default_str();
   app->add_option("--max-connections", options->max_connections,
-                  "open HTTP connections; more are refused (503)")
+                  "open HTTP connections, and as many of gRPC; more are refused (503) or closed. "
+                  "Half of the files that the process may open (ulimit -n) are for each")
       ->capture_default_str();
   app->add_option("--http-read-timeout", options->http_read_timeout_seconds,
                   "seconds in which an HTTP request must arrive (408), and a client that takes "

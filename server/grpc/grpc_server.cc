@@ -16,7 +16,7 @@
 #include "grpcpp/health_check_service_interface.h"
 
 #include "base/batch_scheduling.h"
-#include "base/host_port.h"
+#include "server/grpc/connection_acceptor.h"
 #include "server/grpc/credentials.h"
 #include "server/grpc/nibble_service.h"
 
@@ -31,7 +31,8 @@ class GrpcServerImpl final : public GrpcServer {
                  std::function<bool()> is_ready)
       : is_ready_(std::move(is_ready)),
         nibble_service_(gate, config.max_stream_pending_bytes, config.request_log, config.observer),
-        credentials_(MakeServerCredentials(config.tls, config.api_keys, config.request_log)) {}
+        credentials_(MakeServerCredentials(config.tls, config.api_keys, config.request_log,
+                                           config.observer)) {}
   ~GrpcServerImpl() override { Stop(0); }
 
   absl::Status Listen(const GrpcServerConfig& config) {
@@ -39,9 +40,11 @@ class GrpcServerImpl final : public GrpcServer {
     // them twice is harmless.
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    NIBBLE_ASSIGN_OR_RETURN(
+        acceptor_, ConnectionAcceptor::Listen(config.host, config.port, config.max_connections));
     grpc::ServerBuilder builder;
-    const std::string address = HostAndPort(config.host, config.port);
-    builder.AddListeningPort(address, credentials_, &port_);
+    auto connections = builder.experimental().AddExternalConnectionAcceptor(
+        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, credentials_);
     builder.SetMaxReceiveMessageSize(config.max_receive_message_bytes);
     // Without it, whoever sends messages but for their ends holds a message's bytes a connection.
     grpc::ResourceQuota quota("nibble");
@@ -54,25 +57,29 @@ class GrpcServerImpl final : public GrpcServer {
     // Clients may ping every 10 s also while nothing is streamed, without being cut off for it.
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    // Two servers on one port would share its connections unseen.
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, config.idle_seconds * 1000);
     builder.RegisterService(&nibble_service_);
     server_ = builder.BuildAndStart();
-    if (server_ == nullptr || port_ == 0) {
-      return Unavailable("cannot serve gRPC on {}: the address is in use or not permitted",
-                         address);
-    }
+    if (server_ == nullptr) return Internal("gRPC cannot start a server");
     SetServing(false);
+    acceptor_->Start([taker = std::shared_ptr<grpc::experimental::ExternalConnectionAcceptor>(
+                          std::move(connections))](int fd) {
+      grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
+      connection.fd = fd;
+      taker->HandleNewConnection(&connection);
+    });
     health_thread_ = std::thread([this] { WatchHealth(); });
     return absl::OkStatus();
   }
 
-  int port() const override { return port_; }
+  int port() const override { return acceptor_->port(); }
+  int64_t num_connections() const override { return acceptor_->num_connections(); }
 
   void Stop(int64_t grace_ms) override {
     if (server_ == nullptr) return;
     StopWatchingHealth();
     SetServing(false);
+    acceptor_->Stop();  // gRPC does not close what it is given later
     server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(grace_ms));
     server_->Wait();
     server_.reset();
@@ -110,7 +117,7 @@ class GrpcServerImpl final : public GrpcServer {
   NibbleService nibble_service_;
   const std::shared_ptr<grpc::ServerCredentials> credentials_;  // outlives server_
   std::unique_ptr<grpc::Server> server_;
-  int port_ = 0;
+  std::unique_ptr<ConnectionAcceptor> acceptor_;
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stopping_ = false;  // guarded by mutex_

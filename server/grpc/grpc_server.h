@@ -28,12 +28,14 @@ struct GrpcServerConfig {
   int64_t max_stream_pending_bytes = int64_t{4} << 20;  // unread by a slow client; more: cut off
   int max_metadata_bytes = 64 << 10;                    // of a call; more: RESOURCE_EXHAUSTED
   int max_concurrent_streams = 16384;                   // of a connection; more wait at the client
+  int64_t max_connections = 16384;                      // more are closed as soon as they come
+  int idle_seconds = 600;  // of a connection without calls; then its client is told to leave
   int handshake_timeout_seconds = 10;
   int keepalive_seconds = 60;      // between pings to a silent client; one that is gone is let go
   std::shared_ptr<TlsSource> tls;  // null: plain
   std::shared_ptr<const ApiKeys> api_keys;  // null: everybody may call
   std::shared_ptr<RequestLog> request_log;  // null: none
-  GrpcObserver observer;                    // of calls that end; may be null
+  GrpcObserver observer;                    // of calls that end or are refused; may be null
 };
 
 class GrpcServer {
@@ -48,6 +50,7 @@ class GrpcServer {
   virtual ~GrpcServer() = default;  // Stop()s
 
   virtual int port() const = 0;
+  virtual int64_t num_connections() const = 0;
   // Takes no new calls, waits up to `grace_ms` for those in flight, cancels the rest. Idempotent;
   // calls must not overlap.
   virtual void Stop(int64_t grace_ms) = 0;

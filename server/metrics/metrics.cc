@@ -131,6 +131,8 @@ struct Metrics::Families {
 
   prometheus::Gauge& http_connections =
       AddGauge("nibble:http_connections", "Open connections of the HTTP server.");
+  prometheus::Gauge& grpc_connections =
+      AddGauge("nibble:grpc_connections", "Open connections of the gRPC server.");
   prometheus::Gauge& http_buffered =
       AddGauge("nibble:http_buffered_bytes", "Held of HTTP requests that are not answered yet.");
 
@@ -328,6 +330,7 @@ std::string Metrics::Serialize(const engine::EngineStats& stats, const ScrapeSta
                                             : static_cast<double>(stats.kv_blocks_used) /
                                                   static_cast<double>(stats.kv_blocks_total));
   f.http_connections.Set(static_cast<double>(state.num_http_connections));
+  f.grpc_connections.Set(static_cast<double>(state.num_grpc_connections));
   f.http_buffered.Set(static_cast<double>(state.http_buffered_bytes));
   return prometheus::TextSerializer().Serialize(f.registry.Collect());
 }

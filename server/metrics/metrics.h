@@ -32,6 +32,7 @@ struct MetricsConfig {
 struct ScrapeState {
   int64_t num_http_connections = 0;
   int64_t http_buffered_bytes = 0;
+  int64_t num_grpc_connections = 0;
 };
 
 // Thread-safe. Register as the engine's observer; the engine must not outlive it.

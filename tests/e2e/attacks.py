@@ -154,6 +154,52 @@ def received(connection, seconds):
     return data
 
 
+def idle_http2(ports):
+    """Connections on which HTTP/2 was begun, and nothing else."""
+    connection = grpc_connection(ports)
+    connection.recv(65536)  # its settings
+    connection.sendall(frame(4, 1, 0, b""))
+    return connection
+
+
+def varint(value):
+    out = b""
+    while value > 127:
+        out += bytes((value & 127 | 128,))
+        value >>= 7
+    return out + bytes((value,))
+
+
+def grpc_message(fields):
+    """A message of the protocol as it travels, of (number, integer or bytes)."""
+    body = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            body += varint(number << 3) + varint(value)
+        else:
+            body += varint(number << 3 | 2) + varint(len(value)) + value
+    return body
+
+
+def slow_grpc_readers(ports):
+    """Asks for a long answer of which nothing is read: no window is ever given back."""
+    connection = grpc_connection(ports)
+    max_tokens, ignore_eos, logprobs, text, sampling, choices = 1, 14, 17, 2, 4, 5  # fields of nibble.proto
+    body = grpc_message([(text, b"Once"), (choices, random.choice((2, 8))),
+                         (sampling, grpc_message([(max_tokens, 1900), (ignore_eos, 1), (logprobs, 5)]))])
+    connection.sendall(frame(4, 1, 0, b"") + call_headers(1) + frame(0, 1, 1, b"\x00" + struct.pack(">I", len(body)) + body))
+    return connection
+
+
+def watchers(ports):
+    """Calls that need no key and never end: a hundred on every connection."""
+    connection = grpc_connection(ports)
+    watch = "/grpc.health.v1.Health/Watch"
+    connection.sendall(frame(4, 1, 0, b"") + b"".join(
+        call_headers(stream, watch) + frame(0, 1, stream, b"\x00" * 5) for stream in range(1, 201, 2)))
+    return connection
+
+
 def half_grpc_messages(ports):
     """A call whose message is said to be of nearly 16 MiB, of which as much comes as the server takes at once."""
     connection = grpc_connection(ports)
@@ -279,7 +325,8 @@ def grpc_garbage(ports):
 
 
 HELD = {attack.__name__: attack for attack in (
-    idle, idle_grpc, half_headers, half_bodies, slow_readers, pipelining, half_grpc_messages)}
+    idle, idle_grpc, half_headers, half_bodies, slow_readers, pipelining, half_grpc_messages, idle_http2,
+    slow_grpc_readers, watchers)}
 REPEATED = {attack.__name__: attack for attack in (
     churn, vanishing, bad_utf8, tls_garbage, tls_noise, wrong_keys, big_headers, big_bodies, deep_json, big_grpc_messages,
     rapid_reset, grpc_garbage)}

@@ -236,6 +236,36 @@ def test_deadlines(guarded, authority):
         assert wait_for(idle)
 
 
+def expiry_of(cert):
+    """Seconds since 1970."""
+    said = subprocess.run(["openssl", "x509", "-noout", "-enddate", "-in", str(cert)], check=True, capture_output=True, text=True)
+    return ssl.cert_time_to_seconds(said.stdout.strip().removeprefix("notAfter="))
+
+
+def scraped(server, ca, name):
+    with http(server, ca) as client:
+        text = client.get("/metrics", headers=bearer()).text
+    return float(re.search(rf"^{name}{{[^}}]*}} (\S+)$", text, re.M).group(1))
+
+
+def test_metrics_of_certificate_keys_and_refused_calls(guarded, authority, api):
+    assert scraped(guarded, authority.ca, "nibble:tls_certificate_expiry_timestamp_seconds") == expiry_of(guarded.cert)
+    errors = scraped(guarded, authority.ca, "nibble:api_key_file_errors_total")
+    (guarded.files / "keys").write_text("# none\n")
+    assert wait_for(lambda: scraped(guarded, authority.ca, "nibble:api_key_file_stale") == 1)
+    assert scraped(guarded, authority.ca, "nibble:api_key_file_errors_total") == errors + 1
+    with http(guarded, authority.ca) as client:
+        assert client.get("/v1/models", headers=bearer("key-of-the-file")).status_code == 200
+    (guarded.files / "keys").write_text("key-of-the-file\n")
+    assert wait_for(lambda: scraped(guarded, authority.ca, "nibble:api_key_file_stale") == 0)
+    with channel(guarded, authority.ca) as secure, pytest.raises(grpc.RpcError):
+        api.services.NibbleStub(secure).Detokenize(api.messages.DetokenizeRequest(), metadata=(("authorization", "Bearer no"),))
+    with http(guarded, authority.ca) as client:
+        text = client.get("/metrics", headers=bearer()).text
+    counted = 'grpc_server_handled_total{grpc_code="UNAUTHENTICATED",grpc_method="Detokenize",grpc_service="nibble.v1.Nibble"} 1'
+    assert counted in text, [line for line in text.splitlines() if "grpc_server_handled_total" in line]
+
+
 def test_keys_and_certificates_change_while_it_serves(guarded, authority, stranger):
     (guarded.files / "keys").write_text("another-key\n")
     with http(guarded, authority.ca) as client:
@@ -254,6 +284,7 @@ def test_keys_and_certificates_change_while_it_serves(guarded, authority, strang
                 return other.get("/health").status_code == 200
 
         assert wait_for(renewed)
+        assert scraped(guarded, stranger.ca, "nibble:tls_certificate_expiry_timestamp_seconds") == expiry_of(guarded.cert)
         with channel(guarded, stranger.ca) as secure:
             health = health_pb2_grpc.HealthStub(secure)
             assert wait_for(lambda: health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 1)

@@ -4,6 +4,7 @@
 // Keys, TLS, limits, names and log lines of calls.
 
 #include <map>
+#include <mutex>
 #include <sstream>
 
 #include "gmock/gmock.h"
@@ -120,6 +121,31 @@ TEST_F(GrpcGuardsTest, EveryMethodButHealthNeedsAKey) {
   EXPECT_NE(CodeOf(kReflection, "Bearer key"), kRefused);
   EXPECT_THAT(Ask(channel_.get(), "Bearer wrong-secret").error_message(),
               Not(HasSubstr("wrong-secret")));
+}
+
+TEST_F(GrpcGuardsTest, WhatIsRefusedIsCounted) {
+  std::mutex mutex;
+  std::map<std::string, int> counted;
+  Serve({.api_keys = *ApiKeys::Create({.keys = {"key"}}),
+         .observer = [&](std::string_view method, std::string_view code, double seconds) {
+           EXPECT_GE(seconds, 0.0);
+           const std::lock_guard lock(mutex);
+           ++counted[std::string(method) + " " + std::string(code)];
+         }});
+  for (const char* path :
+       {"/nibble.v1.Nibble/Chat", "/nibble.v1.Nibble/ListModels", "/nibble.v1.Nibble/Made-up",
+        "/nibble.v1.Nibble", "/", "/other/Chat", "/nibble.v1.NibbleX/Chat"}) {
+    CodeOf(path, "Bearer kez");
+  }
+  CodeOf("/nibble.v1.Nibble/ListModels", "");
+  CodeOf("/nibble.v1.Nibble/ListModels", "Bearer key");
+  channel_.reset();
+  const std::lock_guard lock(mutex);
+  const std::map<std::string, int> expected = {{"Chat UNAUTHENTICATED", 1},
+                                               {"ListModels OK", 1},
+                                               {"ListModels UNAUTHENTICATED", 2},
+                                               {"other UNAUTHENTICATED", 5}};
+  EXPECT_EQ(counted, expected);
 }
 
 TEST_F(GrpcGuardsTest, CallsHaveNames) {

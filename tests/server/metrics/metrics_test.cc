@@ -206,6 +206,7 @@ TEST(MetricsTest, NamesTypesAndBucketsAreThoseDashboardsKnow) {
       {"nibble:max_num_seqs", {"gauge", {}}},
       {"nibble:max_queued_requests", {"gauge", {}}},
       {"nibble:http_connections", {"gauge", {}}},
+      {"nibble:grpc_connections", {"gauge", {}}},
       {"nibble:http_buffered_bytes", {"gauge", {}}},
       {"nibble:step_seconds", {"histogram", fine_inter_token}},
       {"vllm:prompt_tokens_total", {"counter", {}}},
