@@ -17,7 +17,6 @@
 namespace nibble::server {
 namespace {
 
-constexpr double kMaxGpuMemoryUtilization = 0.98;
 constexpr int kMaxRanksOfAStage = 64;  // comm::GroupMember's
 constexpr int kMaxStages = 64;
 constexpr int kMaxRanks = 1024;  // engine::kMaxRanks

@@ -16,6 +16,9 @@
 
 namespace nibble::server {
 
+// The driver and captured graphs take the rest.
+inline constexpr double kMaxGpuMemoryUtilization = 0.98;
+
 // Which model, and how its arithmetic is done: shared by serve, eval and inspect.
 struct ModelOptions {
   std::string model;            // a Hugging Face model directory

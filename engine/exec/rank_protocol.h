@@ -70,7 +70,7 @@ enum class RankMessage : uint32_t {
 
 // Driver and rank are of one build; another one's is refused by this number before anything else of
 // a kLoaded is read.
-inline constexpr uint32_t kRankProtocolVersion = 4;
+inline constexpr uint32_t kRankProtocolVersion = 5;
 inline constexpr int kMaxRanks = 1024;
 // Of a sentence: why a status is an error, why a generation ended. What is longer is cut.
 inline constexpr uint32_t kMaxTextBytes = 4096;
@@ -103,6 +103,10 @@ struct RankDescription {
   // KvMemory, once the largest step's memory is taken: of its host, or of a device of its own.
   int64_t available_bytes = 0;
   bool memory_is_own = false;
+  int64_t total_bytes = 0;  // KvMemory's
+  // Of the largest step: what one token, one sequence less would leave for the cache.
+  int64_t step_token_bytes = 0;
+  int64_t step_seq_bytes = 0;
   int32_t kv_dtype = 0;     // DType
   int64_t num_layers = 0;   // of the whole model, as the next
   int64_t num_experts = 0;  // of a layer; 0: a dense model

@@ -39,6 +39,9 @@ std::string LoadedPayload::Encode() const {
   writer.Put(description.kv_block_bytes);
   writer.Put(description.available_bytes);
   writer.PutFlag(description.memory_is_own);
+  writer.Put(description.total_bytes);
+  writer.Put(description.step_token_bytes);
+  writer.Put(description.step_seq_bytes);
   writer.Put(description.kv_dtype);
   writer.Put(description.num_layers);
   writer.Put(description.num_experts);
@@ -72,6 +75,9 @@ absl::StatusOr<LoadedPayload> LoadedPayload::Decode(std::string_view bytes) {
   reader.Read("kv_block_bytes", &description.kv_block_bytes);
   reader.Read("available_bytes", &description.available_bytes);
   reader.ReadFlag("memory_is_own", &description.memory_is_own);
+  reader.Read("total_bytes", &description.total_bytes);
+  reader.Read("step_token_bytes", &description.step_token_bytes);
+  reader.Read("step_seq_bytes", &description.step_seq_bytes);
   reader.Read("kv_dtype", &description.kv_dtype);
   reader.Read("num_layers", &description.num_layers);
   reader.Read("num_experts", &description.num_experts);

@@ -197,8 +197,10 @@ absl::Status RankServer::Load() {
     Send(MakeFrame(ProgressPayload{.bytes_done = done, .bytes_total = total}));
   };
   NIBBLE_ASSIGN_OR_RETURN(model_, Model::Load(options_.model_dir, load, pool_));
-  NIBBLE_RETURN_IF_ERROR(model_->Reserve(options_.limits, pool_));
+  NIBBLE_RETURN_IF_ERROR(options_.reserve ? options_.reserve(model_.get(), options_.limits, pool_)
+                                          : model_->Reserve(options_.limits, pool_));
   const KvMemory memory = model_->kv_memory();
+  const StepCosts costs = CostsOf(*model_, options_.limits);
   LoadedPayload loaded{
       .rank = load.place.world_rank(),
       .size = load.place.world_size(),
@@ -209,8 +211,12 @@ absl::Status RankServer::Load() {
       .description = {.weight_bytes = model_->weight_bytes(),
                       .kv_block_bytes = KvCache::BlockBytes(
                           model_->rank_config(), options_.block_size, model_->kv_dtype()),
-                      .available_bytes = memory.available_bytes,
+                      .available_bytes = memory.available_bytes -
+                                         model_->host_logits_bytes(options_.limits.max_samples),
                       .memory_is_own = memory.is_own,
+                      .total_bytes = memory.total_bytes,
+                      .step_token_bytes = costs.token_bytes,
+                      .step_seq_bytes = costs.seq_bytes,
                       .kv_dtype = static_cast<int32_t>(model_->kv_dtype()),
                       .num_layers = model_->config().num_layers,
                       .num_experts = model_->expert_load().num_experts,

@@ -4,6 +4,7 @@
 // The inside of a rank's process: one share of the model, driven over a channel (rank_protocol.h).
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -20,6 +21,9 @@ struct RankServerOptions {
   LoadOptions load;
   int64_t block_size = 16;
   StepLimits limits;
+  // Takes the memory of the largest step, for whoever can say more of its failing than
+  // Model::Reserve, which is the default.
+  std::function<absl::Status(Model* model, const StepLimits& limits, ThreadPool* pool)> reserve;
 };
 
 // Loads, tells the driver, and does what it says until it goes away or says kExit. One thread reads

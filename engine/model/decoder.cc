@@ -123,9 +123,32 @@ absl::Status DecoderModel::ComputeLogits(int64_t num_rows, float* logits, Thread
 
 absl::Status DecoderModel::Reserve(const StepLimits& limits, ThreadPool* pool) {
   NIBBLE_RETURN_IF_ERROR(CheckStepLimits(config_, limits));
+  if (row_capacity_ == 0) {  // all at once, before any of it is taken
+    NIBBLE_RETURN_IF_ERROR(
+        CheckMemory(StepBytes(limits), fmt::format("a step of {} tokens", limits.max_tokens)));
+  }
   NIBBLE_RETURN_IF_ERROR(ReserveRows(limits.max_tokens));
   NIBBLE_RETURN_IF_ERROR(ReserveSamples(limits.max_samples));
   return ReservePositions(limits.max_positions, pool);
+}
+
+int64_t DecoderModel::StepBytes(const StepLimits& limits) const {
+  return RowBytes(limits.max_tokens) + SampleBytes(limits.max_samples) +
+         PositionBytes(limits.max_positions) + host_logits_bytes(limits.max_samples);
+}
+
+int64_t DecoderModel::RowBytes(int64_t num_rows) const {
+  const int64_t rows = (num_rows + 63) / 64 * 64;
+  const int64_t intermediate = dense_intermediate_size_;
+  const int64_t max_k = std::max({config_.hidden_size, q_size_, intermediate});
+  const int64_t floats_per_row = 2 * config_.hidden_size + qkv_size_ + q_size_ + 2 * intermediate;
+  return rows * (floats_per_row * 4 + ActivationBuffer::BytesPerRow(max_k, activation_forms_) + 4) +
+         (moe_.has_value() ? moe_->BytesFor(rows) : 0);
+}
+
+// rotary_dim / 2 cosines and as many sines.
+int64_t DecoderModel::PositionBytes(int64_t num_positions) const {
+  return num_positions * config_.rope.rotary_dim * 4;
 }
 
 absl::Status DecoderModel::ReserveRows(int64_t num_rows) {
@@ -133,10 +156,7 @@ absl::Status DecoderModel::ReserveRows(int64_t num_rows) {
   const int64_t rows = (num_rows + 63) / 64 * 64;
   const int64_t intermediate = dense_intermediate_size_;
   const int64_t max_k = std::max({config_.hidden_size, q_size_, intermediate});
-  const int64_t floats_per_row = 2 * config_.hidden_size + qkv_size_ + q_size_ + 2 * intermediate;
-  const int64_t bytes =
-      rows * (floats_per_row * 4 + ActivationBuffer::BytesPerRow(max_k, activation_forms_) + 4) +
-      (moe_.has_value() ? moe_->BytesFor(rows) : 0);
+  const int64_t bytes = RowBytes(num_rows);
   NIBBLE_RETURN_IF_ERROR(CheckMemory(bytes, fmt::format("a step of {} tokens", num_rows)));
   row_capacity_ = 0;
   // Zeroed: memory that was never written is not yet the process's.
@@ -162,8 +182,7 @@ absl::Status DecoderModel::ReserveRows(int64_t num_rows) {
 
 absl::Status DecoderModel::ReservePositions(int64_t num_positions, ThreadPool* pool) {
   if (num_positions <= rope_.max_positions) return absl::OkStatus();
-  // rotary_dim / 2 cosines and as many sines.
-  const int64_t bytes = num_positions * config_.rope.rotary_dim * 4;
+  const int64_t bytes = PositionBytes(num_positions);
   NIBBLE_RETURN_IF_ERROR(
       CheckMemory(bytes, fmt::format("the RoPE table of {} positions", num_positions)));
   try {

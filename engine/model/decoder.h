@@ -90,10 +90,14 @@ class DecoderModel final : public Model {
                                                        int64_t block_size) const override;
   KvMemory kv_memory() const override;
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
+  int64_t StepBytes(const StepLimits& limits) const override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                        ThreadPool* pool) override;
 
  private:
+  int64_t RowBytes(int64_t num_rows) const;
+  int64_t SampleBytes(int64_t num_samples) const;
+  int64_t PositionBytes(int64_t num_positions) const;
   absl::Status ReserveRows(int64_t num_rows);
   absl::Status ReserveSamples(int64_t num_samples);
   absl::Status ReservePositions(int64_t num_positions, ThreadPool* pool);

@@ -54,13 +54,19 @@ absl::Status DecoderModel::CheckCommunicator() const {
   return absl::OkStatus();
 }
 
+int64_t DecoderModel::SampleBytes(int64_t num_samples) const {
+  if (place_.size == 1 || !place_.is_last_stage()) return 0;
+  const int64_t all = has_logits() ? config_.vocab_size : 0;
+  return num_samples * (weights_.lm_head.n() + all) * static_cast<int64_t>(sizeof(float));
+}
+
 absl::Status DecoderModel::ReserveSamples(int64_t num_samples) {
   if (place_.size == 1 || !place_.is_last_stage() || num_samples <= sample_capacity_) {
     return absl::OkStatus();
   }
   const int64_t own = weights_.lm_head.n();
   const int64_t all = has_logits() ? config_.vocab_size : 0;
-  const int64_t bytes = num_samples * (own + all) * static_cast<int64_t>(sizeof(float));
+  const int64_t bytes = SampleBytes(num_samples);
   NIBBLE_RETURN_IF_ERROR(
       CheckMemory(bytes, fmt::format("gathering {} rows of logits", num_samples)));
   sample_capacity_ = 0;

@@ -60,6 +60,20 @@ absl::Status CheckStepLimits(const ModelConfig& config, const StepLimits& limits
   return absl::OkStatus();
 }
 
+StepCosts CostsOf(const Model& model, const StepLimits& limits) {
+  constexpr int64_t kRowPadding = 64;  // workspaces are made for multiples of it
+  StepLimits fewer_tokens = limits;
+  fewer_tokens.max_tokens = limits.max_tokens / 2 / kRowPadding * kRowPadding;
+  StepLimits fewer_seqs = limits;
+  fewer_seqs.max_seqs = fewer_seqs.max_samples = limits.max_seqs / 2;
+  const int64_t all = model.StepBytes(limits);
+  const auto per = [&](const StepLimits& smaller, int64_t num_less) {
+    return std::max<int64_t>(all - model.StepBytes(smaller), 0) / std::max<int64_t>(num_less, 1);
+  };
+  return {.token_bytes = per(fewer_tokens, limits.max_tokens - fewer_tokens.max_tokens),
+          .seq_bytes = per(fewer_seqs, limits.max_seqs - fewer_seqs.max_seqs)};
+}
+
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const std::string& dir,
                                                    const LoadOptions& options, ThreadPool* pool) {
   NIBBLE_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(dir));

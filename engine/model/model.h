@@ -115,10 +115,11 @@ struct StepLimits {
 
 // What the KV cache may take.
 struct KvMemory {
-  int64_t available_bytes = 0;
+  int64_t available_bytes = 0;  // less than 0: more is taken than what a device was to give
   // Nobody else takes of it, and nothing but the cache is still to be taken: all of it is for the
   // cache. Else it is memory that a host's processes share.
   bool is_own = false;
+  int64_t total_bytes = 0;  // of the device whose share it is; 0: a host's memory
 };
 
 // Of rows whose tokens the host chooses.
@@ -188,9 +189,19 @@ class Model {
   // Nothing ever shrinks.
   virtual absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) = 0;
 
+  // What Reserve(limits) takes of a model that has reserved nothing, and HostSampling::logits
+  // beside it. Takes nothing; about, where a device's libraries have a share that is not known
+  // before.
+  virtual int64_t StepBytes(const StepLimits& /*limits*/) const { return 0; }
+
   // Rows of HostSampling::logits that ForwardAndSample of so many samples takes.
   virtual int64_t host_logits_rows(int64_t num_samples) const {
     return has_logits() ? num_samples : 0;
+  }
+
+  int64_t host_logits_bytes(int64_t num_samples) const {
+    return host_logits_rows(num_samples) * config().vocab_size *
+           static_cast<int64_t>(sizeof(float));
   }
 
   // Computes the plan's tokens, appends their keys and values to `cache`, and writes the logits of
@@ -216,5 +227,13 @@ class Model {
   // Not OK: why this process can compute nothing any more, ever. Who runs it is to start another.
   virtual absl::Status Health() const { return absl::OkStatus(); }
 };
+
+// What one token of the largest step takes, and one sequence of it: so much more would the cache
+// have.
+struct StepCosts {
+  int64_t token_bytes = 0;
+  int64_t seq_bytes = 0;
+};
+StepCosts CostsOf(const Model& model, const StepLimits& limits);
 
 }  // namespace nibble::engine

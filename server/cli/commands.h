@@ -32,6 +32,10 @@ struct RankOptions {
   int64_t max_num_seqs = 64;
   int64_t max_model_len = 2048;
   std::string model_fingerprint;  // of the model that the server was started with
+  // StepNeighbors'
+  int host_ranks = 1;
+  int64_t kv_cache_memory_bytes = 0;
+  int64_t min_batched_tokens = 1;
 };
 int RunRank(const RankOptions& options);
 

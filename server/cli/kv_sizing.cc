@@ -54,6 +54,49 @@ void SuggestContext(const Sizing& sizing, int64_t num_blocks, StartError* error)
   }
 }
 
+// What a smaller step would leave for the cache: `missing(host)` bytes more on every host.
+template <typename Missing>
+void SuggestStep(const Sizing& sizing, const Missing& missing, StartError* error) {
+  constexpr int64_t kRowPadding = 64;  // workspaces are made for multiples of it
+  const server::ServeConfig& config = sizing.config;
+  int64_t num_tokens = config.max_num_batched_tokens;
+  int64_t num_seqs = config.max_num_seqs;
+  const auto lower = [](int64_t present, int64_t bytes, int64_t bytes_each) {
+    return bytes_each <= 0 ? 0 : present - (bytes + bytes_each - 1) / bytes_each;
+  };
+  for (const KvHost& host : sizing.hosts) {
+    const int64_t bytes = missing(host);
+    if (bytes <= 0) continue;
+    num_tokens =
+        std::min(num_tokens, lower(config.max_num_batched_tokens, bytes, host.step_token_bytes));
+    num_seqs = std::min(num_seqs, lower(config.max_num_seqs, bytes, host.step_seq_bytes));
+  }
+  num_tokens = num_tokens / kRowPadding * kRowPadding;
+  const int64_t least = config.enable_chunked_prefill
+                            ? config.max_num_seqs
+                            : std::max(config.max_num_seqs, sizing.max_model_len);
+  if (num_tokens >= least && num_tokens > 0) {
+    error->remedies.push_back(fmt::format("--max-num-batched-tokens {} or less", num_tokens));
+  }
+  if (num_seqs >= 1) {
+    error->remedies.push_back(fmt::format("--max-num-seqs {} or less", num_seqs));
+  }
+}
+
+// "--gpu-memory-utilization U or more", where one is enough for all.
+void SuggestUtilization(const Sizing& sizing, StartError* error) {
+  double enough = 0.0;
+  for (const KvHost& host : sizing.hosts) {
+    const int64_t missing = sizing.blocks_per_seq() * host.block_bytes - host.available_bytes;
+    if (missing <= 0) continue;
+    const double here =
+        EnoughUtilization(sizing.config.model.gpu_memory_utilization, missing, host.total_bytes);
+    if (here == 0.0) return;
+    enough = std::max(enough, here);
+  }
+  error->remedies.push_back(fmt::format("--gpu-memory-utilization {:.2f} or more", enough));
+}
+
 // One sequence does not fit on `host`.
 absl::Status TooSmall(const Sizing& sizing, const KvHost& host) {
   int64_t fewest = std::numeric_limits<int64_t>::max();
@@ -78,20 +121,28 @@ absl::Status TooSmall(const Sizing& sizing, const KvHost& host) {
                                  sizing.config.kv_cache_memory_bytes);
   } else if (host.memory_is_own) {
     error.there_is = fmt::format("{}: what --gpu-memory-utilization {} leaves beside the weights",
-                                 HumanBytes(budget), sizing.config.model.gpu_memory_utilization);
+                                 HumanBytes(std::max<int64_t>(budget, 0)),
+                                 sizing.config.model.gpu_memory_utilization);
   } else {
     error.there_is = fmt::format("{}: a quarter of the {} that are available", HumanBytes(budget),
                                  HumanBytes(host.available_bytes));
   }
   SuggestContext(sizing, fewest, &error);
+  if (!sizing.given()) {
+    SuggestStep(
+        sizing,
+        [&](const KvHost& each) {
+          const int64_t needed = sizing.blocks_per_seq() * each.block_bytes;
+          return (each.memory_is_own ? needed : 4 * needed) - each.available_bytes;
+        },
+        &error);
+  }
   if (fewest_free >= sizing.blocks_per_seq()) {
     // A device's memory is all its rank's already.
     const bool helps = sizing.given() || !host.memory_is_own;
     if (helps) error.remedies.push_back(GiveBytes(sizing, sizing.blocks_per_seq(), "more"));
   } else if (host.memory_is_own) {
-    error.remedies.push_back(
-        fmt::format("a larger --gpu-memory-utilization: {} more of each device are needed",
-                    HumanBytes(missing_bytes)));
+    SuggestUtilization(sizing, &error);
     error.remedies.push_back("more devices: --tensor-parallel-size, --pipeline-parallel-size");
   } else {
     error.remedies.push_back(
@@ -109,6 +160,10 @@ absl::Status NotThere(const Sizing& sizing, const KvHost& host, int64_t num_bloc
                                          HumanBytes(num_blocks * host.block_bytes),
                                          sizing.config.kv_cache_memory_bytes),
                    .there_is = fmt::format("{} available", HumanBytes(host.available_bytes))};
+  SuggestStep(
+      sizing,
+      [&](const KvHost& each) { return num_blocks * each.block_bytes - each.available_bytes; },
+      &error);
   int64_t fewest_free = num_blocks;
   for (const KvHost& each : sizing.hosts) {
     fewest_free = std::min(fewest_free, sizing.FreeBlocksOf(each));

@@ -19,6 +19,10 @@ struct KvHost {
   int64_t block_bytes = 0;
   int64_t available_bytes = 0;
   bool memory_is_own = false;  // engine::KvMemory::is_own
+  int64_t total_bytes = 0;     // engine::KvMemory's
+  // What a token, a sequence of the largest step takes there: it would be the cache's.
+  int64_t step_token_bytes = 0;
+  int64_t step_seq_bytes = 0;
 };
 
 struct KvSize {

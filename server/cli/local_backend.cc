@@ -8,6 +8,7 @@
 #include "server/cli/model_backend.h"
 #include "server/cli/model_setup.h"
 #include "server/cli/parallel_setup.h"
+#include "server/cli/step_sizing.h"
 
 namespace nibble::cli {
 namespace {
@@ -44,19 +45,26 @@ absl::StatusOr<ModelBackend> StartLocalModel(const server::ServeConfig& config,
                           ChooseMaxModelLen(config, backend.model.max_position_embeddings));
   watch.Begin("taking memory");
   // Before the cache takes its share of what memory is free.
-  NIBBLE_RETURN_IF_ERROR(loaded.model->Reserve({.max_tokens = config.max_num_batched_tokens,
-                                                .max_positions = backend.max_model_len,
-                                                .max_samples = config.max_num_seqs,
-                                                .max_seqs = config.max_num_seqs,
-                                                .block_size = config.block_size},
-                                               backend.pool.get()));
+  const engine::StepLimits limits = {.max_tokens = config.max_num_batched_tokens,
+                                     .max_positions = backend.max_model_len,
+                                     .max_samples = config.max_num_seqs,
+                                     .max_seqs = config.max_num_seqs,
+                                     .block_size = config.block_size};
+  NIBBLE_RETURN_IF_ERROR(ReserveStep(loaded.model.get(), limits,
+                                     NeighborsOf(config, backend.max_model_len, 1),
+                                     backend.pool.get()));
   backend.device = DescribeDevice(loaded);
   const engine::KvMemory memory = loaded.model->kv_memory();
+  const engine::StepCosts costs = engine::CostsOf(*loaded.model, limits);
   const KvHost host{.name = "",
                     .block_bytes = engine::KvCache::BlockBytes(loaded.model->rank_config(),
                                                                config.block_size, backend.kv_dtype),
-                    .available_bytes = memory.available_bytes,
-                    .memory_is_own = memory.is_own};
+                    .available_bytes = memory.available_bytes -
+                                       loaded.model->host_logits_bytes(limits.max_samples),
+                    .memory_is_own = memory.is_own,
+                    .total_bytes = memory.total_bytes,
+                    .step_token_bytes = costs.token_bytes,
+                    .step_seq_bytes = costs.seq_bytes};
   NIBBLE_ASSIGN_OR_RETURN(backend.kv, SizeKvCache(config, backend.max_model_len, {&host, 1}));
   const engine::LocalExecutorOptions options = {
       .block_size = config.block_size,

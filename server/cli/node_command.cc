@@ -26,6 +26,7 @@ struct Node {
 absl::StatusOr<Node> Prepare(const server::ServeConfig& config) {
   const server::ParallelOptions& parallel = config.parallel;
   Node node;
+  NIBBLE_RETURN_IF_ERROR(CheckCluster(parallel));
   NIBBLE_ASSIGN_OR_RETURN(node.host, SetUpHost(config));
   node.options.head_address = parallel.master_addr;
   node.options.head_port = parallel.master_port;

@@ -160,6 +160,13 @@ void AddRank(CLI::App* app, RankOptions* options) {
   app->add_option("--max-num-seqs", options->max_num_seqs, "sequences per step")->required();
   app->add_option("--max-model-len", options->max_model_len, "tokens of prompt and answer")
       ->required();
+  app->add_option("--host-ranks", options->host_ranks, "that share this host's memory")->required();
+  app->add_option("--kv-cache-memory-bytes", options->kv_cache_memory_bytes,
+                  "of this host; 0: not given")
+      ->required();
+  app->add_option("--min-batched-tokens", options->min_batched_tokens,
+                  "that --max-num-batched-tokens may be lowered to")
+      ->required();
   app->add_option("--model-fingerprint", options->model_fingerprint,
                   "of the model that the server was started with")
       ->required();

@@ -15,7 +15,9 @@
 #include "server/cli/cuda_engine.h"
 #include "server/cli/fingerprint.h"
 #include "server/cli/start_error.h"
+#include "server/cli/step_sizing.h"
 #include "server/cli/version.h"
+#include "server/http/http_server.h"
 
 namespace nibble::cli {
 namespace {
@@ -41,6 +43,8 @@ std::string RankProgram() {
 std::vector<std::string> RankCommand(const server::ServeConfig& config, const HostSetup& host,
                                      int rank, const RankPlacement& placement) {
   const server::ModelOptions& model = config.model;
+  const StepNeighbors neighbors =
+      NeighborsOf(config, host.max_model_len, config.parallel.ranks_per_node());
   const std::string binding =
       placement.cpus.empty() ? "none" : fmt::format("{}", fmt::join(placement.cpus, ","));
   std::vector<std::string> command = {
@@ -81,6 +85,12 @@ std::vector<std::string> RankCommand(const server::ServeConfig& config, const Ho
       std::to_string(config.max_num_seqs),
       "--max-model-len",
       std::to_string(host.max_model_len),
+      "--host-ranks",
+      std::to_string(neighbors.num_ranks),
+      "--kv-cache-memory-bytes",
+      std::to_string(neighbors.kv_cache_memory_bytes),
+      "--min-batched-tokens",
+      std::to_string(neighbors.min_batched_tokens),
       "--model-fingerprint",
       host.model_fingerprint};
   if (host.device.is_cuda()) {
@@ -215,6 +225,30 @@ absl::StatusOr<comm::ClusterSecurity> ReadSecurity(const server::ParallelOptions
   NIBBLE_RETURN_IF_ERROR(ReadPem(options.cluster_tls_cert, &security.tls_cert));
   NIBBLE_RETURN_IF_ERROR(ReadPem(options.cluster_tls_key, &security.tls_key));
   return security;
+}
+
+absl::Status CheckCluster(const server::ParallelOptions& options) {
+  if (options.nnodes == 1) return absl::OkStatus();
+  const auto refuse = [](const absl::Status& why) {
+    return StartError{.what = "the hosts of the group could not trust each other",
+                      .needed =
+                          "a secret of 16 to 4096 bytes, the same on all of them, or "
+                          "certificates",
+                      .there_is = std::string(why.message()),
+                      .remedies = {"openssl rand -hex 32 > FILE, and --cluster-secret-file FILE "
+                                   "on every host"}}
+        .ToStatus(why.code());
+  };
+  const absl::StatusOr<comm::ClusterSecurity> security = ReadSecurity(options);
+  if (!security.ok()) return refuse(security.status());
+  const absl::Status valid = comm::Validate(ShapeOf(options), {}, *security, HeartbeatOf(options));
+  if (!valid.ok()) return refuse(valid);
+  if (options.node_rank > 0) return absl::OkStatus();
+  const std::string& address = options.node_addr.empty() ? options.master_addr : options.node_addr;
+  const absl::Status free = server::HttpServer::CheckAddress(address, options.master_port);
+  // A name is looked up by who listens there.
+  if (!absl::IsUnavailable(free)) return absl::OkStatus();
+  return CannotListen("--master-port", address, options.master_port, free);
 }
 
 comm::ClusterShape ShapeOf(const server::ParallelOptions& options) {

@@ -55,6 +55,9 @@ bool SomeStageSpansNodes(const server::ParallelOptions& options);
 
 // Reads the files that --cluster-* name.
 absl::StatusOr<comm::ClusterSecurity> ReadSecurity(const server::ParallelOptions& options);
+// Before ports are open: the secret or the certificates of a group of hosts, and its port. OK with
+// one node.
+absl::Status CheckCluster(const server::ParallelOptions& options);
 comm::ClusterShape ShapeOf(const server::ParallelOptions& options);
 comm::ClusterIdentity IdentityOf(const server::ServeConfig& config, const HostSetup& host);
 comm::HeartbeatOptions HeartbeatOf(const server::ParallelOptions& options);

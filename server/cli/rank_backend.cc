@@ -114,11 +114,16 @@ std::vector<KvHost> HostsOf(const std::vector<engine::RankDescription>& ranks,
       devices.push_back({.name = fmt::format("rank {}", rank),
                          .block_bytes = ranks[rank].kv_block_bytes,
                          .available_bytes = ranks[rank].available_bytes,
-                         .memory_is_own = true});
+                         .memory_is_own = true,
+                         .total_bytes = ranks[rank].total_bytes,
+                         .step_token_bytes = ranks[rank].step_token_bytes,
+                         .step_seq_bytes = ranks[rank].step_seq_bytes});
       continue;
     }
     if (num_nodes > 1) host.name = fmt::format("node {}", node);
     host.block_bytes += ranks[rank].kv_block_bytes;
+    host.step_token_bytes += ranks[rank].step_token_bytes;
+    host.step_seq_bytes += ranks[rank].step_seq_bytes;
     host.available_bytes = std::min(host.available_bytes, ranks[rank].available_bytes);
   }
   std::erase_if(hosts, [](const KvHost& host) {

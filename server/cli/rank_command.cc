@@ -19,6 +19,7 @@
 #include "server/cli/expert_setup.h"
 #include "server/cli/fingerprint.h"
 #include "server/cli/model_setup.h"
+#include "server/cli/step_sizing.h"
 
 namespace nibble::cli {
 namespace {
@@ -50,6 +51,9 @@ absl::Status Validate(const RankOptions& options) {
   check("--block-size", options.block_size, 1, 256);
   check("--max-num-batched-tokens", options.max_num_batched_tokens, 1, int64_t{1} << 20);
   check("--max-num-seqs", options.max_num_seqs, 1, 4096);
+  check("--host-ranks", options.host_ranks, 1, 1024);
+  check("--kv-cache-memory-bytes", options.kv_cache_memory_bytes, 0, int64_t{1} << 44);
+  check("--min-batched-tokens", options.min_batched_tokens, 1, int64_t{1} << 24);
   check("--max-model-len", options.max_model_len, 1, int64_t{1} << 24);
   if (violations.empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(fmt::format("{}", fmt::join(violations, "\n")));
@@ -93,6 +97,14 @@ absl::Status Serve(const RankOptions& options) {
                    .max_samples = options.max_num_seqs,
                    .max_seqs = options.max_num_seqs,
                    .block_size = options.block_size};
+  const StepNeighbors neighbors{.num_ranks = options.host_ranks,
+                                .kv_cache_memory_bytes = options.kv_cache_memory_bytes,
+                                .min_batched_tokens = options.min_batched_tokens,
+                                .gpu_memory_utilization = options.model.gpu_memory_utilization};
+  server.reserve = [neighbors](engine::Model* model, const engine::StepLimits& limits,
+                               ThreadPool* workers) {
+    return ReserveStep(model, limits, neighbors, workers);
+  };
   const std::unique_ptr<comm::FrameChannel> channel = comm::MakeSocketChannel(options.control_fd);
   return engine::RunRankServer(channel.get(), server, &pool);
 }

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "server/cli/access_setup.h"
 #include "server/cli/commands.h"
+#include "server/cli/heap_limits.h"
 #include "server/cli/node_command.h"
 #include "server/cli/parallel_setup.h"
 #include "server/cli/serving_stack.h"
@@ -23,6 +24,7 @@ std::string OnSignal(const server::LifecycleOptions& options) {
 }  // namespace
 
 int RunServe(const server::ServeConfig& given) {
+  LimitHeap();
   server::ServeConfig config = given;
   config.parallel.cluster_secret = TakeSecretFromEnvironment();
   TakeApiKeyFromEnvironment(&config.guards);

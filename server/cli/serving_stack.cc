@@ -3,6 +3,9 @@
 
 #include "server/cli/serving_stack.h"
 
+#include <sys/resource.h>
+
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -14,12 +17,10 @@
 
 #include "base/json.h"
 #include "base/log.h"
-#include "base/mapped_file.h"
 #include "comm/cluster/grpc_log.h"
 #include "comm/ranks/rank_hub.h"
 #include "engine/exec/rank_group.h"
 #include "server/auth/http_guard.h"
-#include "server/chat/tokenizer_config.h"
 #include "server/cli/commands.h"
 #include "server/cli/model_setup.h"
 #include "server/cli/parallel_setup.h"
@@ -28,13 +29,12 @@
 #include "server/cli/version.h"
 #include "server/health/health_metrics.h"
 #include "server/health/health_routes.h"
+#include "server/metrics/guard_metrics.h"
 #include "server/metrics/process_metrics.h"
 #include "server/web/web.h"
 
 namespace nibble::cli {
 namespace {
-
-constexpr size_t kMaxTemplateBytes = size_t{1} << 20;
 
 std::string UrlHost(const std::string& host) {
   return host.find(':') == std::string::npos || host.front() == '[' ? host
@@ -56,6 +56,17 @@ std::string ArithmeticName(const std::string& quantization) {
   constexpr std::string_view kNone = "none, ";
   if (quantization.rfind(kNone, 0) != 0) return quantization;
   return "not quantized, " + quantization.substr(kNone.size());
+}
+
+// --max-connections, but with two front ends each half of the files that this process may open, so
+// that neither keeps the other from accepting.
+int64_t ConnectionsOfEach(const server::ServeConfig& config) {
+  const int64_t wanted = config.guards.max_connections;
+  rlimit files = {};
+  if (config.grpc_port < 0 || ::getrlimit(RLIMIT_NOFILE, &files) != 0) return wanted;
+  constexpr rlim_t kReserve = 128;  // of the rest of the process, and connections that are refused
+  const rlim_t half = (std::max(files.rlim_max, kReserve + 2) - kReserve) / 2;
+  return static_cast<int64_t>(std::min(half, static_cast<rlim_t>(wanted)));
 }
 
 // An engine is stopped between two steps; one whose step never ends would hold the process, its
@@ -110,6 +121,9 @@ absl::Status ServingStack::CheckFirst() {
     if (!writable.ok()) return Annotate(writable, "--record-expert-load");
   }
   NIBBLE_RETURN_IF_ERROR(CheckModelFiles(config_.model.model));
+  NIBBLE_ASSIGN_OR_RETURN(chat_, SetUpChat(config_));
+  NIBBLE_RETURN_IF_ERROR(CheckCluster(config_.parallel));
+  NIBBLE_RETURN_IF_ERROR(engine::LoadGenerationConfig(config_.model.model).status());
   NIBBLE_ASSIGN_OR_RETURN(const engine::ModelConfig model,
                           engine::LoadModelConfig(config_.model.model));
   NIBBLE_ASSIGN_OR_RETURN(const int64_t max_model_len,
@@ -200,23 +214,8 @@ absl::Status ServingStack::StartService() {
   parts.engine = engine_.get();
   parts.tokenizer = backend_.tokenizer.get();
   NIBBLE_ASSIGN_OR_RETURN(parts.defaults, engine::LoadGenerationConfig(config_.model.model));
-  NIBBLE_ASSIGN_OR_RETURN(server::TokenizerConfig tokenizer_config,
-                          server::LoadTokenizerConfig(config_.model.model));
-  parts.template_variables = std::move(tokenizer_config.template_variables);
-  std::string source = std::move(tokenizer_config.chat_template);
-  if (!config_.chat_template.empty()) {
-    NIBBLE_ASSIGN_OR_RETURN(source, ReadFile(config_.chat_template, kMaxTemplateBytes));
-  }
-  if (source.empty()) {
-    log::Warning(
-        "{} has no chat template: chat requests are refused; --chat-template FILE gives one",
-        config_.model.model);
-  } else {
-    absl::StatusOr<std::unique_ptr<server::ChatTemplate>> parsed =
-        server::ChatTemplate::Parse(std::move(source));
-    if (!parsed.ok()) return Annotate(parsed.status(), "chat template");
-    parts.chat_template = *std::move(parsed);
-  }
+  parts.template_variables = std::move(chat_.template_variables);
+  parts.chat_template = std::move(chat_.chat_template);
   parts.request_timeout =
       std::chrono::nanoseconds(std::llround(config_.guards.request_timeout_seconds * 1e9));
   parts.trace_texts = access_.log != nullptr && access_.log->with_texts();
@@ -233,7 +232,7 @@ absl::Status ServingStack::StartHttp() {
                                   .num_threads = config_.http_threads,
                                   .max_body_bytes = config_.max_body_bytes,
                                   .max_header_bytes = config_.guards.max_header_bytes,
-                                  .max_connections = config_.guards.max_connections,
+                                  .max_connections = ConnectionsOfEach(config_),
                                   .read_timeout_seconds = config_.guards.http_read_timeout_seconds,
                                   .tls = access_.tls}));
   if (access_.keys != nullptr) http_->SetGuard(server::MakeKeyGuard(access_.keys));
@@ -262,10 +261,13 @@ absl::Status ServingStack::StartHttp() {
 std::string ServingStack::MetricsText() {
   std::string text = server::HealthMetrics(health_.Report(), config_.served_model_name);
   text += server::ProcessMetrics();
+  text += server::GuardMetrics(StateOf(access_), config_.served_model_name);
   if (rank_metrics_ != nullptr) text += rank_metrics_->Serialize();
   if (!is_loaded_.load(std::memory_order_acquire)) return text;
-  text += metrics_->Serialize(engine_->Stats(), {.num_http_connections = http_->num_connections(),
-                                                 .http_buffered_bytes = http_->buffered_bytes()});
+  text += metrics_->Serialize(
+      engine_->Stats(), {.num_http_connections = http_->num_connections(),
+                         .http_buffered_bytes = http_->buffered_bytes(),
+                         .num_grpc_connections = grpc_ == nullptr ? 0 : grpc_->num_connections()});
   if (expert_metrics_ != nullptr) text += expert_metrics_->Serialize(expert_load_());
   return text;
 }
@@ -294,6 +296,7 @@ absl::Status ServingStack::StartGrpc() {
   grpc_config.port = config_.grpc_port;
   grpc_config.max_receive_message_bytes = static_cast<int>(config_.max_body_bytes);
   grpc_config.max_metadata_bytes = static_cast<int>(config_.guards.max_header_bytes);
+  grpc_config.max_connections = ConnectionsOfEach(config_);
   grpc_config.tls = access_.tls;
   grpc_config.api_keys = access_.keys;
   grpc_config.request_log = access_.log;
@@ -301,14 +304,12 @@ absl::Status ServingStack::StartGrpc() {
     metrics_->OnGrpc(method, code, seconds);
   };
   comm::LimitGrpcLog();
-  // gRPC does not say why it cannot listen.
-  if (const absl::Status free = server::HttpServer::CheckAddress(config_.host, config_.grpc_port);
-      !free.ok()) {
-    return CannotListen("--grpc-port", config_.host, config_.grpc_port, free);
+  auto started = server::GrpcServer::Start(grpc_config, &gate_,
+                                           [this] { return health_.Report().is_ready(); });
+  if (absl::IsUnavailable(started.status())) {
+    return CannotListen("--grpc-port", config_.host, config_.grpc_port, started.status());
   }
-  NIBBLE_ASSIGN_OR_RETURN(grpc_, server::GrpcServer::Start(grpc_config, &gate_, [this] {
-                            return health_.Report().is_ready();
-                          }));
+  NIBBLE_ASSIGN_OR_RETURN(grpc_, std::move(started));
   return absl::OkStatus();
 }
 

@@ -16,6 +16,7 @@
 #include "server/admission/generation_service.h"
 #include "server/admission/service_gate.h"
 #include "server/cli/access_setup.h"
+#include "server/cli/chat_setup.h"
 #include "server/cli/expert_recorder.h"
 #include "server/cli/model_backend.h"
 #include "server/config.h"
@@ -70,6 +71,7 @@ class ServingStack {
 
   server::ServeConfig config_;
   const AccessSetup access_;
+  ChatSetup chat_;  // until the service has it
   server::Health health_;
   server::ServiceGate gate_;
   std::atomic<bool> is_loaded_{false};

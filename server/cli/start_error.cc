@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <filesystem>
 #include <set>
 #include <system_error>
@@ -69,6 +70,14 @@ absl::Status StartError::ToStatus(absl::StatusCode code) const {
   if (!there_is.empty()) text += "\n  there is: " + there_is;
   for (const std::string& remedy : remedies) text += "\n  try: " + remedy;
   return {code, text};
+}
+
+double EnoughUtilization(double present, int64_t missing_bytes, int64_t total_bytes) {
+  if (total_bytes <= 0 || missing_bytes <= 0) return 0.0;
+  const double exact =
+      present + static_cast<double>(missing_bytes) / static_cast<double>(total_bytes);
+  const double enough = std::ceil(exact * 100.0 - 1e-9) / 100.0;
+  return enough <= server::kMaxGpuMemoryUtilization ? enough : 0.0;
 }
 
 absl::Status CannotListen(std::string_view option, const std::string& host, int port,

@@ -31,6 +31,10 @@ struct StartError {
   absl::Status ToStatus(absl::StatusCode code) const;
 };
 
+// The --gpu-memory-utilization, in hundredths, that gives a device `missing_bytes` more than the
+// `present` one does; 0: no allowed one does.
+double EnoughUtilization(double present, int64_t missing_bytes, int64_t total_bytes);
+
 // A port that cannot be listened on: `cause` is that of HttpServer::Start or GrpcServer::Start.
 absl::Status CannotListen(std::string_view option, const std::string& host, int port,
                           const absl::Status& cause);

@@ -151,6 +151,10 @@ START_ERRORS = [
     (["--kv-cache-memory-bytes", "1000"], "the KV cache does not fit", "try: --kv-cache-memory-bytes "),
     (["--kv-cache-memory-bytes", "1000000"], "the KV cache does not fit", "try: --max-model-len "),
     (["--tensor-parallel-size", "3"], "3", "2"),
+    (["--chat-template", "/no/such/file"], "--chat-template /no/such/file cannot be used", "try: leaving the option out"),
+    (["--chat-template", str(STORIES / "config.json")], "a user's message is not in what it makes of it", "try: another file"),
+    (["--nnodes", "2", "--tensor-parallel-size", "2", "--master-addr", "127.0.0.1", "--cluster-secret-file", "/no/such/file"],
+     "could not trust each other", "try: openssl rand"),
     (["--health-port", "70000"], "--health-port is 70000", "want -1 to 65535"),
     (["--step-timeout", "0"], "--step-timeout is 0", "want 1 to 86400"),
 ]
@@ -162,6 +166,8 @@ def test_start_errors_say_what_would_do(nibble, arguments, happened, remedy):
                             capture_output=True, text=True, timeout=60)
     assert result.returncode == 1, result.stderr
     assert happened in result.stderr and remedy in result.stderr, result.stderr
+    if arguments[0] in ("--chat-template", "--nnodes"):  # nobody was told that there is a server
+        assert "listening" not in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("option", ["--kv-cache-memory-bytes", "--max-model-len"])

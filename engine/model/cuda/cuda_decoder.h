@@ -73,6 +73,8 @@ class CudaDecoderModel final : public Model {
   // They come into pinned memory of the model's own.
   int64_t host_logits_rows(int64_t /*num_samples*/) const override { return 0; }
   absl::Status Reserve(const StepLimits& limits, ThreadPool* pool) override;
+  // But for the plans of attention.
+  int64_t StepBytes(const StepLimits& limits) const override;
   absl::Status Forward(const StepPlan& plan, KvCache* cache, float* logits,
                        ThreadPool* pool) override;
   absl::StatusOr<StepOutput> ForwardAndSample(const StepPlan& plan, KvCache* cache,
@@ -120,6 +122,9 @@ class CudaDecoderModel final : public Model {
   absl::Status UploadLayer(const DecoderLayer& layer, int64_t number);
 
   // cuda_decoder_reserve.cc: the memory of steps.
+  int64_t RowBytes(int64_t rows, int64_t samples) const;
+  int64_t LogitsBytes(int64_t samples) const;
+  int64_t PositionBytes(int64_t num_positions) const;
   absl::Status ReserveRows(int64_t num_rows, int64_t num_samples);
   void ReleaseRows();
   absl::Status ReserveAttention(const StepLimits& limits);

@@ -17,9 +17,14 @@ namespace nibble::engine {
 namespace {
 
 constexpr int64_t kRowPadding = 64;
+constexpr int64_t kLogitsPadding = 8;
 
 int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
+}
+
+int64_t RowStrideBytes(int64_t columns, DType dtype) {
+  return PaddedStride(columns, dtype) * static_cast<int64_t>(SizeOf(dtype));
 }
 
 kernels::cuda::AttentionBackend ToBackend(CudaAttention attention) {
@@ -48,8 +53,9 @@ KvMemory CudaDecoderModel::kv_memory() const {
     used += comm::P2pMemoryBytes(
         comm::P2pRegionBytes(place_.size, row_capacity_ * config_.hidden_size), 2);
   }
-  return {.available_bytes = std::clamp<int64_t>(usable - used, 0, memory->free_bytes),
-          .is_own = true};
+  return {.available_bytes = std::min(usable - used, memory->free_bytes),
+          .is_own = true,
+          .total_bytes = memory->total_bytes};
 }
 
 absl::Status CudaDecoderModel::Reserve(const StepLimits& limits, ThreadPool* pool) {
@@ -74,6 +80,42 @@ int64_t CudaDecoderModel::GemmWorkspaceBytes(int64_t num_rows, int64_t num_sampl
   return std::max(bytes, lm_head_.WorkspaceBytes(num_samples, caps_, has_cublaslt));
 }
 
+int64_t CudaDecoderModel::StepBytes(const StepLimits& limits) const {
+  const int64_t rows = RoundUp(std::max(limits.max_tokens, limits.max_seqs), kRowPadding);
+  const int64_t num_samples = std::max(limits.max_samples, limits.max_seqs);
+  const int64_t samples = std::min(rows, RoundUp(num_samples, kRowPadding));
+  return RowBytes(rows, samples) + LogitsBytes(RoundUp(num_samples, kLogitsPadding)) +
+         PositionBytes(limits.max_positions);
+}
+
+// REQUIRES padded numbers, as the next.
+int64_t CudaDecoderModel::RowBytes(int64_t rows, int64_t samples) const {
+  const auto row_bytes = [this](int64_t columns) { return RowStrideBytes(columns, activation_); };
+  const int64_t hidden = config_.hidden_size;
+  const int64_t max_k = std::max({hidden, q_size_, dense_intermediate_size_});
+  return rows * (hidden * 4 + row_bytes(hidden) + row_bytes(qkv_size_) + row_bytes(q_size_) +
+                 row_bytes(2 * dense_intermediate_size_) +
+                 DeviceActivations::BytesPerRow(max_k, reorders_)) +
+         samples * (hidden * 4 + row_bytes(q_size_)) + GemmWorkspaceBytes(rows, samples) +
+         kernels::cuda::SiluMulWorkspaceBytes(rows) + StepStaging::BytesFor(rows, samples) +
+         (moe_ == nullptr ? 0 : moe_->BytesFor(rows));
+}
+
+int64_t CudaDecoderModel::LogitsBytes(int64_t samples) const {
+  if (!place_.is_last_stage()) return 0;
+  const int64_t all_stride = PaddedStride(config_.vocab_size, DType::kF32);
+  const bool gathers = place_.size > 1;
+  const int64_t work =
+      has_logits() ? kernels::cuda::SampleWorkspaceBytes(samples, config_.vocab_size) : 0;
+  return work + samples * 4 *
+                    (logits_stride_ + (gathers ? place_.size * logits_stride_ : 0) +
+                     (gathers && has_logits() ? all_stride : 0));
+}
+
+int64_t CudaDecoderModel::PositionBytes(int64_t num_positions) const {
+  return num_positions * config_.rope.rotary_dim / 2 * 2 * 4;
+}
+
 // So that what is free is what the larger ones can have.
 void CudaDecoderModel::ReleaseRows() {
   x_ = {}, kept_x_ = {};
@@ -93,20 +135,13 @@ absl::Status CudaDecoderModel::ReserveRows(int64_t num_rows, int64_t num_samples
   // A padded step samples its padding too, and no step more than its rows.
   const int64_t samples =
       std::min(rows, RoundUp(std::max(num_samples, sample_capacity_), kRowPadding));
-  const auto element = static_cast<int64_t>(SizeOf(activation_));
-  const auto row_bytes = [&](int64_t columns) {
-    return PaddedStride(columns, activation_) * element;
-  };
+  const auto row_bytes = [this](int64_t columns) { return RowStrideBytes(columns, activation_); };
   const int64_t hidden = config_.hidden_size;
   const int64_t gate_up = 2 * dense_intermediate_size_;
   const int64_t max_k = std::max({hidden, q_size_, dense_intermediate_size_});
   const int64_t workspace = GemmWorkspaceBytes(rows, samples);
   const int64_t silu_workspace = kernels::cuda::SiluMulWorkspaceBytes(rows);
-  const int64_t bytes =
-      rows * (hidden * 4 + row_bytes(hidden) + row_bytes(qkv_size_) + row_bytes(q_size_) +
-              row_bytes(gate_up) + DeviceActivations::BytesPerRow(max_k, reorders_)) +
-      samples * (hidden * 4 + row_bytes(q_size_)) + workspace + silu_workspace +
-      StepStaging::BytesFor(rows, samples) + (moe_ == nullptr ? 0 : moe_->BytesFor(rows));
+  const int64_t bytes = RowBytes(rows, samples);
   NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());  // a chunk may be under way
   row_capacity_ = sample_capacity_ = 0;
   graphs_.clear();
@@ -137,18 +172,16 @@ absl::Status CudaDecoderModel::ReserveLogits(int64_t num_samples) {
       num_samples * logits_stride_ <= static_cast<int64_t>(own_logits_.size())) {
     return absl::OkStatus();
   }
-  const auto samples = RoundUp(num_samples, 8);
+  const auto samples = RoundUp(num_samples, kLogitsPadding);
   const int64_t all_stride = PaddedStride(config_.vocab_size, DType::kF32);
   const bool gathers = place_.size > 1;
   const int64_t work =
       has_logits() ? kernels::cuda::SampleWorkspaceBytes(samples, config_.vocab_size) : 0;
-  const int64_t floats = samples * (logits_stride_ + (gathers ? place_.size * logits_stride_ : 0) +
-                                    (gathers && has_logits() ? all_stride : 0));
   NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());  // a chunk may be under way
   graphs_.clear();
   own_logits_ = {}, gathered_ = {}, logits_ = {}, sample_workspace_ = {};
   NIBBLE_RETURN_IF_ERROR(
-      CheckDeviceMemory(floats * 4 + work, fmt::format("{} rows of logits", num_samples)));
+      CheckDeviceMemory(LogitsBytes(samples), fmt::format("{} rows of logits", num_samples)));
   if (gathers) NIBBLE_RETURN_IF_ERROR(Retake(place_.size * samples * logits_stride_, &gathered_));
   if (has_logits()) {
     if (gathers) NIBBLE_RETURN_IF_ERROR(Retake(samples * all_stride, &logits_));
@@ -163,13 +196,12 @@ absl::Status CudaDecoderModel::ReserveLogits(int64_t num_samples) {
 
 absl::Status CudaDecoderModel::ReservePositions(int64_t num_positions, ThreadPool* pool) {
   if (num_positions <= position_capacity_) return absl::OkStatus();
-  const int64_t count = num_positions * config_.rope.rotary_dim / 2;
   NIBBLE_RETURN_IF_ERROR(stream_.Synchronize());  // a chunk may be under way
   position_capacity_ = 0;
   graphs_.clear();
   rope_cos_ = {}, rope_sin_ = {};
   NIBBLE_RETURN_IF_ERROR(CheckDeviceMemory(
-      2 * count * 4, fmt::format("the RoPE table of {} positions", num_positions)));
+      PositionBytes(num_positions), fmt::format("the RoPE table of {} positions", num_positions)));
   const kernels::RopeTable table = kernels::MakeRopeTable(config_.rope, num_positions, pool);
   NIBBLE_ASSIGN_OR_RETURN(rope_cos_, gpu::Upload(table.cos, stream_.get()));
   NIBBLE_ASSIGN_OR_RETURN(rope_sin_, gpu::Upload(table.sin, stream_.get()));

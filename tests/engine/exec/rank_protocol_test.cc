@@ -50,6 +50,9 @@ LoadedPayload SomeLoaded() {
                           .kv_block_bytes = 2,
                           .available_bytes = 3,
                           .memory_is_own = true,
+                          .total_bytes = 7,
+                          .step_token_bytes = 8,
+                          .step_seq_bytes = 9,
                           .kv_dtype = 4,
                           .num_layers = 5,
                           .num_experts = 6,
@@ -96,6 +99,9 @@ TEST(RankProtocolTest, EveryFieldOfLoadingComesBack) {
   EXPECT_EQ(loaded.description.kv_block_bytes, 2);
   EXPECT_EQ(loaded.description.available_bytes, 3);
   EXPECT_TRUE(loaded.description.memory_is_own);
+  EXPECT_EQ(loaded.description.total_bytes, 7);
+  EXPECT_EQ(loaded.description.step_token_bytes, 8);
+  EXPECT_EQ(loaded.description.step_seq_bytes, 9);
   EXPECT_EQ(loaded.description.kv_dtype, 4);
   EXPECT_EQ(loaded.description.num_layers, 5);
   EXPECT_EQ(loaded.description.num_experts, 6);
@@ -225,7 +231,7 @@ TEST(RankProtocolTest, ValuesOutOfRangeAreNamed) {
   std::string other_version = SomeLoaded().Encode();
   other_version[0] = 9;
   EXPECT_THAT(std::string(LoadedPayload::Decode(other_version).status().message()),
-              HasSubstr("the rank speaks version 9 of the rank protocol, this is version 4"));
+              HasSubstr("the rank speaks version 9 of the rank protocol, this is version 5"));
 
   PreparePayload prepare = SomePrepare();
   prepare.num_stages = 3;

@@ -131,8 +131,52 @@ TEST(KvSizingTest, MemoryOfItsOwnIsTakenWhole) {
   const std::string text = MessageOf(SizeKvCache(Config(4, 0), kMaxModelLen, {&small, 1}).status());
   EXPECT_THAT(text, HasSubstr("there is: 4.00 KB: what --gpu-memory-utilization 0.9 leaves"));
   EXPECT_THAT(text, HasSubstr("try: --max-model-len 64 or less\n"));
-  EXPECT_THAT(text, HasSubstr("a larger --gpu-memory-utilization: 6.00 KB more of each device"));
+  EXPECT_THAT(text, HasSubstr("try: more devices"));
+  EXPECT_THAT(text, Not(HasSubstr("try: --gpu-memory-utilization")));  // of how much is not known
   EXPECT_THAT(text, Not(HasSubstr("--kv-cache-memory-bytes")));
+}
+
+TEST(KvSizingTest, TheUtilizationThatIsEnoughIsComputed) {
+  std::vector<KvHost> devices(2, {.name = "rank 0",
+                                  .block_bytes = 1000,
+                                  .available_bytes = 4'000,
+                                  .memory_is_own = true,
+                                  .total_bytes = 100'000});
+  devices[1].available_bytes = -500;  // 10.5 % are missing
+  server::ServeConfig config = Config(4, 0);
+  config.model.gpu_memory_utilization = 0.8;
+  const auto text = [&] { return MessageOf(SizeKvCache(config, kMaxModelLen, devices).status()); };
+  EXPECT_THAT(text(), HasSubstr("try: --gpu-memory-utilization 0.91 or more\n"));
+  for (KvHost& device : devices) device.available_bytes += 11'000;  // what that gives
+  EXPECT_TRUE(SizeKvCache(config, kMaxModelLen, devices).ok());
+  for (KvHost& device : devices) device.available_bytes -= 21'000;
+  EXPECT_THAT(text(), Not(HasSubstr("try: --gpu-memory-utilization")));  // 0.98 is the limit
+}
+
+TEST(KvSizingTest, TheStepThatLeavesEnoughIsComputed) {
+  KvHost device{.block_bytes = 1000,
+                .available_bytes = 4'000,
+                .memory_is_own = true,
+                .step_token_bytes = 10,
+                .step_seq_bytes = 4'000};
+  server::ServeConfig config = Config(4, 0);
+  config.max_num_batched_tokens = 2048;
+  const auto text = [&] {
+    return MessageOf(SizeKvCache(config, kMaxModelLen, {&device, 1}).status());
+  };
+  // 6000 bytes are missing: 600 tokens, in rows of 64.
+  EXPECT_THAT(text(), HasSubstr("try: --max-num-batched-tokens 1408 or less\n"));
+  EXPECT_THAT(text(), HasSubstr("try: --max-num-seqs 2 or less\n"));
+  config.enable_chunked_prefill = false;
+  config.max_num_batched_tokens = 704;  // of which 160 must stay
+  EXPECT_THAT(text(), Not(HasSubstr("try: --max-num-batched-tokens")));
+  device.step_seq_bytes = 1'000;
+  EXPECT_THAT(text(), Not(HasSubstr("try: --max-num-seqs")));
+  // Of memory that is shared the cache has a quarter: 36'000 are missing.
+  device = {.block_bytes = 1000, .available_bytes = 4'000, .step_token_bytes = 100};
+  config = Config(4, 0);
+  config.max_num_batched_tokens = 2048;
+  EXPECT_THAT(text(), HasSubstr("try: --max-num-batched-tokens 1664 or less\n"));
 }
 
 TEST(KvSizingTest, SizesThatARankToldAreChecked) {

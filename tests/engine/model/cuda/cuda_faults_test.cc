@@ -95,7 +95,7 @@ TEST_F(CudaFaultsTest, MemoryIsShared) {
   EXPECT_NEAR(static_cast<double>(kv.available_bytes),
               static_cast<double>(memory->total_bytes / 2 - used),
               static_cast<double>(memory->total_bytes) / 1000);
-  EXPECT_EQ(little->kv_memory().available_bytes, 0);
+  EXPECT_LT(little->kv_memory().available_bytes, 0);  // by how much the weights are too large
 }
 
 TEST_F(CudaFaultsTest, TooMuchMemoryIsRefusedByBytes) {
