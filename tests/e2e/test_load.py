@@ -2,14 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """nibble bench serve and nibble bench sweep against the real server. No figure of speed is asserted."""
+import http.server
 import json
 import os
 import signal
 import subprocess
+import threading
 
 import pytest
 
 from nibble_server import STORIES, Server
+from ranks import wait_until
 
 SMALL = ["--num-prompts", 8, "--random-input-len", 16, "--random-output-len", 6, "--temperature", 0]
 VLLM_KEYS = {
@@ -17,7 +20,7 @@ VLLM_KEYS = {
     "failed", "total_input_tokens", "total_output_tokens", "request_throughput", "request_goodput", "output_throughput",
     "total_token_throughput", "max_output_tokens_per_s", "max_concurrent_requests",
 } | {f"{statistic}_{metric}_ms" for statistic in ("mean", "median", "std", "p99") for metric in ("ttft", "tpot", "itl", "e2el")}
-DETAILS = {"input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times", "send_delays", "errors", "finish_reasons"}
+DETAILS = {"input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times", "end_times", "send_delays", "errors", "finish_reasons"}
 
 
 def bench(nibble, *arguments, command="serve", environment=None):
@@ -28,6 +31,50 @@ def bench(nibble, *arguments, command="serve", environment=None):
 
 def target(server, kind):
     return ["--grpc", server.grpc_address] if "grpc" in kind else ["--url", server.url]
+
+
+class Scripted(http.server.BaseHTTPRequestHandler):
+    """A server that answers each request with two tokens at once, until its owner says otherwise."""
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, status, body, kind="application/json"):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.answer(200, b'{"data": [{"id": "m"}]}')
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.on_request(self.path, body)
+        if self.path == "/detokenize":
+            status = 503 if self.server.broken else 200 if body["tokens"][0] < 300 else 400
+            return self.answer(status, b'{"prompt": "x"}')
+        token = {"choices": [{"index": 0, "text": "a", "finish_reason": None}]}
+        last = {"choices": [{"index": 0, "text": "a", "finish_reason": "length"}],
+                "usage": {"prompt_tokens": 4, "completion_tokens": 2}}
+        self.answer(200, b"".join(f"data: {json.dumps(event)}\n\n".encode() for event in (token, last)) + b"data: [DONE]\n\n",
+                    "text/event-stream")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def scripted():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
+        server.daemon_threads = True
+        server.broken = False
+        server.on_request = lambda path, body: None
+        server.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 @pytest.mark.parametrize("kind, backend", [("openai", "openai"), ("openai-chat", "openai-chat"), ("nibble-grpc", "openai"),
@@ -98,14 +145,24 @@ def test_a_tokenizer_of_ones_own(nibble, server):
 
 
 def test_failures_are_counted_and_are_the_exit_status(nibble, server):
-    """Prompts that do not fit, from a server that answers others."""
-    done = bench(nibble, "--url", server.url, "--num-prompts", 3, "--random-input-len", 4000, "--json")
+    """Requests that the server refuses."""
+    bad = ["--num-prompts", 3, "--random-input-len", 8, "--extra-body", '{"temperature": -1}', "--json", "--save-detailed"]
+    done = bench(nibble, "--url", server.url, *bad)
     assert done.returncode == 1 and "no request was answered" in done.stderr
     result = json.loads(done.stdout)
     assert result["failed"] == 3 and result["error_counts"][0]["count"] == 3
     assert "HTTP 400: " in result["error_counts"][0]["error"]
-    done = bench(nibble, "--grpc", server.grpc_address, "--num-prompts", 3, "--random-input-len", 4000, "--json")
+    assert result["latencies"] == [0] * 3
+    assert all(end > start for start, end in zip(result["start_times"], result["end_times"]))
+    done = bench(nibble, "--grpc", server.grpc_address, *bad)
     assert done.returncode == 1 and "INVALID_ARGUMENT: " in json.loads(done.stdout)["error_counts"][0]["error"]
+
+
+def test_what_cannot_fit_is_not_sent(nibble, server):
+    for kind in ("openai", "grpc"):
+        done = bench(nibble, *target(server, kind), "--num-prompts", 3, "--random-input-len", 4000)
+        assert done.returncode == 1 and not done.stdout
+        assert "the longest has 4000 prompt tokens and asks for 128, stories-llama has 2048 for both" in done.stderr, done
 
 
 @pytest.mark.parametrize("arguments, named", [
@@ -114,10 +171,18 @@ def test_failures_are_counted_and_are_the_exit_status(nibble, server):
     (["--url", "nowhere"], "--url: 'nowhere' is not an address"),
     (["--request-rate", 0], "--request-rate is 0"),
     (["--goodput", "ttft"], "--goodput 'ttft': want ttft:MS"),
+    (["--url", "http://127.0.0.1:65536"], "--url: 'http://127.0.0.1:65536' is not an address"),
+    (["--grpc", "127.0.0.1:70000"], "want HOST:PORT, a port from 1 to 65535"),
+    (["--url", "http://127.0.0.1:1", "--insecure"], "go with an address of https://"),
 ])
 def test_what_cannot_begin_says_why(nibble, arguments, named):
     done = bench(nibble, *arguments, *SMALL)
     assert done.returncode == 1 and named in done.stderr and not done.stdout, done
+
+
+def test_prompts_that_do_not_fit_into_memory(nibble):
+    done = bench(nibble, "--num-prompts", 10_000_000, "--random-input-len", 1024)
+    assert done.returncode == 1 and "are 10240000000 tokens, the limit is" in done.stderr, done
 
 
 def test_a_model_that_is_not_served(nibble, server):
@@ -166,11 +231,15 @@ def test_ctrl_c_ends_with_what_was_measured(nibble, server, kind):
                  "--max-concurrency", 2, "--json"]
     process = subprocess.Popen([str(nibble), "bench", "serve", *map(str, arguments)], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
-    finished = server.metric("vllm:request_success_total", finished_reason="length")
-    while server.metric("vllm:request_success_total", finished_reason="length") < finished + 3 and process.poll() is None:
-        pass
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        finished = server.metric("vllm:request_success_total", finished_reason="length")
+        wait_until(lambda: server.metric("vllm:request_success_total", finished_reason="length") >= finished + 3
+                   or process.poll() is not None, "three answers")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == 130, err
     result = json.loads(out)
     assert result["completed"] >= 3 and result["failed"] == 0 and result["interrupted"] <= 2
@@ -189,3 +258,51 @@ def test_sweeps(nibble, server, tmp_path, option, values):
     assert [run["completed"] for run in sweep["results"]] == [8, 8]
     assert [run["seed"] for run in sweep["results"]] == [0, 1]
     assert (tmp_path / "s.html").read_text().startswith("<!")
+
+
+def test_a_sweep_whose_server_fails_leaves_its_runs(nibble, scripted, tmp_path):
+    """The first run is all that there is: table, JSON and report have it, and the reason is told."""
+    sent = []
+
+    def on_request(path, body):
+        sent.extend([path] if path == "/v1/completions" else [])
+        scripted.broken = len(sent) >= 8
+
+    scripted.on_request = on_request
+    done = bench(nibble, "--url", scripted.url, *SMALL, "--max-concurrencies", "1,2,4", "--save-result", "--result-dir", tmp_path / "r",
+                 "--result-filename", "s.json", "--report", tmp_path / "s.html", command="sweep")
+    assert done.returncode == 1 and "the run at 2: " in done.stderr and "503" in done.stderr, done
+    assert len(done.stdout.splitlines()) == 2
+    results = json.loads((tmp_path / "r" / "s.json").read_text())["results"]
+    assert [result["completed"] for result in results] == [8] and "ttfts" not in results[0]
+    assert (tmp_path / "s.html").read_text().startswith("<!")
+
+
+def test_files_are_looked_at_before_the_test(nibble, scripted, tmp_path):
+    sent = []
+    scripted.on_request = lambda path, body: sent.append(path)
+    done = bench(nibble, "--url", scripted.url, *SMALL, "--save-result", "--result-filename", tmp_path / "none" / "r.json")
+    assert done.returncode == 1 and "--save-result: " in done.stderr and "none/r.json" in done.stderr and not done.stdout, done
+    assert not sent
+    done = bench(nibble, "--url", scripted.url, *SMALL, "--result-dir", tmp_path / "a")
+    assert done.returncode == 1 and "go with --save-result" in done.stderr and not (tmp_path / "a").exists(), done
+    done = bench(nibble, "--url", scripted.url, *SMALL, "--label", "a/b", "--save-result", "--result-dir", tmp_path / "c")
+    assert done.returncode == 0, done
+    assert [path.name.startswith("a-b-infqps-m-") for path in (tmp_path / "c").iterdir()] == [True]
+
+
+def test_one_file_that_cannot_be_written_takes_nothing_with_it(nibble, scripted, tmp_path):
+    """A folder comes to be where the JSON is to go, while the test runs."""
+    scripted.on_request = lambda path, body: (tmp_path / "r.json").mkdir(exist_ok=True) if path == "/v1/completions" else None
+    done = bench(nibble, "--url", scripted.url, *SMALL, "--save-result", "--result-filename", tmp_path / "r.json",
+                 "--report", tmp_path / "r.html")
+    assert done.returncode == 1 and "r.json cannot be replaced" in done.stderr and "Successful requests:" in done.stdout, done
+    assert (tmp_path / "r.html").read_text().startswith("<!")
+
+
+def test_the_servers_counters_see_no_errors_of_the_client(nibble, server):
+    before = server.metric("http_requests_total", status="400")
+    for backend in ("openai", "openai-chat"):
+        done = bench(nibble, "--url", server.url, "--backend", backend, *SMALL, "--json")
+        assert done.returncode == 0, done
+    assert server.metric("http_requests_total", status="400") == before

@@ -95,13 +95,16 @@ def test_a_sweep_has_its_curves(sweep_report, open_page):
 
 
 def test_failed_requests_are_told(nibble, server, tmp_path, open_page):
-    run = subprocess.run(  # a prompt that is too long for the model
-        [str(nibble), "bench", "serve", "--url", server.url, "--random-input-len", "4000", "--num-prompts", "3", "--ready-check-timeout-sec",
-         "0", "--report", str(tmp_path / "report.html")], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [str(nibble), "bench", "serve", "--url", server.url, "--random-input-len", "8", "--num-prompts", "3", "--ready-check-timeout-sec",
+         "0", "--extra-body", '{"temperature": -1}', "--report", str(tmp_path / "report.html")], capture_output=True, text=True, timeout=60)
     assert (tmp_path / "report.html").exists(), run.stderr
     page = open_page((tmp_path / "report.html").as_uri())
     assert "3 requests failed." in page.locator(".problem").inner_text()
-    assert "2048" in page.get_by_role("table", name="Errors").inner_text()
+    assert "HTTP 400" in page.get_by_role("table", name="Errors").inner_text()
+    assert page.get_by_role("img", name=re.compile("Timeline of 3 requests")).count() == 1
+    data = json.loads(page.locator("#data").text_content())["result"]
+    assert all(end > start for start, end in zip(data["start_times"], data["end_times"]))
     page.watch.check("")
 
 
