@@ -89,16 +89,17 @@ absl::Status CheckPrompt(const ServedModel& model, const std::vector<int32_t>& i
 
 struct TimeLimit {
   steady_clock::time_point deadline = steady_clock::time_point::max();
-  double seconds = 0;  // from now on, for messages
+  double seconds = 0;  // from its arrival on, for messages
 };
 
-TimeLimit LimitOf(steady_clock::time_point asked, std::chrono::nanoseconds server_limit) {
-  TimeLimit limit{.deadline = asked};
-  const auto now = steady_clock::now();
-  if (server_limit.count() > 0) limit.deadline = std::min(limit.deadline, now + server_limit);
+TimeLimit LimitOf(const GenerateRequest& request, std::chrono::nanoseconds server_limit) {
+  TimeLimit limit{.deadline = request.deadline};
+  if (server_limit.count() > 0) {
+    limit.deadline = std::min(limit.deadline, request.arrival + server_limit);
+  }
   if (limit.deadline != steady_clock::time_point::max()) {
-    const std::chrono::duration<double> left = limit.deadline - now;
-    limit.seconds = std::round(std::max(left.count(), 0.0) * 1e3) / 1e3;
+    const std::chrono::duration<double> given = limit.deadline - request.arrival;
+    limit.seconds = std::round(std::max(given.count(), 0.0) * 1e3) / 1e3;
   }
   return limit;
 }
@@ -339,7 +340,7 @@ absl::StatusOr<std::shared_ptr<Generation>> GenerationService::Generate(
     GenerateRequest request, std::shared_ptr<GenerationSink> sink) {
   NIBBLE_RETURN_IF_ERROR(CheckEngine());
   NIBBLE_RETURN_IF_ERROR(CheckModelName(request.model));
-  const TimeLimit limit = LimitOf(request.deadline, parts_.request_timeout);
+  const TimeLimit limit = LimitOf(request, parts_.request_timeout);
   if (request.trace != nullptr) {
     request.trace->Edit([&](auto* facts) {
       facts->model = parts_.model.name;

@@ -106,6 +106,8 @@ struct GenerateRequest {
   int32_t priority = 0;
   bool whole_answer = false;  // not streamed: ServiceLimits::max_whole_answer_entries holds
   SamplingRequest sampling;
+  // Since when it is here; Parts::request_timeout counts from it.
+  std::chrono::steady_clock::time_point arrival = std::chrono::steady_clock::now();
   // When its time is over: it is cancelled and ends with DEADLINE_EXCEEDED. Parts::request_timeout
   // may make it earlier.
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();

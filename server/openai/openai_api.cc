@@ -207,6 +207,7 @@ absl::Status OpenAiApi::Impl::Generate(const HttpRequest& http, ApiRequest reque
                         .max_queued_bytes = config_.max_queued_bytes};
   request.generate.whole_answer = !request.stream;
   request.generate.trace = http.trace;
+  request.generate.arrival = http.arrival;
   NIBBLE_ASSIGN_OR_RETURN(request.generate.deadline, DeadlineOf(http));
   const auto sink = MakeAnswerSink(std::move(options), &call.service->tokenizer(), call.responder);
   NIBBLE_ASSIGN_OR_RETURN(auto generation,
