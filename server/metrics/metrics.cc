@@ -210,7 +210,9 @@ struct Metrics::Families {
   prometheus::Family<prometheus::Histogram>& http_seconds =
       prometheus::BuildHistogram()
           .Name("http_request_duration_seconds")
-          .Help("From the whole request to the whole answer.")
+          .Help(
+              "From the arrival of the whole header to the whole answer, with the time that body "
+              "and client take.")
           .Register(registry);
 
   prometheus::Family<prometheus::Counter>& grpc_calls =
