@@ -99,6 +99,11 @@ bool HandleLine(const std::string& line, const ChatOptions& options, Conversatio
   return true;
 }
 
+// What HttpClient says then.
+bool NobodyAnswered(const std::string& message) {
+  return message.starts_with("cannot connect to ") || message.starts_with("cannot resolve ");
+}
+
 }  // namespace
 
 int RunChat(const ChatOptions& options) {
@@ -114,10 +119,11 @@ int RunChat(const ChatOptions& options) {
   Conversation conversation(HttpClient(*url, options.security), options);
   const absl::StatusOr<std::string> model = conversation.FindModel();
   if (!model.ok()) {
-    fmt::print(stderr,
-               "nibble: error: {}\nIs a server running? `nibble serve MODEL` starts one; --url "
-               "names it.\n",
-               std::string(model.status().message()));
+    const std::string message(model.status().message());
+    fmt::print(stderr, "nibble: error: {}\n{}", message,
+               NobodyAnswered(message)
+                   ? "Is a server running? `nibble serve MODEL` starts one; --url names it.\n"
+                   : "");
     return 1;
   }
   const bool interactive = isatty(STDIN_FILENO) == 1;

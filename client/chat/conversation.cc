@@ -24,6 +24,12 @@ std::string ErrorText(const HttpResponse& response) {
   return PrintableMessage(response.body);
 }
 
+absl::Status WithRemedy(const absl::Status& refused, int http_status) {
+  if (http_status != 401) return refused;
+  return Unavailable("{} (--api-key KEY, or NIBBLE_API_KEY in the environment)",
+                     std::string(refused.message()));
+}
+
 // Takes one chunk of a streamed chat completion apart.
 class ChunkReader {
  public:
@@ -115,8 +121,9 @@ absl::StatusOr<std::string> Conversation::FindModel() {
   if (!options_.model.empty()) return options_.model;
   NIBBLE_ASSIGN_OR_RETURN(const HttpResponse response, client_.Get("/v1/models"));
   if (response.status != 200) {
-    return Unavailable("the server answered {} to /v1/models: {}", response.status,
-                       ErrorText(response));
+    return WithRemedy(Unavailable("the server answered {} to /v1/models: {}", response.status,
+                                  ErrorText(response)),
+                      response.status);
   }
   const absl::StatusOr<nlohmann::json> json = ParseJson(response.body);
   try {
@@ -174,7 +181,7 @@ absl::StatusOr<TurnStats> Conversation::Say(const std::string& text,
   }
   if (!status.ok()) {
     forget();
-    return status;
+    return response.ok() ? WithRemedy(status, response->status) : status;
   }
   remember();
   return reader.Finish();

@@ -5,9 +5,12 @@
 
 #include <openssl/err.h>
 #include <openssl/ssl.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
+#include <system_error>
 
 namespace nibble::client {
 namespace {
@@ -17,6 +20,12 @@ std::string LastError() {
   ERR_clear_error();
   const char* reason = ERR_reason_error_string(code);
   return reason == nullptr ? "no PEM file that can be read" : reason;
+}
+
+// OpenSSL does not say why it cannot open a file.
+absl::Status CheckReadable(const char* option, const std::string& file) {
+  if (file.empty() || ::access(file.c_str(), R_OK) == 0) return absl::OkStatus();
+  return InvalidArgument("{} {}: {}", option, file, std::generic_category().message(errno));
 }
 
 // Nobody is there to be asked for the password of a key.
@@ -59,6 +68,9 @@ void TakeApiKeyFromEnvironment(ClientSecurity* security) {
 
 absl::StatusOr<std::shared_ptr<ssl_ctx_st>> MakeClientTlsContext(const ClientSecurity& security) {
   NIBBLE_RETURN_IF_ERROR(security.Validate());
+  NIBBLE_RETURN_IF_ERROR(CheckReadable("--ca-cert", security.ca_cert));
+  NIBBLE_RETURN_IF_ERROR(CheckReadable("--cert", security.cert));
+  NIBBLE_RETURN_IF_ERROR(CheckReadable("--key", security.key));
   const std::shared_ptr<SSL_CTX> context(SSL_CTX_new(TLS_client_method()), SSL_CTX_free);
   if (context == nullptr) return Internal("cannot make a TLS context: {}", LastError());
   SSL_CTX_set_min_proto_version(context.get(), TLS1_2_VERSION);

@@ -416,9 +416,23 @@ void Connection::Fail(std::string_view action, const error_code& error) {
 
 std::string Connection::Explain(const error_code& error) {
   if (!tls_.has_value()) return error.message();
+  if (error.category() == asio::error::get_ssl_category() &&
+      ERR_GET_REASON(static_cast<unsigned long>(error.value())) ==
+          SSL_R_TLSV13_ALERT_CERTIFICATE_REQUIRED) {
+    return "the server wants a client's certificate: --cert FILE and --key FILE";
+  }
+  // That alert is lost where the connection is reset behind it.
+  const bool may_want_certificate =
+      streams_->options().security.cert.empty() && !reused_ && !head_told_ &&
+      (error == asio::error::connection_reset || error == asio::error::broken_pipe);
+  if (may_want_certificate) {
+    return error.message() +
+           " (a server that wants a client's certificate: --cert FILE, --key FILE)";
+  }
   const long verdict = SSL_get_verify_result(tls_->native_handle());
   if (verdict == X509_V_OK) return error.message();
-  return fmt::format("{}: {}", error.message(), X509_verify_cert_error_string(verdict));
+  return fmt::format("{}: {} (--ca-cert FILE names who signs it)", error.message(),
+                     X509_verify_cert_error_string(verdict));
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ absl::StatusOr<Url> Url::Parse(std::string_view text) {
   if (const size_t slash = rest.find('/'); slash != std::string_view::npos) {
     url.prefix = rest.substr(slash);
     while (!url.prefix.empty() && url.prefix.back() == '/') url.prefix.pop_back();
+    if (url.prefix.ends_with("/v1")) url.prefix.resize(url.prefix.size() - 3);
     rest = rest.substr(0, slash);
   }
   url.port = url.tls ? "443" : "80";

@@ -332,6 +332,27 @@ def test_request_log(guarded, authority):
         assert wait_for(lambda: line("after"))
 
 
+def command(nibble, *arguments):
+    ended = subprocess.run([nibble, *map(str, arguments)], capture_output=True, text=True, input="Hello\n", timeout=300)
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+def test_chat_says_what_a_guarded_server_wants(nibble, guarded, authority, files):
+    def chat(*options):
+        return command(nibble, "chat", "--url", guarded.url + "/v1", *options)
+
+    refusals = ((), "certificate verify failed"), ((), "--ca-cert"), \
+        (("--ca-cert", authority.ca), "--api-key"), (("--ca-cert", authority.ca, "--api-key", "wrong"), "401"), \
+        (("--ca-cert", files / "none"), f"--ca-cert {files / 'none'}: No such file")
+    for options, words in refusals:
+        status, output = chat(*options)
+        assert status == 1 and words in output and "Is a server running?" not in output, output
+    status, output = chat("--ca-cert", authority.ca, "--api-key", KEY)
+    assert (status, "error" in output) == (0, False), output
+    # Who names a model hears of the key from the first answer.
+    assert "--api-key" in chat("--ca-cert", authority.ca, "--model", "stories-llama")[1]
+
+
 def test_clients_show_certificates(nibble, files, authority, stranger, api):
     cert, key = authority.sign("mutual")
     with Server(nibble, "--ssl-certfile", cert, "--ssl-keyfile", key, "--ssl-ca-certs", authority.ca,
@@ -342,6 +363,8 @@ def test_clients_show_certificates(nibble, files, authority, stranger, api):
         for shown in (None, foreign):
             with pytest.raises(httpx.TransportError):
                 http(server, authority.ca, cert=shown).get("/health")
+        status, output = command(nibble, "chat", "--url", server.url, "--ca-cert", authority.ca)
+        assert status == 1 and "--cert FILE" in output and "Is a server running?" not in output, output
         with channel(server, authority.ca, *own) as secure:
             assert api.services.NibbleStub(secure).ListModels(api.messages.ListModelsRequest()).models
         with channel(server, authority.ca) as secure, pytest.raises(grpc.RpcError):

@@ -20,6 +20,11 @@ TEST(UrlTest, PartsAreFound) {
   EXPECT_EQ(url->port, "81");
   EXPECT_EQ(url->prefix, "/api/v2");
   EXPECT_EQ(Url::Parse("http://localhost")->port, "80");
+  for (const auto& [text, prefix] :
+       {std::pair("http://host/v1", ""), std::pair("http://host/v1/", ""),
+        std::pair("https://host:81/a/v1", "/a")}) {
+    EXPECT_EQ(Url::Parse(text)->prefix, prefix) << text;
+  }
   EXPECT_EQ(Url::Parse("http://[::1]:8000")->host, "::1");
   EXPECT_EQ(Url::Parse("http://[::1]:8000")->port, "8000");
   EXPECT_EQ(Url::Parse("http://[::1]:8000")->Authority(), "[::1]:8000");
