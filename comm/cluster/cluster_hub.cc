@@ -117,6 +117,10 @@ absl::Status ClusterHubImpl::Init(ClusterHubOptions options) {
   const std::string listen = HostAndPort(address_, options.port);
   builder.AddListeningPort(listen, ServerCredentialsOf(options.security), &port_);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  // gRPC inflates a message before it looks at its size; nodes send none that is compressed.
+  for (const auto algorithm : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE}) {
+    builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
+  }
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   // Two heads on one port would share its connections unseen.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);

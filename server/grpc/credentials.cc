@@ -33,7 +33,7 @@ struct CertificateFetcher {
       void* self, grpc_ssl_server_certificate_config** config) {
     auto* const fetcher = static_cast<CertificateFetcher*>(self);
     const TlsSource::Current current = fetcher->source->current();
-    if (fetcher->given.exchange(current.generation) == current.generation) {
+    if (fetcher->given.load() == current.generation) {
       return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
     }
     const TlsMaterial& material = *current.material;
@@ -42,6 +42,8 @@ struct CertificateFetcher {
     // gRPC insists on some authority here, also where nobody is asked for a certificate.
     const std::string& authority = material.ca.empty() ? material.cert_chain : material.ca;
     *config = grpc_ssl_server_certificate_config_create(authority.c_str(), &pair, 1);
+    if (*config == nullptr) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_FAIL;  // asked again
+    fetcher->given.store(current.generation);
     return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
   }
 };

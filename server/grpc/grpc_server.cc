@@ -46,6 +46,10 @@ class GrpcServerImpl final : public GrpcServer {
     auto connections = builder.experimental().AddExternalConnectionAcceptor(
         grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, credentials_);
     builder.SetMaxReceiveMessageSize(config.max_receive_message_bytes);
+    // gRPC inflates a message before it looks at the limit, and outside the quota below.
+    for (const auto algorithm : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE}) {
+      builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
+    }
     // Without it, whoever sends messages but for their ends holds a message's bytes a connection.
     grpc::ResourceQuota quota("nibble");
     builder.SetResourceQuota(quota.Resize(static_cast<size_t>(config.max_buffered_bytes)));

@@ -31,8 +31,9 @@ KEY = "key-of-the-tests"
 MEBIBYTE = 1 << 20
 # How many are held, or how many times a second it is done.
 COUNTS = {"idle": 5000, "idle_grpc": 1000, "half_headers": 500, "half_bodies": 200, "slow_readers": 8, "pipelining": 32,
-          "half_grpc_messages": 100, "idle_http2": 1000, "slow_grpc_readers": 8, "watchers": 20, "churn": 500, "vanishing": 50, "bad_utf8": 200, "tls_garbage": 200, "wrong_keys": 200,
-          "big_headers": 20, "big_bodies": 5, "deep_json": 5, "big_grpc_messages": 5, "rapid_reset": 20, "grpc_garbage": 100}
+          "half_grpc_messages": 100, "idle_http2": 1000, "slow_grpc_readers": 8, "watchers": 20, "churn": 500, "vanishing": 50,
+          "bad_utf8": 200, "tls_garbage": 200, "wrong_keys": 200, "big_headers": 20, "big_bodies": 5, "deep_json": 5,
+          "big_grpc_messages": 5, "grpc_gzip": 5, "rapid_reset": 20, "grpc_garbage": 100}
 
 
 class Clients:

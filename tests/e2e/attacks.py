@@ -10,6 +10,8 @@ second. Prints one line when it is under way, and one line of JSON at the end: w
 """
 import argparse
 import collections
+import functools
+import gzip
 import json
 import os
 import random
@@ -120,13 +122,15 @@ def frame(kind, flags, stream, payload):
     return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
 
 
-def call_headers(stream, method="/nibble.v1.Nibble/Generate", end_stream=False):
+def call_headers(stream, method="/nibble.v1.Nibble/Generate", end_stream=False, encoding=None):
     """HEADERS of a gRPC call, literals of static names: no dynamic table."""
     def text(value):
         return bytes((len(value),)) + value.encode()
 
     block = (b"\x83\x86\x04" + text(method) + b"\x01" + text("localhost") + b"\x0f\x10" + text("application/grpc")
              + b"\x00" + text("te") + text("trailers"))
+    if encoding is not None:
+        block += b"\x00" + text("grpc-encoding") + text(encoding)
     return frame(1, 0x4 | (0x1 if end_stream else 0), stream, block)
 
 
@@ -310,6 +314,23 @@ def big_grpc_messages(ports):
     return answer
 
 
+@functools.cache
+def gzip_bomb():
+    """48 KiB that become 48 MiB."""
+    return gzip.compress(bytes(48 << 20), 9)
+
+
+def grpc_gzip(ports):
+    """A compressed message to a method that needs no key."""
+    connection = grpc_connection(ports)
+    message = b"\x01" + struct.pack(">I", len(gzip_bomb())) + gzip_bomb()
+    frames = [frame(0, int(at + 16000 >= len(message)), 1, message[at:at + 16000]) for at in range(0, len(message), 16000)]
+    send(connection, call_headers(1, "/grpc.health.v1.Health/Check", encoding="gzip") + b"".join(frames))
+    answer = grpc_answer(connection)
+    connection.close()
+    return answer
+
+
 def rapid_reset(ports):
     """A hundred calls in one write, each cancelled as it starts."""
     connection = grpc_connection(ports)
@@ -329,7 +350,7 @@ HELD = {attack.__name__: attack for attack in (
     slow_grpc_readers, watchers)}
 REPEATED = {attack.__name__: attack for attack in (
     churn, vanishing, bad_utf8, tls_garbage, tls_noise, wrong_keys, big_headers, big_bodies, deep_json, big_grpc_messages,
-    rapid_reset, grpc_garbage)}
+    grpc_gzip, rapid_reset, grpc_garbage)}
 
 
 def input_ended():

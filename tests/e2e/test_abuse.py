@@ -33,6 +33,7 @@ CASES = {
     "big_bodies": (5, 128, {"413", "reset"}),
     "deep_json": (5, 48, {"400"}),
     "big_grpc_messages": (5, 32, None),
+    "grpc_gzip": (5, 32, {"headers", "headers stream reset", "nothing"}),
     "rapid_reset": (20, 32, {"closed"}),
     "grpc_garbage": (100, 16, None),
 }

@@ -46,9 +46,11 @@ class GrpcGuardsTest : public testing::GrpcTest {
     return status;
   }
   // A call of any method, by its path.
-  grpc::StatusCode CodeOf(const std::string& path, const std::string& authorization) {
+  grpc::StatusCode CodeOf(const std::string& path, const std::string& authorization,
+                          grpc_compression_algorithm compression = GRPC_COMPRESS_NONE) {
     grpc::GenericStub stub(channel_);
     grpc::ClientContext context;
+    context.set_compression_algorithm(compression);
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
     if (!authorization.empty()) context.AddMetadata("authorization", authorization);
     grpc::CompletionQueue queue;
@@ -146,6 +148,18 @@ TEST_F(GrpcGuardsTest, WhatIsRefusedIsCounted) {
                                                {"ListModels UNAUTHENTICATED", 2},
                                                {"other UNAUTHENTICATED", 5}};
   EXPECT_EQ(counted, expected);
+}
+
+// A few bytes would become as many as there is memory, before anybody looks at their number.
+TEST_F(GrpcGuardsTest, MessagesAreNotCompressed) {
+  ServeKeys();
+  for (const auto compression : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE}) {
+    EXPECT_EQ(CodeOf("/nibble.v1.Nibble/ListModels", "Bearer key", compression),
+              grpc::StatusCode::UNIMPLEMENTED);
+    EXPECT_EQ(CodeOf("/grpc.health.v1.Health/Check", "", compression),
+              grpc::StatusCode::UNIMPLEMENTED);
+  }
+  EXPECT_EQ(CodeOf("/grpc.health.v1.Health/Check", ""), grpc::StatusCode::OK);
 }
 
 TEST_F(GrpcGuardsTest, CallsHaveNames) {
