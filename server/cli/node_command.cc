@@ -62,6 +62,10 @@ int RunServeNode(const server::ServeConfig& config, SignalWatch* watch) {
       parallel.world_size(), Counted(rank.threads, "thread"),
       rank.cpus.empty() ? "" : ", one to a CPU", config.model.model,
       node->options.identity.model_fingerprint, parallel.master_addr, parallel.master_port));
+  log::Info(
+      "this node serves no clients: options of ports, keys, TLS, limits, health and logs of "
+      "requests "
+      "are node 0's and mean nothing here");
   const absl::Status status =
       comm::RunNode(std::move(node->options), watch->StartServing("this node ends with node 0"));
   if (!status.ok()) return Fail(status);

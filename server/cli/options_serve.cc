@@ -45,8 +45,10 @@ void AddParallelOptions(CLI::App* app, server::ParallelOptions* options) {
       ->capture_default_str();
   app->add_option("--nnodes", options->nnodes, "hosts that the ranks are on, as many on each")
       ->capture_default_str();
-  app->add_option("--node-rank", options->node_rank,
-                  "which of them this is; 0 serves HTTP and gRPC, the others join it")
+  app->add_option(
+         "--node-rank", options->node_rank,
+         "which of them this is; 0 serves HTTP and gRPC, the others join it: what is said of "
+         "ports, keys, TLS, limits, health and logs of requests is node 0's")
       ->capture_default_str();
   app->add_option("--master-addr", options->master_addr, "address of node 0");
   app->add_option("--master-port", options->master_port, "port at which nodes join node 0")

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -35,6 +36,8 @@
 
 namespace nibble::cli {
 namespace {
+
+constexpr int64_t kHealthConnections = 64;
 
 std::string UrlHost(const std::string& host) {
   return host.find(':') == std::string::npos || host.front() == '[' ? host
@@ -69,20 +72,36 @@ int64_t ConnectionsOfEach(const server::ServeConfig& config) {
   return static_cast<int64_t>(std::min(half, static_cast<rlim_t>(wanted)));
 }
 
+// Open files that clients of the HTTP port are not to take from the rest of the process.
+int64_t FilesOfOthers(const server::ServeConfig& config) {
+  constexpr int64_t kEachRank = 16;
+  int64_t num_files = kEachRank * config.parallel.world_size();
+  if (config.grpc_port >= 0) num_files += ConnectionsOfEach(config);
+  // Twice: there are as many again that are told that there are too many.
+  if (config.lifecycle.health_port >= 0) num_files += 2 * kHealthConnections;
+  return num_files;
+}
+
 // An engine is stopped between two steps; one whose step never ends would hold the process, its
-// ports and its ranks until somebody kills it. The time is slept in slices: of a pause of the whole
-// process (a debugger, a moved virtual machine) only one counts.
-void EndProcessIfItHangs() {
+// ports and its ranks until somebody kills it. All that comes after it is watched as well; what is
+// returned is to be set once the engine has stopped. The time is slept in slices: of a pause of the
+// whole process (a debugger, a moved virtual machine) only one counts.
+std::shared_ptr<std::atomic<bool>> EndProcessIfItHangs() {
   constexpr std::chrono::seconds kStopTime(15);
   constexpr std::chrono::milliseconds kSlice(100);
-  std::thread([kStopTime, kSlice] {
+  auto engine_has_stopped = std::make_shared<std::atomic<bool>>(false);
+  std::thread([kStopTime, kSlice, engine_has_stopped] {
     for (auto slept = kSlice * 0; slept < kStopTime; slept += kSlice)
       std::this_thread::sleep_for(kSlice);
-    PrintMessage(fmt::format(
-        "nibble: error: the engine has not stopped within {} s: its step hangs; ending at once\n",
-        kStopTime.count()));
+    PrintMessage(
+        fmt::format("nibble: error: {} within {} s{}; ending at once\n",
+                    engine_has_stopped->load()
+                        ? "the engine has stopped, but its connections and ranks have not ended"
+                        : "the engine has not stopped",
+                    kStopTime.count(), engine_has_stopped->load() ? "" : ": its step hangs"));
     std::_Exit(1);
   }).detach();
+  return engine_has_stopped;
 }
 
 }  // namespace
@@ -233,6 +252,7 @@ absl::Status ServingStack::StartHttp() {
                                   .max_body_bytes = config_.max_body_bytes,
                                   .max_header_bytes = config_.guards.max_header_bytes,
                                   .max_connections = ConnectionsOfEach(config_),
+                                  .reserved_files = FilesOfOthers(config_),
                                   .read_timeout_seconds = config_.guards.http_read_timeout_seconds,
                                   .tls = access_.tls}));
   if (access_.keys != nullptr) http_->SetGuard(server::MakeKeyGuard(access_.keys));
@@ -273,7 +293,15 @@ std::string ServingStack::MetricsText() {
 }
 
 absl::Status ServingStack::StartHealthPort() {
-  if (config_.lifecycle.health_port < 0) return absl::OkStatus();
+  if (config_.lifecycle.health_port < 0) {
+    if (access_.tls != nullptr &&
+        access_.tls->options().clients == server::ClientCertificates::kRequired) {
+      log::Warning(
+          "--ssl-cert-reqs required without --health-port: probes that show no certificate cannot "
+          "ask for this server's health");
+    }
+    return absl::OkStatus();
+  }
   // For a few probes, each of some hundred bytes.
   NIBBLE_ASSIGN_OR_RETURN(health_port_,
                           server::HttpServer::Create({.host = config_.host,
@@ -281,7 +309,7 @@ absl::Status ServingStack::StartHealthPort() {
                                                       .num_threads = 1,
                                                       .max_body_bytes = 1024,
                                                       .max_header_bytes = 8192,
-                                                      .max_connections = 256,
+                                                      .max_connections = kHealthConnections,
                                                       .read_timeout_seconds = 20}));
   server::RegisterHealthRoutes(health_port_.get(), &health_);
   const absl::Status started = health_port_->Start();
@@ -388,10 +416,11 @@ absl::Status ServingStack::Shutdown() {
   gate_.Close();
   const absl::Status drained =
       engine_->Drain(int64_t{config_.lifecycle.shutdown_timeout_seconds} * 1'000'000'000);
-  EndProcessIfItHangs();
+  const auto engine_has_stopped = EndProcessIfItHangs();
   if (recorder_ != nullptr) recorder_->Stop();
   // Before the front ends: who is cut off still learns why.
   engine_->Stop();
+  engine_has_stopped->store(true);
   // The last deltas are queued to the sockets by now; give slow clients a moment to take them.
   constexpr int64_t kFlushMs = 2000;
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(kFlushMs);
