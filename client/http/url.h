@@ -10,11 +10,12 @@
 
 namespace nibble::client {
 
-// An address such as http://127.0.0.1:8000, perhaps with a path in front of the API's.
+// A server's address such as http://127.0.0.1:8000, perhaps with a path in front of the API's. The
+// base URL of OpenAI's clients, which ends with /v1, is the same server.
 struct Url {
   std::string host;
   std::string port;
-  std::string prefix;  // "" or "/path" without a slash at the end
+  std::string prefix;  // "" or "/path" without a slash at the end, and without /v1
   bool tls = false;    // https
 
   // INVALID_ARGUMENT naming the text for anything but http[s]://HOST[:PORT][/PATH].

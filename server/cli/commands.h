@@ -10,6 +10,7 @@
 #include <string>
 
 #include "base/status.h"
+#include "client/http/client_security.h"
 #include "server/config.h"
 
 namespace nibble::cli {
@@ -57,11 +58,12 @@ struct InspectOptions {
   std::string model;  // may be empty with `experts`
   bool json = false;
   bool tensors = false;  // list every tensor
-  // A file of --record-expert-load, or the http:// address of a server: shows what is there instead
-  // of a model.
+  // A file of --record-expert-load, or the http[s]:// address of a server: shows what is there
+  // instead of a model.
   std::string experts;
-  int expert_parallel_size = 0;   // whose balance is shown; 0: several
-  int num_redundant_experts = 0;  // copies for a placement that is shown beside
+  client::ClientSecurity security;  // of that server
+  int expert_parallel_size = 0;     // whose balance is shown; 0: several
+  int num_redundant_experts = 0;    // copies for a placement that is shown beside
 };
 int RunInspect(const InspectOptions& options);
 

@@ -60,24 +60,23 @@ absl::StatusOr<Sample> ParseSample(std::string_view line, const std::string& whe
   return InvalidArgument("{}: no count of tokens: '{}'", where, line.substr(0, 200));
 }
 
-absl::StatusOr<engine::ExpertLoad> ReadLoad(const std::string& source) {
-  if (source.rfind("https://", 0) == 0) {
-    return InvalidArgument("{}: https is not supported, want http:// or a file", source);
-  }
-  if (source.rfind("http://", 0) != 0) {
+absl::StatusOr<engine::ExpertLoad> ReadLoad(const std::string& source,
+                                            const client::ClientSecurity& security) {
+  NIBBLE_RETURN_IF_ERROR(security.Validate());
+  if (source.rfind("http://", 0) != 0 && source.rfind("https://", 0) != 0) {
     NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadFile(source, kMaxLoadFileBytes));
     return engine::ParseExpertLoad(text, source);
   }
   NIBBLE_ASSIGN_OR_RETURN(client::Url url, client::Url::Parse(source));
   // A server's address as other commands and clients take it, or of the metrics themselves.
-  for (const std::string_view end : {"/metrics", "/v1"}) {
-    if (url.prefix.size() >= end.size() &&
-        url.prefix.compare(url.prefix.size() - end.size(), end.size(), end) == 0) {
-      url.prefix.resize(url.prefix.size() - end.size());
-    }
-  }
+  constexpr std::string_view kMetrics = "/metrics";
+  if (url.prefix.ends_with(kMetrics)) url.prefix.resize(url.prefix.size() - kMetrics.size());
   NIBBLE_ASSIGN_OR_RETURN(const client::HttpResponse response,
-                          client::HttpClient(std::move(url)).Get("/metrics"));
+                          client::HttpClient(std::move(url), security).Get(kMetrics));
+  if (response.status == 401) {
+    return Unavailable(
+        "{}: /metrics asks for a key: --api-key, or NIBBLE_API_KEY in the environment", source);
+  }
   if (response.status != 200) {
     return Unavailable("{}: /metrics answers with status {}", source, response.status);
   }
@@ -246,7 +245,8 @@ absl::StatusOr<engine::ExpertLoad> ExpertLoadOfMetrics(std::string_view metrics,
 
 absl::Status InspectExperts(const InspectOptions& options) {
   NIBBLE_RETURN_IF_ERROR(Validate(options));
-  NIBBLE_ASSIGN_OR_RETURN(const engine::ExpertLoad load, ReadLoad(options.experts));
+  NIBBLE_ASSIGN_OR_RETURN(const engine::ExpertLoad load,
+                          ReadLoad(options.experts, options.security));
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<Sharing> sharings, Sharings(options, load));
   if (options.json) {
     fmt::print("{}\n", DumpJson(Describe(options, load, sharings)));

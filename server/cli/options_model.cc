@@ -118,13 +118,14 @@ void AddInspect(CLI::App* app, InspectOptions* options) {
   app->add_option(
       "--experts", options->experts,
       "instead of a MODEL: tokens per expert and layer, and how even ranks would be, "
-      "from a file of `nibble serve --record-expert-load` or a server's http:// address");
+      "from a file of `nibble serve --record-expert-load` or a server's http[s]:// address");
   app->add_option("--expert-parallel-size", options->expert_parallel_size,
                   "with --experts, ranks that share them (0: 2, 4, 8...)")
       ->capture_default_str();
   app->add_option("--num-redundant-experts", options->num_redundant_experts,
                   "with --experts, also for a placement by load with so many copies")
       ->capture_default_str();
+  AddClientSecurity(app, &options->security);
   app->add_flag("--json", options->json, "print JSON");
 }
 

@@ -371,6 +371,15 @@ def test_clients_show_certificates(nibble, files, authority, stranger, api):
             api.services.NibbleStub(secure).ListModels(api.messages.ListModelsRequest(), timeout=60)
 
 
+def test_experts_of_a_guarded_server(nibble, guarded, authority):
+    def inspect(*options):
+        return command(nibble, "inspect", "--experts", guarded.url, *options)[1]
+
+    assert "certificate" in inspect()
+    assert "--api-key" in inspect("--ca-cert", authority.ca)
+    assert "the model is dense" in inspect("--ca-cert", authority.ca, "--api-key", KEY)
+
+
 @pytest.mark.parametrize("options, words", [
     (("--api-key", ""), "empty"),
     (("--api-key", "two words"), "visible ASCII"),
