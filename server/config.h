@@ -128,7 +128,8 @@ struct ServeConfig {
   int64_t seed = 0;  // seeds of requests that bring none are drawn from this
   int http_threads = 2;
   int64_t max_body_bytes = int64_t{16} << 20;
-  bool disable_web = false;  // no page at /
+  bool disable_web = false;        // no page at /
+  bool disable_log_stats = false;  // no line every 10 s while there is work
   GuardOptions guards;
   LifecycleOptions lifecycle;
 

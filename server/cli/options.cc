@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "fmt/core.h"
+#include "fmt/ranges.h"
 
 #include "CLI/CLI.hpp"
 #include "base/log.h"
@@ -69,6 +69,25 @@ int Guarded(const std::function<int()>& command) {
   } catch (const std::system_error& error) {
     return Fail(Unavailable("writing the output: {}", error.what()));
   }
+}
+
+// "serve MODEL --port 1": what was given, but for keys, which stay out of logs.
+std::string Given(const CLI::App* app) {
+  std::string text = app->get_name();
+  for (const CLI::Option* option : app->get_options()) {
+    if (option->count() == 0) continue;
+    const std::string name = option->get_name();
+    if (option->get_positional()) {
+      text += " " + option->as<std::string>();
+    } else if (name == "--api-key") {
+      text += fmt::format(" {} ({} given)", name, option->count());
+    } else if (option->get_items_expected_max() == 0) {  // a flag, perhaps one with a no- before it
+      text += " " + name + (option->as<bool>() ? "" : "=false");
+    } else {
+      text += fmt::format(" {} {}", name, fmt::join(option->reduced_results(), " "));
+    }
+  }
+  return text;
 }
 
 }  // namespace
@@ -147,7 +166,10 @@ int Main(int argc, char** argv) {
     return 2;
   }
   log::SetLevel(level);
-  if (serve_app->parsed()) return RunServe(serve);
+  if (serve_app->parsed()) {
+    log::Info("nibble {}: {}", kVersion, Given(serve_app));
+    return RunServe(serve);
+  }
   if (rank_app->parsed()) return RunRank(rank);
   return Guarded([&] {
     if (chat_app->parsed()) return client::RunChat(chat);

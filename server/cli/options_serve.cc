@@ -135,6 +135,8 @@ void AddServe(CLI::App* app, server::ServeConfig* config) {
                 "no page at / (a chat, and a live view of the server)");
   AddGuardOptions(app, &config->guards);
   AddLifecycleOptions(app, &config->lifecycle);
+  app->add_flag("--disable-log-stats", config->disable_log_stats,
+                "no line in the log every 10 s while requests run or wait");
 }
 
 void AddRank(CLI::App* app, RankOptions* options) {

@@ -192,9 +192,14 @@ absl::Status ServingStack::StartEngine() {
       generation.eos_token_ids.empty() ? backend_.model.eos_token_ids : generation.eos_token_ids;
   engine_config.seed = static_cast<uint64_t>(config_.seed);
   engine::Executor* const executor = backend_.executor.get();
+  engine::EngineObserver* observer = metrics_.get();
+  if (!config_.disable_log_stats) {
+    work_counter_ = std::make_unique<server::WorkCounter>(observer);
+    observer = work_counter_.get();
+  }
   NIBBLE_ASSIGN_OR_RETURN(engine_,
                           engine::Engine::Create(engine_config, std::move(backend_.executor),
-                                                 backend_.tokenizer.get(), metrics_.get()));
+                                                 backend_.tokenizer.get(), observer));
   max_model_len_ = engine_->config().sampling_limits.max_model_len;  // what is enforced
   if (!backend_.model.moe.has_value()) return absl::OkStatus();
   return WatchExperts(executor);
@@ -272,7 +277,11 @@ absl::Status ServingStack::StartHttp() {
   if (const absl::Status started = http_->Start(); !started.ok()) {
     return CannotListen("--port", config_.host, config_.port, started);
   }
-  log::Info("HTTP routes: {}", fmt::format("{}", fmt::join(http_->Routes(), ", ")));
+  std::vector<std::string> routes = http_->Routes();
+  constexpr std::string_view kPage = "GET /web/";  // a route for each of the page's files
+  const auto is_of_page = [&](const std::string& route) { return route.rfind(kPage, 0) == 0; };
+  if (std::erase_if(routes, is_of_page) > 0) routes.push_back(std::string(kPage) + "*");
+  log::Info("HTTP routes: {}", fmt::format("{}", fmt::join(routes, ", ")));
   return absl::OkStatus();
 }
 
@@ -346,6 +355,9 @@ void ServingStack::BeginServing() {
   health_.Watch(engine_.get());
   gate_.Open(service_.get());
   health_log_ = std::make_unique<server::HealthLog>(&health_);
+  if (work_counter_ == nullptr) return;
+  stats_log_ = std::make_unique<server::StatsLog>(
+      work_counter_.get(), [engine = engine_.get()] { return engine->Stats(); });
 }
 
 std::string ServingStack::Addresses() const {

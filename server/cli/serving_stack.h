@@ -27,6 +27,7 @@
 #include "server/metrics/expert_metrics.h"
 #include "server/metrics/metrics.h"
 #include "server/metrics/rank_metrics.h"
+#include "server/metrics/stats_log.h"
 #include "server/openai/openai_api.h"
 
 namespace nibble::cli {
@@ -80,6 +81,7 @@ class ServingStack {
   int64_t max_model_len_ = 0;
   std::unique_ptr<server::Metrics> metrics_;               // the engine's observer
   std::unique_ptr<server::ExpertMetrics> expert_metrics_;  // null: a dense model
+  std::unique_ptr<server::WorkCounter> work_counter_;      // in front of metrics_; null: none
   std::function<engine::ExpertLoad()> expert_load_;        // of the engine's executor
   std::unique_ptr<engine::Engine> engine_;
   std::unique_ptr<ExpertRecorder> recorder_;  // null: nothing is recorded
@@ -89,6 +91,7 @@ class ServingStack {
   std::unique_ptr<server::HttpServer> health_port_;  // null: none
   std::unique_ptr<server::GrpcServer> grpc_;         // null: none
   std::unique_ptr<server::HealthLog> health_log_;
+  std::unique_ptr<server::StatsLog> stats_log_;  // null: none
 };
 
 }  // namespace nibble::cli

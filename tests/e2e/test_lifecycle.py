@@ -25,10 +25,20 @@ def test_banner_says_what_runs(server):
         assert part in log, log
 
 
+def test_the_log_begins_with_version_and_options(nibble):
+    with Server(nibble, "--api-key", "key-of-this-test", "--max-num-seqs", 3,
+                "--no-enable-prefix-caching") as server:
+        line = server.lines[0]
+        assert re.search(rf"nibble \d+\.\d+\.\d+: serve {STORIES} .*--max-num-seqs 3 --enable-prefix-caching=false.* --api-key \(1 given\)", line), line
+        assert "key-of-this-test" not in server.log()
+        assert "--block-size" not in line  # what was not given
+        assert "GET /web/*" in server.log() and "main.js" not in server.log()
+
+
 def test_the_curl_line_works_when_pasted(server):
     lines = server.log().splitlines()
     start = next(index for index, line in enumerate(lines) if "curl" in line)
-    command = "\n".join(lines[start:])
+    command = "\n".join(lines[start:start + 2])  # what comes then is the log
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert answer.returncode == 0, answer.stderr
     assert '"content"' in answer.stdout, answer.stdout
