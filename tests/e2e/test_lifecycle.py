@@ -144,7 +144,7 @@ def test_a_port_in_use_is_an_error(nibble, server):
     (["serve", str(STORIES), "--max-model-len", "100000"], 1, "2048"),
     (["serve", str(STORIES), "--kv-cache-memory-bytes", "1000"], 1, "--kv-cache-memory-bytes"),
     (["serve", str(STORIES), "--frobnicate"], 2, "--frobnicate"),
-    (["serve"], 2, "MODEL"),
+    (["serve"], 2, "--model is required"),
     ([], 2, "subcommand"),
     (["eval", "perplexity", str(STORIES), "--data", "/no/such/file"], 1, "/no/such/file"),
     (["inspect", "/no/such/model"], 1, "/no/such/model"),

@@ -296,7 +296,7 @@ def test_one_file_that_cannot_be_written_takes_nothing_with_it(nibble, scripted,
     scripted.on_request = lambda path, body: (tmp_path / "r.json").mkdir(exist_ok=True) if path == "/v1/completions" else None
     done = bench(nibble, "--url", scripted.url, *SMALL, "--save-result", "--result-filename", tmp_path / "r.json",
                  "--report", tmp_path / "r.html")
-    assert done.returncode == 1 and "r.json cannot be replaced" in done.stderr and "Successful requests:" in done.stdout, done
+    assert done.returncode == 1 and "r.json is a directory" in done.stderr and "Successful requests:" in done.stdout, done
     assert (tmp_path / "r.html").read_text().startswith("<!")
 
 
