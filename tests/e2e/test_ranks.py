@@ -253,7 +253,8 @@ def test_a_rank_is_not_for_people(nibble):
     assert "serve" in text and "rank" not in text.split("Subcommands")[1]
     result = subprocess.run([str(nibble), "rank", str(STORIES), "--tensor-parallel-size", "2", "--pipeline-parallel-size", "1",
                              "--expert-parallel-size", "1", "--rank", "2", "--control-fd", "0", "--block-size", "16", "--max-num-batched-tokens", "64", "--max-num-seqs", "4",
-                             "--max-model-len", "64", "--model-fingerprint", "0", "--device-index", "0", "--host-ranks", "2"],
+                             "--max-model-len", "64", "--model-fingerprint", "0", "--device-index", "0", "--host-ranks", "2",
+                             "--kv-cache-memory-bytes", "0", "--min-batched-tokens", "1"],
                             capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert "--rank is 2, want 0 to 1" in result.stderr and "--control-fd is 0" in result.stderr
