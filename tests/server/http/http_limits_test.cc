@@ -153,9 +153,9 @@ TEST_F(HttpServerTest, BoundsWhatAllAnswersHold) {
 
 TEST_F(HttpServerTest, AWholeAnswerIsTakenAtALeastRate) {
   StartServer(
-      {.max_queued_bytes = 64 << 20, .min_bytes_per_second = 32 << 20, .read_timeout_seconds = 1});
+      {.max_queued_bytes = 64 << 20, .min_bytes_per_second = 32 << 20, .read_timeout_seconds = 3});
   const std::string body(32 << 20, 'x');
-  RawClient client(port(), 4096);
+  RawClient client(port());
   client.Send(kHold);
   TakeHeld()->Send(200, "text/plain", body);
   // Some of it every moment; at this pace all of it would take much longer than two seconds.

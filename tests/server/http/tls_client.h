@@ -10,6 +10,7 @@
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
@@ -49,6 +50,7 @@ class TlsClient {
       SSL_CTX_use_PrivateKey(context_.get(), key);
       EVP_PKEY_free(key);
     }
+    ::signal(SIGPIPE, SIG_IGN);  // OpenSSL writes so that a server that has left would end us
     fd_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     const timeval patience = {.tv_sec = 20, .tv_usec = 0};
     ::setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
