@@ -124,8 +124,9 @@ absl::Status DecoderModel::ComputeLogits(int64_t num_rows, float* logits, Thread
 absl::Status DecoderModel::Reserve(const StepLimits& limits, ThreadPool* pool) {
   NIBBLE_RETURN_IF_ERROR(CheckStepLimits(config_, limits));
   if (row_capacity_ == 0) {  // all at once, before any of it is taken
-    NIBBLE_RETURN_IF_ERROR(
-        CheckMemory(StepBytes(limits), fmt::format("a step of {} tokens", limits.max_tokens)));
+    NIBBLE_RETURN_IF_ERROR(CheckMemory(
+        StepBytes(limits), fmt::format("a step of {} tokens with logits of {} sequences",
+                                       limits.max_tokens, limits.max_samples)));
   }
   NIBBLE_RETURN_IF_ERROR(ReserveRows(limits.max_tokens));
   NIBBLE_RETURN_IF_ERROR(ReserveSamples(limits.max_samples));
