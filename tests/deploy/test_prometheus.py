@@ -200,7 +200,9 @@ class Loaded:
             self.servers[0].post("/v1/completions", "no JSON")
         for server in self.servers:
             tokens = sum(answer["completion_tokens"] for answer in self.answers[server.url])
-            wait_until(lambda: self.stored(server, "vllm:generation_tokens_total") == tokens, "the last scrape does not come")
+            name = "vllm:generation_tokens_total"
+            wait_until(lambda: self.stored(server, name) == tokens,
+                       lambda: f"clients had {tokens} tokens, the server says {server.metric(name)}, Prometheus {self.stored(server, name)}")
         time.sleep(3 * SCRAPE_SECONDS)  # the rules too
         self.end = time.time()
 

@@ -258,6 +258,8 @@ def run_streams(server, bodies, disturb=None, delivered_bytes=200):
     """Results of all streams. disturb() is called once each of them has delivered so much; until it returns, every client asks again
     when its answer is complete, so that answers are in progress meanwhile on a machine of any speed."""
     over = threading.Event()
+    if disturb is None:
+        over.set()  # one answer each
     clients = []
     try:
         clients = [Client(server, body, over, delivered_bytes) for body in bodies]
