@@ -118,9 +118,9 @@ SITUATIONS = [
     # One minute alive, then five of Kubernetes' back-off, again and again.
     ("NibbleRestarting", Case(50, {f"process_start_time_seconds{{{SERVER}}}": " _ _ _ _ _ ".join(map(str, range(10)))},
                               {f"process_start_time_seconds{{{SERVER}}}": "1+0x20 2+0x60"})),
-    ("NibbleServerErrors", Case(15, {grpc("OK"): "0+9x20", grpc("Internal"): "0+1x20"},
-                                {grpc("OK"): "0+9x20", grpc("InvalidArgument"): "0+9x20", grpc("Unauthenticated"): "0+9x20"})),
-    ("NibbleRequestsRefused", Case(15, {grpc("OK"): "0+9x20", grpc("ResourceExhausted"): "0+1x20"}, {grpc("OK"): "0+9x20"})),
+    ("NibbleServerErrors", Case(15, {grpc("OK"): "0+9x20", grpc("INTERNAL"): "0+1x20"},
+                                {grpc("OK"): "0+9x20", grpc("INVALID_ARGUMENT"): "0+9x20", grpc("UNAUTHENTICATED"): "0+9x20"})),
+    ("NibbleRequestsRefused", Case(15, {grpc("OK"): "0+9x20", grpc("RESOURCE_EXHAUSTED"): "0+1x20"}, {grpc("OK"): "0+9x20"})),
     (None, Case(10, {}, {}, quiet_ready=health("0+0x20", draining="1+0x20"))),
     # Another release with the same job and model: neither dilutes the other's errors, nor do their versions differ.
     ("NibbleServerErrors", Case(15, {http(200, namespace="a"): "0+900x20", http(500, namespace="b"): "0+10x20"},

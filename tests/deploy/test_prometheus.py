@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+import grpc
 import pytest
 import yaml
 
@@ -197,6 +198,7 @@ class Loaded:
                 self.client_seconds[server.url] += (time.monotonic() - started) * len(bodies)
                 self.answers[server.url] += [{"completion_tokens": tokens} for tokens in self.run_grpc(server)]
             self.servers[0].request("GET", "/nowhere")
+            self.ask_wrongly(self.servers[0])
             self.servers[0].post("/v1/completions", "no JSON")
         for server in self.servers:
             tokens = sum(answer["completion_tokens"] for answer in self.answers[server.url])
@@ -211,6 +213,13 @@ class Loaded:
         instance = urllib.parse.urlsplit(server.url).netloc
         result = self.prometheus.get("query", query=f'sum({name}{{instance="{instance}"}})')["result"]
         return float(result[0]["value"][1]) if result else None
+
+    @staticmethod
+    def ask_wrongly(server):
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            call = channel.unary_stream("/nibble.v1.Nibble/Chat", request_serializer=bytes, response_deserializer=bytes)
+            with pytest.raises(grpc.RpcError):
+                list(call(b"", timeout=60))  # no message at all
 
     def run_grpc(self, server):
         """Tokens of each answer to some calls."""
@@ -316,6 +325,18 @@ def test_rules_run_without_errors_and_no_alert_fires(loaded):
         for rule in group["rules"]:
             assert rule["health"] == "ok", rule
             assert rule["type"] == "recording" or rule["state"] != "firing", rule
+
+
+def test_codes_of_grpc_are_spelt_as_servers_spell_them(loaded):
+    """A rule that asks for another spelling would never find anything."""
+    names = {code.name for code in grpc.StatusCode}
+    said = loaded.prometheus.get("label/grpc_code/values")
+    assert "OK" in said and "INVALID_ARGUMENT" in said and set(said) <= names
+    asked = [code for rule in rules(RULES[0]) for codes in re.findall(r'grpc_code=~?"([^"]*)"', rule["expr"]) for code in codes.split("|")]
+    assert asked and set(asked) <= names
+    used = [re.search(r'grpc_code="(\w+)"', name).group(1) for _, case in SITUATIONS for name in {**case.fires, **case.quiet}
+            if "grpc_code" in name]
+    assert used and set(used) <= names
 
 
 def test_the_list_of_metrics_is_what_servers_say(loaded):
